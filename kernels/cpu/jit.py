@@ -1,0 +1,52 @@
+"""How CPU kernels are compiled: once, cached on disk, never stale, never unsafe in its arithmetic."""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import platformdirs
+from numba import config
+
+# OpenMP starts a parallel loop in about 2 us. Numba's own order would prefer TBB.
+if config.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]:
+    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+
+@cache
+def cache_folder() -> Path:
+    """Return where compiled kernels are kept: one folder for each state of the kernel sources.
+
+    Numba's own cache looks only at the file of the function it compiles; an edited helper in another
+    file would go unnoticed.
+    """
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return platformdirs.user_cache_path("minitl") / f"kernels-cpu-{digest.hexdigest()[:16]}"
+
+
+def kernel(*, parallel: bool = False) -> Callable[[Callable], Any]:
+    """Compile a function on its first call, without the GIL, and keep the machine code on disk.
+
+    `contract` lets a*b+c become one fused instruction; sums are never reordered, so a result does not
+    depend on how a compiler felt about a loop.
+    """
+
+    def decorate(function: Callable) -> Any:
+        # Numba reads CACHE_DIR when it decorates; other users of Numba keep their own setting.
+        before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
+        try:
+            return numba.njit(
+                parallel=parallel,
+                nogil=True,
+                cache=True,
+                fastmath={"contract"},
+                error_model="numpy",
+            )(function)
+        finally:
+            config.CACHE_DIR = before
+
+    return decorate

@@ -1,0 +1,66 @@
+"""Every output-size formula, once.
+
+Images are N, H, W, C; spatial arguments are given as in PyTorch (an int, or one value per axis) and
+are brought to one form here, the only form that kernels see.
+"""
+
+from typing import NamedTuple
+
+Pair = int | tuple[int, int]
+Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
+
+
+class Padding2d(NamedTuple):
+    """Rows and columns of padding on each side of a picture."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def pair(value: Pair, name: str, minimum: int = 1) -> tuple[int, int]:
+    """Return `value` as (rows, columns); a ValueError names the argument if it is not valid."""
+    both: tuple[int, ...] = (value, value) if isinstance(value, int) else tuple(value)
+    if len(both) != 2 or min(both) < minimum:
+        raise ValueError(f"{name} must be an int or two ints, each at least {minimum}; got {value}")
+    return both[0], both[1]
+
+
+def padding2d(value: Padding) -> Padding2d:
+    """Bring p, (rows, columns) or ((top, bottom), (left, right)) to one form."""
+    if isinstance(value, Padding2d):
+        return value
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, tuple) for v in value):
+        rows, columns = (pair(v, "padding", 0) for v in value)  # type: ignore[arg-type]
+        return Padding2d(*rows, *columns)
+    rows_columns = pair(value, "padding", 0)  # type: ignore[arg-type]
+    return Padding2d(rows_columns[0], rows_columns[0], rows_columns[1], rows_columns[1])
+
+
+def window_output_size(
+    size: int, before: int, after: int, kernel: int, stride: int, dilation: int
+) -> int:
+    """Return how many windows fit along one axis; a ValueError says so if none does."""
+    extent = dilation * (kernel - 1) + 1
+    if size + before + after < extent:
+        raise ValueError(
+            f"a window of {extent} does not fit into {size} pixels padded by {before} + {after}; "
+            "use a larger picture, more padding or a smaller kernel"
+        )
+    return (size + before + after - extent) // stride + 1
+
+
+def window_output_shape(
+    height: int,
+    width: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: Padding2d,
+    dilation: tuple[int, int] = (1, 1),
+) -> tuple[int, int]:
+    """Return the output height and width of a convolution or pooling."""
+    return (
+        window_output_size(height, padding.top, padding.bottom, kernel[0], stride[0], dilation[0]),
+        window_output_size(width, padding.left, padding.right, kernel[1], stride[1], dilation[1]),
+    )

@@ -1,0 +1,296 @@
+"""The autograd engine: tensors, operations, and the tape that connects them.
+
+Define-by-run: each operation computes at once and, only where an input needs a gradient, leaves a
+record of itself. A record (an `Op` instance) keeps the few values its backward needs, which its class
+declares in `saves`, and points to the records that made its inputs, never to the inputs themselves.
+So what is not declared is not kept: a frozen trunk leaves no records and holds no activations, and
+backward stops at its border by itself.
+
+    loss.backward()
+        walks the records from the newest to the oldest. An operation is younger than all that its
+        inputs came from, so when a record's turn comes every gradient that flows into it has arrived.
+        Each record is freed as soon as it has passed its gradients on.
+
+No recursion, no global tape: the records reachable from `loss` are the tape.
+"""
+
+import contextlib
+import heapq
+import itertools
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minitl.backend import Array, kernels_for
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class _Mode(threading.local):
+    """What the current thread records and checks."""
+
+    grad_enabled = True
+    detect_anomaly = False
+
+
+_mode = _Mode()
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Compute without recording, as a `with` block or a decorator."""
+    previous, _mode.grad_enabled = _mode.grad_enabled, False
+    try:
+        yield
+    finally:
+        _mode.grad_enabled = previous
+
+
+@contextlib.contextmanager
+def detect_anomaly() -> Iterator[None]:
+    """Check every result and every gradient; the first NaN or infinity raises and names its operation.
+
+    Costs a pass over each array, so it is meant for finding a fault, not for training.
+    """
+    previous, _mode.detect_anomaly = _mode.detect_anomaly, True
+    try:
+        yield
+    finally:
+        _mode.detect_anomaly = previous
+
+
+class Tensor:
+    """An array with a gradient.
+
+    data: float32 or float64 array. Pictures are N, H, W, C.
+    grad: an array like `data` once `backward` has reached this tensor, if it is a leaf (not the result
+        of an operation) that requires a gradient; else None. Gradients of several calls add up.
+    """
+
+    __slots__ = ("__weakref__", "_op", "data", "grad", "grad_buffer", "requires_grad")
+
+    def __init__(self, data: Array, requires_grad: bool = False) -> None:
+        if getattr(data, "dtype", None) not in FLOATS:
+            kind = getattr(data, "dtype", type(data).__name__)
+            raise TypeError(
+                f"a Tensor holds float32 or float64, not {kind}; convert with .astype(numpy.float32) "
+                "(labels are given to the losses as plain integer arrays)"
+            )
+        self.data = data
+        self.grad: Array | None = None
+        # Where an optimizer wants the gradient to be written; see optim.py.
+        self.grad_buffer: Array | None = None
+        self.requires_grad = requires_grad
+        self._op: Op | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the data."""
+        return tuple(self.data.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Element type of the data."""
+        return self.data.dtype  # type: ignore[no-any-return]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.data.shape)
+
+    def numpy(self) -> np.ndarray:
+        """Return the data as a NumPy array (the tensor's own memory, where it lives on the CPU)."""
+        return self.data  # type: ignore[no-any-return]
+
+    def item(self) -> float:
+        """Return the only element as a Python float."""
+        if self.data.size != 1:
+            raise ValueError(
+                f"item() needs exactly one element; this tensor has shape {self.shape}"
+            )
+        return float(self.data.reshape(()))
+
+    def detach(self) -> "Tensor":
+        """Return a tensor on the same memory that no gradient flows through."""
+        return Tensor(self.data)
+
+    def __repr__(self) -> str:
+        origin = f", op={type(self._op).__name__}" if self._op else ""
+        needs = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor(shape={self.shape}, dtype={self.dtype}{needs}{origin})"
+
+    def backward(self, grad: Array | None = None) -> None:
+        """Add the gradient of this tensor with respect to every leaf to the leaf's `grad`.
+
+        grad: seed gradient of this tensor's shape and dtype; may be left out for a single element.
+
+        Raises RuntimeError where no gradient can flow, after the records were freed by an earlier
+        call, or where the seed is missing; ValueError for a seed of another shape or dtype.
+        """
+        if not self.requires_grad:
+            raise RuntimeError(
+                "backward() on a tensor that needs no gradient: it was made under no_grad(), or nothing "
+                "it was computed from has requires_grad=True"
+            )
+        if grad is None:
+            if self.data.size != 1:
+                raise RuntimeError(
+                    f"backward() on a tensor of shape {self.shape} needs a seed gradient; "
+                    "reduce it to a scalar loss first or pass backward(grad)"
+                )
+            grad = self.data * 0 + 1
+        if tuple(grad.shape) != self.shape or grad.dtype != self.dtype:
+            raise ValueError(
+                f"the seed gradient has shape {tuple(grad.shape)} and dtype {grad.dtype}; "
+                f"this tensor has {self.shape} and {self.dtype}"
+            )
+        if self._op is None:
+            self._accumulate(grad)
+        else:
+            _walk(self._op, grad)
+
+    def _accumulate(self, grad: Array) -> None:
+        if self.grad is not None:
+            self.grad += grad
+        elif self.grad_buffer is not None:
+            self.grad_buffer[...] = grad
+            self.grad = self.grad_buffer
+        else:
+            # A copy: the same array may be on its way to other tensors as well.
+            self.grad = grad.copy()
+
+
+class Op:
+    """One operation; an instance is the record of one use of it.
+
+    A subclass names in `saves` the attributes its backward needs, and defines
+
+        forward(self, *arrays, **options) -> array
+            computes, and stores what is declared, but only what the gradients in `needs_grad` ask for
+        backward(self, dy) -> tuple of one gradient (or None) per input
+            computes only the gradients that `needs_grad` asks for
+
+    Both find the kernels of the device in `self.kernels`.
+    """
+
+    saves: ClassVar[tuple[str, ...]] = ()
+
+    kernels: ModuleType
+    needs_grad: tuple[bool, ...]
+    _order: int
+    _sources: "tuple[Op | Tensor | None, ...]"
+
+    _counter: ClassVar = itertools.count()
+
+    def forward(self, *arrays: Any, **options: Any) -> Array:
+        """Compute the result."""
+        raise NotImplementedError
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        """Compute the gradients of the inputs from the gradient of the result."""
+        raise NotImplementedError
+
+    @classmethod
+    def apply(cls, *inputs: Tensor | None, **options: Any) -> Tensor:
+        """Run the operation on tensors (None stands for an absent optional input)."""
+        op = cls()
+        given = [t for t in inputs if t is not None]
+        for t in given:
+            if not isinstance(t, Tensor):
+                raise TypeError(
+                    f"{cls.__name__} works on minitl tensors, not {type(t).__name__}; wrap it: minitl.tensor(x)"
+                )
+            if t.dtype != given[0].dtype:
+                raise TypeError(
+                    f"{cls.__name__} got {given[0].dtype} and {t.dtype}; convert one: mixing is never silent"
+                )
+        op.kernels = kernels_for(given[0].data)
+        op.needs_grad = tuple(
+            _mode.grad_enabled and t is not None and t.requires_grad for t in inputs
+        )
+        data = op.forward(*(None if t is None else t.data for t in inputs), **options)
+        if _mode.detect_anomaly:
+            _require_finite(data, f"the result of {cls.__name__}, shape {tuple(data.shape)}")
+        result = Tensor(data)
+        if any(op.needs_grad):
+            op._sources = tuple(
+                (t._op or t) if t is not None and needs else None
+                for t, needs in zip(inputs, op.needs_grad, strict=True)
+            )
+            op._order = next(Op._counter)
+            result.requires_grad = True
+            result._op = op
+        return result
+
+    @property
+    def freed(self) -> bool:
+        """Whether backward has been through this record."""
+        return not self._sources
+
+    def _free(self) -> None:
+        self._sources = ()
+        for name in self.saves:
+            self.__dict__.pop(name, None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.saves and name not in Op.__annotations__:
+            raise AttributeError(
+                f"{type(self).__name__} stores {name!r} without declaring it in `saves`"
+            )
+        self.__dict__[name] = value
+
+
+def _walk(last: Op, seed: Array) -> None:
+    """Carry `seed` from the newest record down to the leaves."""
+    gradients: dict[Op, Array] = {last: seed}
+    waiting: list[tuple[int, Op]] = [(-last._order, last)]
+    while waiting:
+        _, op = heapq.heappop(waiting)
+        dy = gradients.pop(op)
+        if op.freed:
+            raise RuntimeError(
+                f"backward() a second time through {type(op).__name__}: its saved values were freed by "
+                "the first call; run the forward pass again, or add the losses before one backward()"
+            )
+        results = op.backward(dy)
+        del dy
+        for source, gradient in zip(op._sources, results, strict=True):
+            if source is None or gradient is None:
+                continue
+            if _mode.detect_anomaly:
+                _require_finite(gradient, f"a gradient computed by {type(op).__name__}")
+            if isinstance(source, Tensor):
+                source._accumulate(gradient)
+            elif source in gradients:
+                gradients[source] = op.kernels.add_forward(gradients[source], gradient)
+            else:
+                gradients[source] = gradient
+                heapq.heappush(waiting, (-source._order, source))
+        del results
+        op._free()
+
+
+def _require_finite(array: Array, what: str) -> None:
+    if not np.isfinite(array).all():
+        bad = "NaN" if np.isnan(array).any() else "an infinity"
+        raise FloatingPointError(f"{bad} in {what}; the operations before it were finite")
+
+
+def tensor(data: Any, requires_grad: bool = False) -> Tensor:
+    """Make a tensor of an array or nested lists of floats; float32 and float64 arrays are not copied.
+
+    Python floats become float32.
+    """
+    if isinstance(data, Tensor):
+        raise TypeError("minitl.tensor() got a Tensor; use .detach() for one outside the graph")
+    if not hasattr(data, "dtype"):
+        data = np.asarray(data)
+        if data.dtype == np.float64:
+            data = data.astype(np.float32)
+    return Tensor(data, requires_grad)
+
+
+__all__ = ["Op", "Tensor", "detect_anomaly", "no_grad", "tensor"]
