@@ -1,0 +1,16 @@
+"""The errors that are meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """An error whose message is for the user: what was wrong, which file or value, what to do.
+
+    The command line prints the message alone, without a traceback. Everything else that is raised is
+    either a misuse of the Python interface (TypeError, ValueError, RuntimeError) or a fault of ours.
+    """
+
+
+class WeightsFileError(UserError, ValueError):
+    """A file of weights that cannot be read, trusted or written."""
+
+
+__all__ = ["UserError", "WeightsFileError"]
