@@ -1,5 +1,31 @@
 """CPU kernels. The names and signatures here are the backend interface: every backend has the same."""
 
 from minitl.kernels.cpu.conv2d import conv2d_db, conv2d_dw, conv2d_dx, conv2d_forward
+from minitl.kernels.cpu.elementwise import (
+    add_forward,
+    concat_dx,
+    concat_forward,
+    dropout_dx,
+    dropout_forward,
+    relu_dx,
+    relu_forward,
+)
+from minitl.kernels.cpu.linear import linear_db, linear_dw, linear_dx, linear_forward
 
-__all__ = ["conv2d_db", "conv2d_dw", "conv2d_dx", "conv2d_forward"]
+__all__ = [
+    "add_forward",
+    "concat_dx",
+    "concat_forward",
+    "conv2d_db",
+    "conv2d_dw",
+    "conv2d_dx",
+    "conv2d_forward",
+    "dropout_dx",
+    "dropout_forward",
+    "linear_db",
+    "linear_dw",
+    "linear_dx",
+    "linear_forward",
+    "relu_dx",
+    "relu_forward",
+]

@@ -1,5 +1,19 @@
 """Differentiable operations on tensors: one file each, forward and backward side by side."""
 
+from minitl.ops.add import add
+from minitl.ops.concat import concat
 from minitl.ops.conv2d import conv2d
+from minitl.ops.dropout import dropout
+from minitl.ops.flatten import flatten
+from minitl.ops.linear import linear
+from minitl.ops.relu import relu
 
-__all__ = ["conv2d"]
+__all__ = [
+    "add",
+    "concat",
+    "conv2d",
+    "dropout",
+    "flatten",
+    "linear",
+    "relu",
+]

@@ -1,0 +1,35 @@
+"""The dense layer on the CPU: matrix products.
+
+x: N, I      weight: O, I      bias: O      y: N, O
+
+    y = x weight^T + bias
+"""
+
+import numpy as np
+
+from minitl.kernels.cpu import memory
+
+
+def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """Return y, shape (N, O)."""
+    y = memory.empty((x.shape[0], weight.shape[0]), x.dtype)
+    np.matmul(x, weight.T, out=y)
+    if bias is not None:
+        y += bias
+    return y
+
+
+def linear_dx(dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the gradient of x, dy weight, shape (N, I)."""
+    return np.matmul(dy, weight, out=memory.empty((dy.shape[0], weight.shape[1]), dy.dtype))
+
+
+def linear_dw(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return the gradient of the weight, dy^T x, shape (O, I)."""
+    return np.matmul(dy.T, x, out=memory.empty((dy.shape[1], x.shape[1]), dy.dtype))
+
+
+def linear_db(dy: np.ndarray) -> np.ndarray:
+    """Return the gradient of the bias, the sum of dy over the batch, shape (O,)."""
+    db: np.ndarray = dy.sum(axis=0, dtype=np.float64).astype(dy.dtype)
+    return db
