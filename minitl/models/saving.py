@@ -1,0 +1,67 @@
+"""A model to a weights file and back (the format is described in weights/README.md)."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from minitl.models.classifier import Classifier
+
+if TYPE_CHECKING:
+    from minitl.hdf5 import WeightsFile
+
+
+def to_weights_file(model: Classifier, **extra: Any) -> WeightsFile:
+    """Describe a model as the contents of a weights file; `extra` sets further fields of it."""
+    from minitl.hdf5 import WeightsFile
+
+    return WeightsFile(
+        arch=model.arch,
+        arch_options=model.arch_options,
+        state=model.state_dict(),
+        class_names=model.class_names,
+        preprocessing=model.preprocessing,
+        **extra,
+    )
+
+
+def from_weights_file(contents: WeightsFile, what: str) -> Classifier:
+    """Make the model that a weights file describes; `what` names the file in errors."""
+    from minitl import models
+    from minitl.errors import UserError
+    from minitl.hdf5 import check_state
+
+    try:
+        model = models.create(contents.arch, seed=None, **contents.arch_options)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from None
+    head = contents.state.get(f"{model.head_name}.weight")
+    if head is not None:
+        model.replace_head(len(head))
+    check_state({name: array.shape for name, array in model.state_dict().items()}, contents.state, what)
+    model.load_state_dict(contents.state)
+    model.class_names = contents.class_names
+    model.preprocessing = contents.preprocessing
+    return model
+
+
+def save_model(model: Classifier, path: str | PathLike[str], **extra: Any) -> None:
+    """Write a model to an HDF5 weights file, atomically: a file of that name stays whole until the
+    new one is complete.
+
+    extra: `source`, `source_sha256`, `license` as in the file format. Raises UserError where the file
+    cannot be written.
+    """
+    from minitl import hdf5
+
+    hdf5.write(path, to_weights_file(model, **extra))
+
+
+def load_model(path: str | PathLike[str]) -> Classifier:
+    """Read a model from an HDF5 weights file, in training mode as new models are.
+
+    Raises UserError for a file that is missing, damaged, altered, or does not fit its architecture.
+    """
+    from minitl import hdf5
+
+    return from_weights_file(hdf5.read(path), str(path))

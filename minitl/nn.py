@@ -1,0 +1,348 @@
+"""Modules: parameters with names, and the layers that networks are described with.
+
+A module's attributes are its contents, in the order they were set: a `Parameter` is learned, a plain
+array is a buffer (state that is saved but not learned), a `Module` is a child. Nothing is registered.
+Names are those of torchvision (`layer1.0.conv1.weight`), so its weights load as they are.
+
+In memory filters are (K, R, S, C); `state_dict` and files use PyTorch's (K, C, R, S).
+"""
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from minitl import init, ops
+from minitl.backend import Array
+from minitl.shapes import Padding, Pair, pair
+from minitl.tensor import Tensor
+
+Init = Callable[[tuple[int, ...], np.random.Generator | None], np.ndarray]
+
+
+class Parameter(Tensor):
+    """A tensor that a module owns and training changes."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Array, requires_grad: bool = True) -> None:
+        super().__init__(data, requires_grad)
+
+
+class Module:
+    """A part of a network: parameters, buffers and children, and a `forward`."""
+
+    training: bool = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the module's result."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return self.forward(x, *args, **options)
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """Yield (name, module) for this module (name "") and everything inside it."""
+        yield prefix, self
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield from value.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def _named_values(self, kind: type) -> Iterator[tuple[str, Any]]:
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, kind) and not name.startswith("_"):
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield (name, parameter) of everything that can be learned, frozen or not."""
+        return self._named_values(Parameter)
+
+    def parameters(self) -> list[Parameter]:
+        """Return all parameters, frozen ones too (optimizers pass over those)."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (name, array) of the state that is saved but not learned."""
+        return self._named_values(np.ndarray)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training behaviour (batch statistics, dropout); return the module."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Switch to evaluation behaviour; return the module."""
+        return self.train(False)
+
+    def freeze(self, *patterns: str) -> list[str]:
+        """Stop training what the patterns name; return the names of the parameters now frozen.
+
+        A pattern is the name of a parameter or module ("layer1", "layer2.0.bn1"), or a shell pattern
+        over parameter names ("layer?.*.conv1.weight"). Without patterns everything is frozen. The
+        statistics of a batch normalisation are fixed too once all its parameters are frozen, in
+        training mode as well.
+
+        Raises ValueError, changing nothing, for a pattern that matches no parameter.
+        """
+        return self._set_frozen(True, patterns)
+
+    def unfreeze(self, *patterns: str) -> list[str]:
+        """Train what the patterns name again; the reverse of `freeze`."""
+        return self._set_frozen(False, patterns)
+
+    def _set_frozen(self, frozen: bool, patterns: tuple[str, ...]) -> list[str]:
+        named = dict(self.named_parameters())
+        chosen: dict[str, Parameter] = {}
+        for pattern in patterns or ("*",):
+            matches = {n: p for n, p in named.items() if _matches(n, pattern)}
+            if not matches:
+                tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in named))
+                raise ValueError(f"{pattern!r} matches no parameter of this model; its parts are: {tops}")
+            chosen |= matches
+        for parameter in chosen.values():
+            parameter.requires_grad = not frozen
+            if frozen:
+                parameter.grad = None
+        for _, module in self.named_modules():
+            if isinstance(module, BatchNorm2d):
+                module.frozen = not (module.weight.requires_grad or module.bias.requires_grad)
+        return list(chosen)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return all parameters and buffers by name, filters as (K, C, R, S).
+
+        The arrays are views of the model's memory: copy what must outlive a training step.
+        """
+        state = {name: _to_file_layout(p.data) for name, p in self.named_parameters()}
+        return state | dict(self.named_buffers())
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Copy values by name into the model. Names and shapes must be exactly its own.
+
+        Raises ValueError, changing nothing, that lists every missing, unexpected or misshapen name.
+        """
+        own = self.state_dict()
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
+        misshapen = [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own
+            if name in state and tuple(state[name].shape) != tuple(own[name].shape)
+        ]
+        kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
+        problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+        if problems:
+            raise ValueError("the weights do not fit this model; " + "; ".join(problems))
+        for name, array in own.items():
+            array[...] = state[name]  # a view of the model's own memory
+
+    def astype(self, dtype: Any) -> Self:
+        """Convert all parameters and buffers to float32 or float64, in place; return the module."""
+        for _, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    value.data, value.grad, value.grad_buffer = value.data.astype(dtype), None, None
+                elif isinstance(value, np.ndarray) and not name.startswith("_"):
+                    setattr(module, name, value.astype(dtype))
+        return self
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
+
+
+def _to_file_layout(array: np.ndarray) -> np.ndarray:
+    """View filters (K, R, S, C) as (K, C, R, S); only filters have four axes."""
+    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+
+
+class Sequential(Module):
+    """Modules one after another, named "0", "1", ..."""
+
+    def __init__(self, *modules: Module) -> None:
+        for number, module in enumerate(modules):
+            setattr(self, str(number), module)
+
+    def __iter__(self) -> Iterator[Module]:
+        return (m for m in vars(self).values() if isinstance(m, Module))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the modules in order."""
+        for module in self:
+            x = module(x)
+        return x
+
+
+class Identity(Module):
+    """Hands its input on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+
+class Conv2d(Module):
+    """Convolution: weight (K, R, S, C/groups), bias (K,) or None. Arguments as in `ops.conv2d`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        *,
+        stride: Pair = 1,
+        padding: Padding = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        rng: np.random.Generator | None = None,
+        weight_init: Init = init.he_normal,
+    ) -> None:
+        shape = (out_channels, *pair(kernel_size, "kernel_size"), in_channels // groups)
+        self.weight = Parameter(weight_init(shape, rng))
+        self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, P, Q, K)."""
+        return ops.conv2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+
+class Linear(Module):
+    """Dense layer: weight (out, in), bias (out,) or None."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        rng: np.random.Generator | None = None,
+        weight_init: Init = init.lecun_uniform,
+    ) -> None:
+        self.weight = Parameter(weight_init((out_features, in_features), rng))
+        self.bias = Parameter(init.lecun_uniform((out_features,), rng, in_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in) -> (N, out)."""
+        return ops.linear(x, self.weight, self.bias)
+
+
+class BatchNorm2d(Module):
+    """Batch normalisation over all axes but the last, with what follows it fused in.
+
+    In training the statistics are the batch's and the running ones move towards them; in evaluation,
+    and always while `frozen`, the running ones are used and stay as they are.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.bias = Parameter(np.zeros(channels, np.float32))
+        self.running_mean = np.zeros(channels, np.float32)
+        self.running_var = np.ones(channels, np.float32)
+        self.eps, self.momentum = eps, momentum
+        self.frozen = False
+
+    def forward(self, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """Normalise x (..., C); then add `residual` if given; then apply ReLU if asked.
+
+        A residual is always followed by a ReLU, as in residual networks.
+        """
+        arguments = (self.weight, self.bias, self.running_mean, self.running_var)
+        options = {
+            "training": self.training and not self.frozen,
+            "momentum": self.momentum,
+            "eps": self.eps,
+        }
+        if residual is not None:
+            return ops.batchnorm_add_relu(x, residual, *arguments, **options)
+        if relu:
+            return ops.batchnorm_relu(x, *arguments, **options)
+        return ops.batchnorm(x, *arguments, **options)
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise, any shape."""
+        return ops.relu(x)
+
+
+class MaxPool2d(Module):
+    """Largest value of each window. Arguments as in `ops.maxpool2d`."""
+
+    def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Padding = 0) -> None:
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, P, Q, C)."""
+        return ops.maxpool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class AvgPool2d(Module):
+    """Mean of each window. Arguments as in `ops.avgpool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: Pair,
+        stride: Pair | None = None,
+        padding: Padding = 0,
+        count_include_pad: bool = True,
+    ) -> None:
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.count_include_pad = count_include_pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, P, Q, C)."""
+        return ops.avgpool2d(x, self.kernel_size, self.stride, self.padding, self.count_include_pad)
+
+
+class GlobalAvgPool2d(Module):
+    """Mean of each channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, C)."""
+        return ops.global_avgpool2d(x)
+
+
+class Flatten(Module):
+    """One row for each picture, in the order C, H, W that dense weights of PyTorch expect."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, C * H * W)."""
+        return ops.flatten(x)
+
+
+class Dropout(Module):
+    """Zero a share p of the values in training and scale the others by 1 / (1 - p).
+
+    The masks are a function of (seed, offset) alone; `offset` counts the values drawn so far.
+    """
+
+    def __init__(self, p: float = 0.5, *, seed: int = 0) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout probability must be in [0, 1); got {p}")
+        self.p, self.seed, self.offset = p, seed, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise, any shape."""
+        if not self.training or self.p == 0:
+            return x
+        offset = self.offset
+        self.offset += x.data.size
+        return ops.dropout(x, self.p, seed=self.seed, offset=offset)

@@ -1,0 +1,105 @@
+"""What a fine-tuning run is told, and its config.toml."""
+
+import dataclasses
+import math
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+import tomli_w
+
+from minitl.errors import UserError
+from minitl.files import write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of `minitl finetune`. A run's config.toml holds them resolved: nothing is left open.
+
+    data: the image folder. weights: the pretrained HDF5 file, or None to train from scratch, which
+    needs `arch`. freeze: name patterns, or "backbone", or "none".
+    """
+
+    data: str
+    weights: str | None
+    arch: str | None = None
+    arch_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    epochs: int = 10
+    batch_size: int = 16
+    lr: float = 0.001
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    label_smoothing: float = 0.0
+    freeze: tuple[str, ...] = ("none",)
+    augment: bool = True
+    val_fraction: float = 0.2
+    seed: int = 0
+    workers: int = 1
+    skip_bad: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        checks = {
+            "epochs": self.epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "lr": math.isfinite(self.lr) and self.lr > 0,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            "warmup_steps": self.warmup_steps >= 0,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "val_fraction": 0 < self.val_fraction < 1,
+            "seed": self.seed >= 0,
+            "workers": self.workers >= 1,
+            "schedule": self.schedule in ("cosine", "constant"),
+        }
+        for name, valid in checks.items():
+            if not valid:
+                raise UserError(f"--{name.replace('_', '-')} cannot be {getattr(self, name)}; {_HINTS[name]}")
+        if self.nesterov and self.momentum == 0:
+            raise UserError("--nesterov needs a --momentum above 0")
+        if self.device != "cpu":
+            raise UserError(f"--device {self.device}: this version computes on the CPU only; use --device cpu")
+
+    def save(self, path: Path) -> None:
+        """Write the settings as TOML, atomically; None is left out."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        write_text(path, tomli_w.dumps(values))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read settings that `save` wrote; UserError names the file and the fault."""
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid TOML: {error}") from None
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(values.keys() - known)
+        if unknown:
+            raise UserError(f"{path} has unknown settings: {', '.join(unknown)}; remove them")
+        values.setdefault("weights", None)
+        values["freeze"] = tuple(values.get("freeze", ("none",)))
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+_HINTS = {
+    "epochs": "give at least 1",
+    "batch_size": "give at least 1",
+    "lr": "give a positive number such as 0.001",
+    "momentum": "give a number from 0 up to, not including, 1",
+    "weight_decay": "give 0 or a small positive number such as 1e-4",
+    "warmup_steps": "give 0 or more",
+    "label_smoothing": "give a number from 0 up to, not including, 1",
+    "val_fraction": "give a share between 0 and 1 such as 0.2",
+    "seed": "give 0 or a positive number",
+    "workers": "give at least 1",
+    "schedule": "choose cosine or constant",
+}
