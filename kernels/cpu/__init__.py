@@ -1,5 +1,11 @@
 """CPU kernels. The names and signatures here are the backend interface: every backend has the same."""
 
+from minitl.kernels.cpu.batchnorm import (
+    batchnorm_apply,
+    batchnorm_dx,
+    batchnorm_reduce,
+    batchnorm_statistics,
+)
 from minitl.kernels.cpu.conv2d import conv2d_db, conv2d_dw, conv2d_dx, conv2d_forward
 from minitl.kernels.cpu.elementwise import (
     add_forward,
@@ -14,6 +20,10 @@ from minitl.kernels.cpu.linear import linear_db, linear_dw, linear_dx, linear_fo
 
 __all__ = [
     "add_forward",
+    "batchnorm_apply",
+    "batchnorm_dx",
+    "batchnorm_reduce",
+    "batchnorm_statistics",
     "concat_dx",
     "concat_forward",
     "conv2d_db",

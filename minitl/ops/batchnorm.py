@@ -1,0 +1,212 @@
+"""Batch normalisation, alone or in one pass with what follows it: a ReLU, a residual and a ReLU.
+
+x, residual, result: N, H, W, C or N, C      weight, bias, running_mean, running_var: C
+
+Three states, which differ in where the statistics come from and in what backward keeps:
+
+    training      the batch's own; the running ones move towards them       x, weight, statistics
+    evaluation    the running ones                                          x, scale, statistics
+    frozen        evaluation with parameters that need no gradient          scale
+
+With a ReLU, the result is kept as well: it shows where the gradient passes.
+"""
+
+import math
+
+import numpy as np
+
+from minitl.backend import Array
+from minitl.tensor import Op, Tensor
+
+
+class BatchNorm(Op):
+    """Normalise each channel; y = [relu]((x - mean) / std * weight + bias [+ residual])."""
+
+    saves = ("x", "y", "weight", "mean", "inv_std", "training")
+
+    def forward(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        residual: Array | None,
+        *,
+        running_mean: Array,
+        running_var: Array,
+        training: bool,
+        momentum: float,
+        eps: float,
+        relu: bool,
+    ) -> Array:
+        """Compute y, of the shape of x; in training, update the running statistics."""
+        if training:
+            mean, var = self.kernels.batchnorm_statistics(x)
+            pixels = math.prod(x.shape[:-1])
+            running_mean += momentum * (mean - running_mean)
+            running_var += momentum * (var * (pixels / (pixels - 1)) - running_var)
+        else:
+            mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
+        inv_std = 1 / np.sqrt(var + eps)
+        scale = weight * inv_std
+        y = self.kernels.batchnorm_apply(x, scale, bias - mean * scale, residual, relu)
+
+        needs_x, needs_weight, needs_bias, _ = self.needs_grad
+        self.training = training
+        self.y = y if relu and any(self.needs_grad) else None
+        if needs_weight or needs_bias or (needs_x and training):
+            self.x, self.mean = x, mean
+        if any(self.needs_grad):
+            self.weight, self.inv_std = weight, inv_std
+        return y
+
+    # Forward, for each channel over its m pixels, with xhat = (x - mean) / std:
+    #     y = relu(z),    z = weight * xhat + bias + residual
+    # The ReLU passes dz = dy where y > 0. As z is linear in bias, weight and residual,
+    #     dbias = sum(dz),    dweight = sum(dz * xhat),    dresidual = dz.
+    # With fixed statistics dx = dz * weight / std. With the batch's own, mean and std move with x:
+    #     dmean = sum(dx) / m,    dstd = sum(xhat * dx) / m,
+    #     dxhat = (dx - dmean - xhat * dstd) / std,
+    # that is, xhat loses the part of dx along the constant and the part along xhat itself. Taking out
+    # such parts is a symmetric map, so it acts on the gradient in the same way:
+    #     dx = weight / std * (dz - sum(dz) / m - xhat * sum(dz * xhat) / m).
+    # Sorted by dz, x and 1, this is a * dz + b * x + c, one pass, once the two sums are known.
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        """Compute dx, dweight, dbias and dresidual."""
+        needs_x, needs_weight, needs_bias, needs_residual = self.needs_grad
+        k, y = self.kernels, self.y
+        scale = self.weight * self.inv_std
+        dweight = dbias = b = c = None
+        if needs_weight or needs_bias or (needs_x and self.training):
+            sum_dz, sum_dz_xhat, dz = k.batchnorm_reduce(
+                dy, y, self.x, self.mean, self.inv_std, keep_dz=needs_residual
+            )
+            dweight = sum_dz_xhat.astype(dy.dtype) if needs_weight else None
+            dbias = sum_dz.astype(dy.dtype) if needs_bias else None
+            if self.training:
+                pixels = math.prod(dy.shape[:-1])
+                b = -scale * self.inv_std * sum_dz_xhat / pixels
+                c = -scale * sum_dz / pixels - b * self.mean
+        elif needs_residual:
+            dz = dy if y is None else k.relu_dx(dy, y)
+        else:
+            dz = None
+        if dz is not None:
+            dy, y = dz, None
+        x = self.x if needs_x and self.training else None
+        dx = k.batchnorm_dx(dy, y, x, scale, b, c) if needs_x else None
+        return dx, dweight, dbias, dz
+
+
+def batchnorm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Array,
+    running_var: Array,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel: (x - mean) / sqrt(var + eps) * weight + bias.
+
+    x: (N, H, W, C) or (N, C). weight, bias: (C,). All float32 or all float64.
+    running_mean, running_var: arrays of shape (C,). In training the batch's own mean and biased
+        variance are used, and the running ones are updated in place: they keep 1 - momentum of
+        themselves and take momentum of the batch's mean and unbiased variance, as in PyTorch.
+
+    Returns the shape of x. Raises ValueError for shapes that do not fit each other, and in training
+    for a batch with one value per channel.
+    Source: Ioffe and Szegedy, "Batch Normalization", 2015.
+    """
+    return _batchnorm(
+        x, None, weight, bias, running_mean, running_var, training, momentum, eps, False
+    )
+
+
+def batchnorm_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Array,
+    running_var: Array,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return relu(batchnorm(x, ...)), computed in one pass; arguments as for `batchnorm`."""
+    return _batchnorm(
+        x, None, weight, bias, running_mean, running_var, training, momentum, eps, True
+    )
+
+
+def batchnorm_add_relu(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Array,
+    running_var: Array,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return relu(batchnorm(x, ...) + residual), computed in one pass.
+
+    residual: of the shape of x. The other arguments are as for `batchnorm`.
+    """
+    return _batchnorm(
+        x, residual, weight, bias, running_mean, running_var, training, momentum, eps, True
+    )
+
+
+def _batchnorm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Array,
+    running_var: Array,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    if x.ndim not in (2, 4) or 0 in x.shape:
+        raise ValueError(f"batchnorm needs x of shape (N, H, W, C) or (N, C); got {x.shape}")
+    channels = x.shape[-1:]
+    vectors = {
+        "weight": weight,
+        "bias": bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+    }
+    for name, vector in vectors.items():
+        if tuple(vector.shape) != channels:
+            raise ValueError(
+                f"batchnorm: x has {channels[0]} channels, so {name} must have shape {channels}; "
+                f"got {tuple(vector.shape)}"
+            )
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(
+            f"batchnorm: the residual must have the shape of x, {x.shape}; got {residual.shape}"
+        )
+    if training and math.prod(x.shape[:-1]) == 1:
+        raise ValueError(
+            f"batchnorm in training needs more than one value per channel; x has shape {x.shape}; "
+            "use a larger batch, or freeze the layer (evaluation statistics)"
+        )
+    return BatchNorm.apply(
+        x,
+        weight,
+        bias,
+        residual,
+        running_mean=running_mean,
+        running_var=running_var,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        relu=relu,
+    )
