@@ -17,9 +17,21 @@ from minitl.kernels.cpu.elementwise import (
     relu_forward,
 )
 from minitl.kernels.cpu.linear import linear_db, linear_dw, linear_dx, linear_forward
+from minitl.kernels.cpu.optim import adam_step, sgd_step
+from minitl.kernels.cpu.pool import (
+    avgpool2d_dx,
+    avgpool2d_forward,
+    global_avgpool2d_dx,
+    global_avgpool2d_forward,
+    maxpool2d_dx,
+    maxpool2d_forward,
+)
 
 __all__ = [
+    "adam_step",
     "add_forward",
+    "avgpool2d_dx",
+    "avgpool2d_forward",
     "batchnorm_apply",
     "batchnorm_dx",
     "batchnorm_reduce",
@@ -32,10 +44,15 @@ __all__ = [
     "conv2d_forward",
     "dropout_dx",
     "dropout_forward",
+    "global_avgpool2d_dx",
+    "global_avgpool2d_forward",
     "linear_db",
     "linear_dw",
     "linear_dx",
     "linear_forward",
+    "maxpool2d_dx",
+    "maxpool2d_forward",
     "relu_dx",
     "relu_forward",
+    "sgd_step",
 ]
