@@ -1,29 +1,73 @@
-"""Small files, written so that a reader sees the old contents or the new, never a part."""
+"""Writing files whole or not at all, and their checksums."""
 
 import contextlib
+import hashlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from minitl.errors import UserError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically: temporary file, fsync, rename.
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write `content` to `path` so that at every moment either the old or the new file is there.
 
-    Raises UserError naming the file if it cannot be written; what was there before is left as it was.
+    The bytes go to a temporary file in the same folder, reach the disk, and then take the name. A
+    symbolic link is followed: the file it points to is replaced. A process killed on the way leaves at
+    most a hidden file `.<name>.<random>.tmp`.
+
+    Raises UserError naming the file where the system refuses (no such folder, disk full, no
+    permission); an earlier file is then untouched and the temporary one removed.
     """
-    temporary = None
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another place "
+            "(an earlier file of that name is unchanged)"
+        ) from error
+    _sync_folder(target.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all; folders on the way are made.
+
+    Raises UserError as `write_atomically` does.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
     except OSError as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another place") from None
+        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    write_atomically(path, text.encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power cut, where the system can do that (not on Windows)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    with contextlib.suppress(OSError):  # the file itself is safely in place by now
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal; OSError where it cannot be read."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["sha256_of_file", "write_atomically", "write_text"]
