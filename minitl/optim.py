@@ -1,0 +1,413 @@
+"""Optimizers with PyTorch's arguments, defaults and arithmetic, and schedules of the learning rate.
+
+    optimizer = SGD([{"params": trunk, "lr": 1e-3}, {"params": head}], lr=1e-2, momentum=0.9)
+    loss.backward(); optimizer.step(); optimizer.zero_grad()
+
+An optimizer moves the parameters of a group into one flat array, of which each parameter's `data` is a
+view from then on; gradients are written to views of a second one. So a step is one pass over memory.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from minitl.backend import Array, kernels_for
+from minitl.tensor import Tensor
+
+Group = dict[str, Any]
+Parameters = Iterable[Tensor] | Iterable[Group]
+
+
+class _Flat:
+    """The trainable parameters of one group, as views of flat arrays, and what is remembered of each."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters = parameters
+        ends = np.cumsum([0] + [p.data.size for p in parameters]).tolist()
+        self.parts = [slice(a, b) for a, b in itertools.pairwise(ends)]
+        # NumPy's functions hand over to CuPy for its arrays.
+        self.data: Array = np.concatenate([p.data.reshape(-1) for p in parameters])
+        self.grad: Array = np.empty_like(self.data)
+        self.steps = [0] * len(parameters)
+        self.state: dict[str, Array] = {}
+        self.views = [
+            (self.data[part].reshape(p.shape), self.grad[part].reshape(p.shape))
+            for p, part in zip(parameters, self.parts, strict=True)
+        ]
+        for p, (data, grad) in zip(parameters, self.views, strict=True):
+            p.data, p.grad_buffer, p.grad = data, grad, None
+
+    def remembered(self, name: str) -> Array:
+        """Return the flat state array `name`, zeros at first."""
+        if name not in self.state:
+            self.state[name] = np.zeros_like(self.data)
+        return self.state[name]
+
+    def advance(self) -> Iterator[tuple[slice, int]]:
+        """Count a step for each parameter with a gradient; yield (part, step) to update.
+
+        Neighbours at the same step are one part: usually that is the whole group.
+        """
+        run: tuple[int, int, int] | None = None
+        for i, (p, part) in enumerate(zip(self.parameters, self.parts, strict=True)):
+            data, grad = self.views[i]
+            if p.data is not data:  # somebody gave the parameter another array; its values count
+                data[...] = p.data
+                p.data = data
+            if p.grad is None:
+                continue
+            if p.grad is not grad:
+                grad[...] = p.grad
+            self.steps[i] += 1
+            if run and run[1:] == (part.start, self.steps[i]):
+                run = run[0], part.stop, self.steps[i]
+            else:
+                if run:
+                    yield slice(*run[:2]), run[2]
+                run = part.start, part.stop, self.steps[i]
+        if run:
+            yield slice(*run[:2]), run[2]
+
+
+class Optimizer:
+    """What the optimizers share: groups of parameters, flat memory, saving and loading.
+
+    params: parameters, or a list of groups, dicts of "params" and of options that differ from the
+        defaults (and "name", for people). Parameters that require no gradient are left out; to train
+        them later, give them to `add_param_group` after unfreezing.
+
+    param_groups: the options in use; changing group["lr"] acts on the next step.
+    lr_factor: multiplies the learning rate of every group; for schedules.
+
+    Raises ValueError where nothing is trainable, a parameter is given twice, or an option is unknown
+    or out of range; TypeError for what is not a tensor.
+    """
+
+    def __init__(self, params: Parameters, defaults: Group) -> None:
+        self.defaults = defaults
+        self.lr_factor = 1.0
+        self.param_groups: list[Group] = []
+        self._flats: list[_Flat | None] = []
+        self._frozen: list[Tensor] = []
+        given: list[Any] = [params] if isinstance(params, Tensor | Mapping) else list(params)
+        if not any(isinstance(entry, Mapping) for entry in given):
+            given = [{"params": given}]
+        for group in given:
+            self.add_param_group(group)
+        if not any(self._flats):
+            raise ValueError(
+                f"nothing to train: none of the {len(self._frozen)} parameters given requires a "
+                "gradient; unfreeze some first"
+            )
+
+    def add_param_group(self, group: Group) -> None:
+        """Add a group: a dict of "params" and of options that differ from the defaults."""
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f'a parameter group is a dict with "params"; got {_kind(group)}')
+        unknown = sorted(set(group) - {"params", "name"} - set(self.defaults))
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has no option {', '.join(unknown)}; it has "
+                f"{', '.join(self.defaults)}"
+            )
+        params = group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        for p in params:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"an optimizer takes parameters (tensors), not {_kind(p)}")
+            if p._op is not None:
+                raise ValueError(f"cannot train {p!r}: it is the result of an operation")
+        known = {id(p) for other in self.param_groups for p in other["params"]}
+        if len({id(p) for p in params}) < len(params) or any(id(p) in known for p in params):
+            raise ValueError("a parameter was given to the optimizer twice")
+        trainable = [p for p in params if p.requires_grad]
+        if len({p.dtype for p in trainable}) > 1:
+            raise ValueError("a group holds both float32 and float64 parameters; make two groups")
+
+        options = self.defaults | dict(group) | {"params": trainable}
+        self._check(options)
+        ids = {id(p) for p in trainable}
+        self._frozen = [p for p in self._frozen if id(p) not in ids]
+        self._frozen += [p for p in params if not p.requires_grad]
+        self.param_groups.append(options)
+        self._flats.append(_Flat(trainable) if trainable else None)
+
+    def _check(self, options: Group) -> None:
+        for name in ("lr", "weight_decay"):
+            if not 0 <= options[name] < math.inf:  # NaN fails too
+                raise ValueError(
+                    f"{name} must be a finite number of at least 0; got {options[name]}"
+                )
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self._frozen:
+            p.grad = None
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    def step(self) -> None:
+        """Update each parameter that has a gradient; the others, and their state, stay as they are.
+
+        Raises RuntimeError for a gradient of a parameter that was frozen when it was given.
+        """
+        if any(p.grad is not None for p in self._frozen):
+            raise RuntimeError(
+                "a parameter that was frozen when the optimizer was made has a gradient now; give it "
+                "to add_param_group() or make a new optimizer after unfreezing"
+            )
+        for group, flat in zip(self.param_groups, self._flats, strict=True):
+            options = group | {"lr": group["lr"] * self.lr_factor}
+            self._check(options)
+            if flat is not None:
+                for part, step in flat.advance():
+                    self._update(kernels_for(flat.data), flat, part, step, options)
+
+    def _update(
+        self, kernels: ModuleType, flat: _Flat, part: slice, step: int, options: Group
+    ) -> None:
+        raise NotImplementedError
+
+    def _state_names(self, options: Group) -> Sequence[str]:
+        raise NotImplementedError
+
+    def _saved(self) -> Iterator[tuple[str, Any, Any, Any]]:
+        """Yield (name, container, key, value) of all that must be kept to continue exactly."""
+        yield "lr_factor", vars(self), "lr_factor", self.lr_factor
+        position = 0
+        for i, (group, flat) in enumerate(zip(self.param_groups, self._flats, strict=True)):
+            for key in self.defaults:
+                value = group[key]
+                value = np.array(value) if isinstance(value, tuple) else value
+                yield f"groups.{i}.{key}", group, key, value
+            if flat is None:
+                continue
+            for j, (p, part) in enumerate(zip(flat.parameters, flat.parts, strict=True)):
+                yield f"parameters.{position}.steps", flat.steps, j, flat.steps[j]
+                for key in self._state_names(group):
+                    array = flat.remembered(key)[part].reshape(p.shape)
+                    yield f"parameters.{position}.{key}", None, "", array
+                position += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the options and what is remembered of each parameter, as plain numbers and arrays.
+
+        Names are by position: "groups.0.lr", "parameters.3.velocity" (trainable parameters, in order).
+        The arrays are copies, shaped like the parameters.
+        """
+        return {
+            name: value.copy() if isinstance(value, np.ndarray) else value
+            for name, _, _, value in self._saved()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of the same kind of optimizer on the same parameters.
+
+        Raises ValueError, changing nothing, that lists every missing, unexpected or misshapen name.
+        """
+        own = list(self._saved())
+        names = [name for name, *_ in own]
+        problems = [f"missing: {name}" for name in names if name not in state]
+        problems += [f"unexpected: {name}" for name in state if name not in names]
+        problems += [
+            f"{name}: shape {np.shape(state[name])} instead of {np.shape(value)}"
+            for name, _, _, value in own
+            if name in state and np.shape(state[name]) != np.shape(value)
+        ]
+        if problems:
+            raise ValueError(
+                f"the state does not fit this {type(self).__name__}: " + "; ".join(problems)
+            )
+        for name, container, key, value in own:
+            loaded = state[name]
+            if container is None:
+                value[...] = loaded
+            elif isinstance(value, np.ndarray):
+                container[key] = tuple(np.asarray(loaded).tolist())
+            else:  # from a file numbers may come as NumPy's
+                container[key] = np.asarray(loaded).item()
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, as torch.optim.SGD (dampening 0).
+
+        g = grad + weight_decay * p;   v = momentum * v + g  (v = g at first)
+        p = p - lr * v                 or, with nesterov,  p - lr * (g + momentum * v)
+
+    Raises ValueError as `Optimizer`, and for nesterov without momentum.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
+        super().__init__(params, defaults)
+
+    def _check(self, options: Group) -> None:
+        super()._check(options)
+        if not 0 <= options["momentum"] < math.inf:
+            raise ValueError(f"momentum must be at least 0; got {options['momentum']}")
+        if options["nesterov"] and options["momentum"] == 0:
+            raise ValueError("nesterov=True needs a momentum above 0")
+
+    def _state_names(self, options: Group) -> Sequence[str]:
+        return ("velocity",) if options["momentum"] else ()
+
+    def _update(
+        self, kernels: ModuleType, flat: _Flat, part: slice, step: int, options: Group
+    ) -> None:
+        velocity = flat.remembered("velocity")[part] if options["momentum"] else None
+        kernels.sgd_step(
+            flat.data[part],
+            flat.grad[part],
+            velocity,
+            lr=options["lr"],
+            momentum=options["momentum"],
+            weight_decay=options["weight_decay"],
+            nesterov=options["nesterov"],
+            first=step == 1,
+        )
+
+
+class Adam(Optimizer):
+    """Adam (Kingma, Ba: "Adam: a method for stochastic optimization", 2014), as torch.optim.Adam.
+
+    weight_decay is added to the gradient here; see AdamW.
+    """
+
+    decoupled = False
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    def _check(self, options: Group) -> None:
+        super()._check(options)
+        if not 0 <= options["eps"] < math.inf:
+            raise ValueError(f"eps must be at least 0; got {options['eps']}")
+        if len(options["betas"]) != 2 or not all(0 <= beta < 1 for beta in options["betas"]):
+            raise ValueError(f"betas must be two numbers in [0, 1); got {options['betas']}")
+
+    def _state_names(self, options: Group) -> Sequence[str]:
+        return "m", "v"
+
+    def _update(
+        self, kernels: ModuleType, flat: _Flat, part: slice, step: int, options: Group
+    ) -> None:
+        beta1, beta2 = options["betas"]
+        kernels.adam_step(
+            flat.data[part],
+            flat.grad[part],
+            flat.remembered("m")[part],
+            flat.remembered("v")[part],
+            step=step,
+            lr=options["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            eps=options["eps"],
+            weight_decay=options["weight_decay"],
+            decoupled=self.decoupled,
+        )
+
+
+class AdamW(Adam):
+    """Adam whose weight decay acts on the parameter itself, p = p * (1 - lr * weight_decay).
+
+    As torch.optim.AdamW; Loshchilov, Hutter: "Decoupled weight decay regularization", 2017.
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+# A schedule is a pure function from the number of steps taken so far to a factor on the learning rate:
+#     optimizer.lr_factor = schedule(step); optimizer.step()
+# It has no state, so continuing a run needs nothing but the step. A "step" may as well be an epoch.
+Schedule = Callable[[int], float]
+
+
+def constant() -> Schedule:
+    """Return the schedule that changes nothing."""
+    return lambda step: 1.0
+
+
+def cosine(total_steps: int, *, warmup_steps: int = 0, final: float = 0.0) -> Schedule:
+    """Return a linear warm-up, then half a cosine from 1 down to `final`.
+
+    Step t of the warm-up has the factor (t + 1) / warmup_steps. After total_steps it stays at `final`.
+    (Loshchilov, Hutter: "SGDR", 2016; Goyal et al.: "Accurate, large minibatch SGD", 2017.)
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(
+            f"a cosine schedule needs 0 <= warmup_steps < total_steps; got {warmup_steps}, {total_steps}"
+        )
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        done = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+        return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+
+    return factor
+
+
+def step_decay(every: int, gamma: float = 0.1) -> Schedule:
+    """Return the schedule that multiplies by `gamma` each `every` steps."""
+    if every < 1:
+        raise ValueError(f"step_decay needs a distance of at least 1 step; got {every}")
+    return lambda step: float(gamma ** (step // every))
+
+
+def exponential(gamma: float) -> Schedule:
+    """Return the schedule that multiplies by `gamma` each step."""
+    if not 0 < gamma <= 1:
+        raise ValueError(f"an exponential schedule needs 0 < gamma <= 1; got {gamma}")
+    return lambda step: float(gamma**step)
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}" if isinstance(value, str) else type(value).__name__
+
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "Schedule",
+    "constant",
+    "cosine",
+    "exponential",
+    "step_decay",
+]
