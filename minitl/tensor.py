@@ -79,7 +79,8 @@ class Tensor:
                 f"a Tensor holds float32 or float64, not {kind}; convert with .astype(numpy.float32) "
                 "(labels are given to the losses as plain integer arrays)"
             )
-        self.data = data
+        # NumPy turns arrays without axes into scalars wherever it computes with them.
+        self.data = np.asarray(data) if isinstance(data, np.generic) else data
         self.grad: Array | None = None
         # Where an optimizer wants the gradient to be written; see optim.py.
         self.grad_buffer: Array | None = None
@@ -141,7 +142,7 @@ class Tensor:
                     f"backward() on a tensor of shape {self.shape} needs a seed gradient; "
                     "reduce it to a scalar loss first or pass backward(grad)"
                 )
-            grad = self.data * 0 + 1
+            grad = np.ones_like(self.data)
         if tuple(grad.shape) != self.shape or grad.dtype != self.dtype:
             raise ValueError(
                 f"the seed gradient has shape {tuple(grad.shape)} and dtype {grad.dtype}; "
