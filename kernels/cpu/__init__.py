@@ -17,6 +17,14 @@ from minitl.kernels.cpu.elementwise import (
     relu_forward,
 )
 from minitl.kernels.cpu.linear import linear_db, linear_dw, linear_dx, linear_forward
+from minitl.kernels.cpu.loss import (
+    mean_squared_error_dx,
+    mean_squared_error_forward,
+    sigmoid_binary_cross_entropy_dx,
+    sigmoid_binary_cross_entropy_forward,
+    softmax_cross_entropy_dx,
+    softmax_cross_entropy_forward,
+)
 from minitl.kernels.cpu.optim import adam_step, sgd_step
 from minitl.kernels.cpu.pool import (
     avgpool2d_dx,
@@ -52,7 +60,13 @@ __all__ = [
     "linear_forward",
     "maxpool2d_dx",
     "maxpool2d_forward",
+    "mean_squared_error_dx",
+    "mean_squared_error_forward",
     "relu_dx",
     "relu_forward",
     "sgd_step",
+    "sigmoid_binary_cross_entropy_dx",
+    "sigmoid_binary_cross_entropy_forward",
+    "softmax_cross_entropy_dx",
+    "softmax_cross_entropy_forward",
 ]

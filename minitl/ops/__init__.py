@@ -10,7 +10,10 @@ from minitl.ops.flatten import flatten
 from minitl.ops.global_avgpool2d import global_avgpool2d
 from minitl.ops.linear import linear
 from minitl.ops.maxpool2d import maxpool2d
+from minitl.ops.mean_squared_error import mean_squared_error
 from minitl.ops.relu import relu
+from minitl.ops.sigmoid_binary_cross_entropy import sigmoid_binary_cross_entropy
+from minitl.ops.softmax_cross_entropy import softmax_cross_entropy
 
 __all__ = [
     "add",
@@ -25,5 +28,8 @@ __all__ = [
     "global_avgpool2d",
     "linear",
     "maxpool2d",
+    "mean_squared_error",
     "relu",
+    "sigmoid_binary_cross_entropy",
+    "softmax_cross_entropy",
 ]

@@ -1,0 +1,50 @@
+"""Mean squared error: the loss of regression.
+
+prediction, target: any shape, the same      result: a scalar
+"""
+
+from minitl.backend import Array
+from minitl.tensor import Op, Tensor
+
+
+class MeanSquaredError(Op):
+    """The mean of (prediction - target)^2."""
+
+    saves = ("difference",)
+
+    def forward(self, prediction: Array, target: Array) -> Array:
+        """Compute the loss, a 0-d array."""
+        loss, difference = self.kernels.mean_squared_error_forward(prediction, target)
+        if any(self.needs_grad):
+            self.difference = difference
+        return loss
+
+    # L = sum(d^2) / m with d = prediction - target:    dprediction = 2 d / m.
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        """Compute dprediction."""
+        return (self.kernels.mean_squared_error_dx(dy, self.difference),)
+
+
+def mean_squared_error(prediction: Tensor, target: Array) -> Tensor:
+    """Return the mean of (prediction - target)^2 over all elements, as PyTorch's `mse_loss`.
+
+    prediction: any shape. target: an array of that shape; no gradient flows to it.
+
+    Raises TypeError for a target that is no array of numbers, ValueError for another shape (nothing is
+    broadcast: (N, 1) against (N,) would silently compare every pair).
+    """
+    target = check_target("mean_squared_error: target", target, prediction)
+    return MeanSquaredError.apply(prediction, target=target)
+
+
+def check_target(name: str, target: Array, like: Tensor) -> Array:
+    """Return the target in the dtype of `like`, or raise an error that names what is wrong with it."""
+    kind = getattr(target, "dtype", None)
+    if isinstance(target, Tensor) or kind is None or kind.kind not in "biuf":
+        given = type(target).__name__ if isinstance(target, Tensor) or kind is None else kind
+        raise TypeError(f"{name} must be an array of numbers; got {given}")
+    if tuple(target.shape) != like.shape:
+        raise ValueError(f"{name} must have shape {like.shape}; got {tuple(target.shape)}")
+    if not target.size:
+        raise ValueError(f"{name} is empty, shape {like.shape}: a mean needs at least one element")
+    return target.astype(like.dtype, copy=False)
