@@ -40,6 +40,7 @@ class Module:
         raise NotImplementedError
 
     def __call__(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Run `forward`."""
         return self.forward(x, *args, **options)
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
@@ -60,7 +61,7 @@ class Module:
         return self._named_values(Parameter)
 
     def parameters(self) -> list[Parameter]:
-        """Return all parameters, frozen ones too (optimizers pass over those)."""
+        """Return all parameters, frozen ones too (optimizers leave those out)."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import tomli_w
 
 from minitl.errors import UserError
-from minitl.files import write_text
+from minitl.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +58,20 @@ class Config:
         }
         for name, valid in checks.items():
             if not valid:
-                raise UserError(f"--{name.replace('_', '-')} cannot be {getattr(self, name)}; {_HINTS[name]}")
+                raise UserError(
+                    f"--{name.replace('_', '-')} cannot be {getattr(self, name)}; {_HINTS[name]}"
+                )
         if self.nesterov and self.momentum == 0:
             raise UserError("--nesterov needs a --momentum above 0")
         if self.device != "cpu":
-            raise UserError(f"--device {self.device}: this version computes on the CPU only; use --device cpu")
+            raise UserError(
+                f"--device {self.device}: this version computes on the CPU only; use --device cpu"
+            )
 
     def save(self, path: Path) -> None:
         """Write the settings as TOML, atomically; None is left out."""
         values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        write_text(path, tomli_w.dumps(values))
+        write_atomically(path, tomli_w.dumps(values).encode())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -88,6 +92,20 @@ class Config:
             return cls(**values)
         except TypeError as error:
             raise UserError(f"{path}: {error}") from None
+
+
+def make_config(file: Path | None, given: dict[str, Any]) -> Config:
+    """Combine a config.toml, if there is one, with the options given on the command line."""
+    values = {} if file is None else dataclasses.asdict(Config.load(file))
+    values |= given
+    if "data" not in values:
+        raise UserError(
+            "give the image folder: minitl finetune DATA --weights FILE.h5 (or try --demo)"
+        )
+    if "weights" not in given and "arch" in given:
+        values["weights"] = None
+    values.setdefault("weights", None)
+    return Config(**values)
 
 
 _HINTS = {

@@ -26,7 +26,9 @@ def classification_metrics(
         "images": len(labels),
         "loss": float(-log_probabilities[rows, labels].mean()),
         "accuracy": float((predicted == labels).mean()),
-        "macro_f1": float(f1_score(labels, predicted, labels=every, average="macro", zero_division=0)),
+        "macro_f1": float(
+            f1_score(labels, predicted, labels=every, average="macro", zero_division=0)
+        ),
     }
     if len(classes) > 5:
         best5 = np.argpartition(-logits, 5, axis=1)[:, :5]

@@ -1,0 +1,86 @@
+"""What a run shows: a live bar in a terminal, plain lines in a log file."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from tqdm import tqdm
+
+LOG_SECONDS = 10.0  # between progress lines where there is no terminal
+
+
+def say(text: str = "") -> None:
+    """Print a line without breaking a live bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Progress:
+    """Progress over a known number of images, with figures such as the loss beside it."""
+
+    def __init__(self, label: str, images: int, stream: TextIO | None = None) -> None:
+        self._label, self._images, self._done = label, images, 0
+        self._stream = stream or sys.stdout
+        self._started = self._last_line = time.monotonic()
+        self._bar: tqdm[Any] | None = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=images,
+                desc=label,
+                unit=" img",
+                leave=False,
+                file=self._stream,
+                dynamic_ncols=True,
+            )
+
+    def update(self, images: int, figures: str = "") -> None:
+        """Count further images; `figures` is shown behind the bar."""
+        self._done += images
+        if self._bar is not None:
+            self._bar.set_postfix_str(figures, refresh=False)
+            self._bar.update(images)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LOG_SECONDS and self._done < self._images:
+            self._last_line = now
+            rate = self._done / (now - self._started)
+            left = (self._images - self._done) / rate
+            print(
+                f"{self._label}: {self._done}/{self._images} images  {figures}  {rate:.1f} img/s  "
+                f"{duration(left)} left",
+                file=self._stream,
+                flush=True,
+            )
+
+    def update_to(self, done: int) -> None:
+        """Say how many images are done in all."""
+        self.update(done - self._done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Write a time as 8 s, 2:05 min or 1:02:05 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+
+
+def percent(share: float) -> str:
+    """Write a share as a percentage with one decimal."""
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,91 @@
+"""A finished run, or any weights file, on further pictures."""
+
+from pathlib import Path
+from typing import Any
+
+from minitl import models
+from minitl.data.folder import Sample, list_pictures, scan
+from minitl.data.loader import Loader
+from minitl.data.preprocessing import Preprocessing
+from minitl.errors import UserError
+from minitl.models import Classifier
+from minitl.train.console import Progress
+from minitl.train.inference import BATCH, predict_logits, softmax
+from minitl.train.metrics import classification_metrics
+
+
+def load(run_or_weights: Path) -> Classifier:
+    """Load the best weights of a run folder, or a weights file."""
+    path = run_or_weights / "best.h5" if run_or_weights.is_dir() else run_or_weights
+    if run_or_weights.is_dir() and not path.is_file():
+        raise UserError(f"{run_or_weights} is not a run folder: it has no best.h5")
+    model = models.load_model(path)
+    if not model.preprocessing:
+        raise UserError(
+            f"{path} does not say how pictures are prepared for it; convert it again with minitl convert"
+        )
+    if model.class_names is None:
+        model.class_names = [str(number) for number in range(model.num_classes)]
+    return model
+
+
+def evaluate(
+    run_or_weights: Path, data: Path, part: str | None, workers: int = 1
+) -> dict[str, Any]:
+    """Compare a model's predictions with the labels of an image folder.
+
+    Folders are matched with the model's classes by name, never by position. part: "train", "val",
+    "test" or "all"; None takes test, else val. A folder without parts is all "test".
+
+    Returns the metrics with "part" and "classes" added. Raises UserError for folders that are
+    unknown to the model or a part that is not there.
+    """
+    model = load(run_or_weights)
+    assert model.class_names is not None
+    dataset = scan(data, classes=model.class_names)
+    parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    if part is None:
+        part = "test" if dataset.test else "val"
+    samples = [s for p in parts.values() for s in p] if part == "all" else parts[part]
+    if not samples:
+        raise UserError(f"{data} has no {part} part; use --part all")
+    logits, labels = _predict(model, samples, data, f"evaluating {part}", workers)
+    return {"part": part, **classification_metrics(logits, labels, model.class_names)}
+
+
+def predict(
+    run_or_weights: Path, images: list[Path], top: int = 5, workers: int = 1
+) -> list[dict[str, Any]]:
+    """Return for each picture {"image", "class", "probability", "top": [[class, probability], ...]}.
+
+    Raises UserError naming the first picture that cannot be read.
+    """
+    model = load(run_or_weights)
+    assert model.class_names is not None
+    samples = [Sample(str(path.absolute()), 0) for path in list_pictures(images)]
+    logits, _ = _predict(model, samples, Path(), "predicting", workers)
+    results = []
+    for sample, row in zip(samples, softmax(logits), strict=True):
+        order = (-row).argsort(kind="stable")[:top]
+        best = [[model.class_names[i], round(float(row[i]), 6)] for i in order]
+        results.append(
+            {"image": sample.path, "class": best[0][0], "probability": best[0][1], "top": best}
+        )
+    return results
+
+
+def _predict(
+    model: Classifier, samples: list[Sample], root: Path, label: str, workers: int
+) -> tuple[Any, Any]:
+    loader = Loader(
+        samples,
+        root,
+        Preprocessing.from_dict(model.preprocessing),
+        BATCH,
+        seed=0,
+        shuffle=False,
+        augment=None,
+        workers=workers,
+    )
+    with Progress(label, len(samples)) as progress:
+        return predict_logits(model, loader, progress.update)

@@ -1,0 +1,356 @@
+"""The main job: a pretrained network, a folder of labelled pictures, a better classifier.
+
+A run folder holds
+    config.toml    every setting, resolved; `minitl finetune --config` repeats the run
+    split.json     which picture was used for training and which for validation
+    last.h5        the state after the last finished epoch, with all that resuming needs
+    best.h5        the weights of the epoch with the highest validation accuracy (the earlier of equals)
+    metrics.csv    a line for each epoch
+    summary.json   the result
+"""
+
+import csv
+import dataclasses
+import io
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitl import hdf5, models, ops, optim
+from minitl.data.decode import check_images
+from minitl.data.folder import Dataset, Sample, load_split, scan
+from minitl.data.loader import Loader
+from minitl.data.preprocessing import Augmentation, Preprocessing
+from minitl.errors import UserError
+from minitl.files import write_atomically, write_json
+from minitl.models import Classifier
+from minitl.models.saving import from_weights_file, to_weights_file
+from minitl.tensor import Tensor
+from minitl.train.config import Config
+from minitl.train.console import Progress, duration, percent, say
+from minitl.train.freezing import apply_freeze
+from minitl.train.inference import BATCH, predict_logits
+from minitl.train.metrics import classification_metrics
+
+COLUMNS = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_macro_f1",
+    "seconds",
+)
+
+
+@dataclasses.dataclass
+class Run:
+    """A run between two epochs: everything that goes into last.h5."""
+
+    config: Config
+    folder: Path
+    dataset: Dataset
+    model: Classifier
+    optimizer: optim.Optimizer
+    history: list[dict[str, float]]
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return len(self.history)
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The line of the epoch that best.h5 holds."""
+        return max(self.history, key=lambda row: row["val_accuracy"])
+
+
+def finetune(config: Config, folder: Path) -> dict[str, Any]:
+    """Carry a run through, from the data folder to summary.json; return what that holds.
+
+    folder: where the run goes, as `prepare_folder` returns it.
+
+    Raises UserError for anything wrong with the data, the weights, the settings or the folder.
+    """
+    dataset = scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
+    model = _make_model(config, dataset)
+    _say_data(dataset)
+    dataset = _without_bad_images(dataset, config)
+    _say_model(model, config)
+    config.save(folder / "config.toml")
+    dataset.save_split(folder / "split.json")
+    return _train(Run(config, folder, dataset, model, _make_optimizer(model, config), []))
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    """Continue a run after its last finished epoch, as if it had never stopped."""
+    config = Config.load(folder / "config.toml")
+    dataset = load_split(folder / "split.json", Path(config.data))
+    checkpoint = hdf5.read(folder / "last.h5")
+    if checkpoint.progress is None or checkpoint.optimizer is None:
+        raise UserError(f"{folder / 'last.h5'} holds weights only, no state to resume from")
+    model = from_weights_file(checkpoint, str(folder / "last.h5"))
+    apply_freeze(model, config.freeze)
+    optimizer = _make_optimizer(model, config)
+    optimizer.load_state_dict(checkpoint.optimizer)
+    run = Run(config, folder, dataset, model, optimizer, checkpoint.progress["history"])
+    say(f"{folder}: continuing after epoch {run.epoch} of {config.epochs}")
+    return _train(run)
+
+
+def _make_model(config: Config, dataset: Dataset) -> Classifier:
+    if config.weights is None:
+        if config.arch is None:
+            raise UserError("give --weights FILE.h5, or --arch NAME to train from scratch")
+        try:
+            model = models.create(
+                config.arch,
+                num_classes=len(dataset.classes),
+                seed=config.seed,
+                **config.arch_options,
+            )
+        except ValueError as error:
+            raise UserError(f"--arch: {error}") from None
+        model.preprocessing = Preprocessing.default(config.arch).to_dict()
+        say(f"{config.arch}, from scratch (seed {config.seed})")
+    else:
+        model = models.load_model(config.weights)
+        if config.arch is not None and config.arch != model.arch:
+            raise UserError(
+                f"{config.weights} holds a {model.arch}, not a {config.arch}; leave out --arch"
+            )
+        if not model.preprocessing:
+            raise UserError(
+                f"{config.weights} does not say how pictures are prepared for it; convert it again with "
+                "minitl convert, which records the preprocessing"
+            )
+        say(
+            f"{model.arch} from {config.weights}; its head for {model.num_classes} classes is replaced by a "
+            f"new one for {len(dataset.classes)} (seed {config.seed})"
+        )
+        model.replace_head(len(dataset.classes), seed=config.seed)
+    model.class_names = list(dataset.classes)
+    apply_freeze(model, config.freeze)
+    return model
+
+
+def _make_optimizer(model: Classifier, config: Config) -> optim.Optimizer:
+    return optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+    )
+
+
+def _say_data(dataset: Dataset) -> None:
+    parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    counts = ", ".join(f"{len(samples)} {part}" for part, samples in parts.items() if samples)
+    say(f"{dataset.root}: {len(dataset.classes)} classes, {counts} pictures")
+    names = ", ".join(dataset.classes[:10])
+    say(f"  classes: {names}{', ...' if len(dataset.classes) > 10 else ''}")
+    for note in dataset.notes:
+        say(f"  {note}")
+
+
+def _say_model(model: Classifier, config: Config) -> None:
+    trained = sum(p.data.size for p in model.parameters() if p.requires_grad)
+    total = sum(p.data.size for p in model.parameters())
+    frozen = (
+        "" if trained == total else f"; frozen: {', '.join(config.freeze)}, statistics included"
+    )
+    say(f"  training {trained:,} of {total:,} parameters{frozen}")
+
+
+def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
+    """Decode every picture once, so that a broken one is named now and not in the middle of the run."""
+    samples = [*dataset.train, *dataset.val, *dataset.test]
+    with Progress("checking pictures", len(samples)) as progress:
+        bad = check_images(
+            samples, dataset.root, config.workers + 1, lambda done, total: progress.update_to(done)
+        )
+    if not bad:
+        return dataset
+    say(f"{len(bad)} of {len(samples)} pictures cannot be read:")
+    for path, reason in bad:
+        say(f"  {path}: {reason}")
+    if not config.skip_bad:
+        raise UserError(
+            f"{len(bad)} unreadable pictures (listed above); repair them or go on with --skip-bad"
+        )
+    paths = {path for path, _ in bad}
+    good = dataclasses.replace(
+        dataset,
+        **{
+            part: [sample for sample in getattr(dataset, part) if sample.path not in paths]
+            for part in ("train", "val", "test")
+        },
+    )
+    for part in ("train", "val"):
+        if not getattr(good, part):
+            raise UserError(f"{dataset.root} has no readable picture left for {part}; repair some")
+    return good
+
+
+def _train(run: Run) -> dict[str, Any]:
+    config = run.config
+    preprocessing = Preprocessing.from_dict(run.model.preprocessing)
+    train_loader = Loader(
+        run.dataset.train,
+        run.dataset.root,
+        preprocessing,
+        config.batch_size,
+        seed=config.seed,
+        shuffle=True,
+        augment=Augmentation() if config.augment else None,
+        workers=config.workers,
+    )
+    val_loader = _evaluation_loader(run, run.dataset.val, preprocessing)
+    say(f"  run folder: {run.folder}")
+    try:
+        while run.epoch < config.epochs:
+            started = time.monotonic()
+            row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train_loader)}
+            metrics = _evaluate(run.model, val_loader, run.dataset.classes, "validation")
+            row |= {f"val_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
+            row["seconds"] = time.monotonic() - started
+            run.history.append(row)
+            _save(run)
+            _say_epoch(run)
+    except KeyboardInterrupt:
+        if run.epoch == 0:
+            raise UserError("interrupted during the first epoch; nothing was saved yet") from None
+        raise UserError(
+            f"interrupted; the state after epoch {run.epoch} is safe in {run.folder / 'last.h5'}; continue "
+            f"with: minitl finetune --resume {run.folder}"
+        ) from None
+    return _finish(run, val_loader, preprocessing)
+
+
+def _evaluation_loader(run: Run, samples: list[Sample], preprocessing: Preprocessing) -> Loader:
+    return Loader(
+        samples,
+        run.dataset.root,
+        preprocessing,
+        BATCH,
+        seed=0,
+        shuffle=False,
+        augment=None,
+        workers=run.config.workers,
+    )
+
+
+def _train_epoch(run: Run, loader: Loader) -> dict[str, float]:
+    config, model = run.config, run.model
+    model.train()
+    steps = len(loader)
+    schedule = optim.constant()
+    if config.schedule == "cosine":
+        schedule = optim.cosine(config.epochs * steps, warmup_steps=config.warmup_steps)
+    losses: list[float] = []
+    factor = 0.0
+    correct = seen = 0
+    with Progress(f"epoch {run.epoch + 1}/{config.epochs}", len(run.dataset.train)) as progress:
+        for number, batch in enumerate(loader.epoch(run.epoch)):
+            if len(batch.labels) == 1 and config.batch_size > 1 and steps > 1:
+                continue  # a rest of one picture has no batch statistics
+            factor = schedule(run.epoch * steps + number)
+            run.optimizer.scale_lr(factor)
+            logits = model(Tensor(batch.images))
+            loss = ops.softmax_cross_entropy(
+                logits, batch.labels, label_smoothing=config.label_smoothing
+            )
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                saved = f"; the state after epoch {run.epoch} is in last.h5" if run.epoch else ""
+                raise UserError(
+                    f"the loss became {losses[-1]} in epoch {run.epoch + 1}, step {number + 1}, at learning "
+                    f"rate {config.lr * factor:g}; try a lower --lr, for example "
+                    f"{config.lr / 10:g}{saved}"
+                )
+            loss.backward()
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            correct += int((logits.numpy().argmax(axis=1) == batch.labels).sum())
+            seen += len(batch.labels)
+            progress.update(
+                len(batch.labels),
+                f"loss {np.mean(losses[-20:]):.3f}, accuracy {percent(correct / seen)}",
+            )
+    return {
+        "lr": config.lr * factor,
+        "train_loss": float(np.mean(losses)),
+        "train_accuracy": correct / seen,
+    }
+
+
+def _evaluate(model: Classifier, loader: Loader, classes: list[str], label: str) -> dict[str, Any]:
+    with Progress(label, len(loader.samples)) as progress:
+        logits, labels = predict_logits(model, loader, progress.update)
+    return classification_metrics(logits, labels, classes)
+
+
+def _save(run: Run) -> None:
+    """Write best.h5 if this epoch is the best, then last.h5 and metrics.csv.
+
+    In this order: a run that dies between the two repeats this epoch on resuming, to the same weights.
+    """
+    if run.best is run.history[-1]:
+        models.save_model(
+            run.model, run.folder / "best.h5", source=f"minitl finetune {run.config.data}"
+        )
+    hdf5.write(
+        run.folder / "last.h5",
+        to_weights_file(
+            run.model,
+            optimizer=run.optimizer.state_dict(),
+            progress={"epoch": run.epoch, "history": run.history},
+        ),
+    )
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{row[name]:.6g}" for name in COLUMNS} for row in run.history)
+    write_atomically(run.folder / "metrics.csv", table.getvalue().encode())
+
+
+def _say_epoch(run: Run) -> None:
+    row = run.history[-1]
+    say(
+        f"epoch {run.epoch:3d}/{run.config.epochs}  "
+        f"train loss {row['train_loss']:.4f}  accuracy {percent(row['train_accuracy'])}   "
+        f"val loss {row['val_loss']:.4f}  accuracy {percent(row['val_accuracy'])}   "
+        f"{duration(row['seconds'])}{'   best so far' if run.best is row else ''}"
+    )
+
+
+def _finish(run: Run, val_loader: Loader, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Judge the best epoch's weights, on the test part too where there is one."""
+    best = models.load_model(run.folder / "best.h5")
+    summary: dict[str, Any] = {
+        "model": best.arch,
+        "device": run.config.device,
+        "classes": run.dataset.classes,
+        "epochs": run.epoch,
+        "best_epoch": int(run.best["epoch"]),
+        "seconds": round(sum(row["seconds"] for row in run.history), 3),
+        "train_images": len(run.dataset.train),
+        "val": _evaluate(best, val_loader, run.dataset.classes, "validation"),
+    }
+    if run.dataset.test:
+        loader = _evaluation_loader(run, run.dataset.test, preprocessing)
+        summary["test"] = _evaluate(best, loader, run.dataset.classes, "test")
+    write_json(run.folder / "summary.json", summary)
+    for part in ("val", "test"):
+        if part in summary:
+            figures = summary[part]
+            say(
+                f"{part}: accuracy {percent(figures['accuracy'])}, macro F1 {percent(figures['macro_f1'])} "
+                f"on {figures['images']} pictures (epoch {summary['best_epoch']})"
+            )
+    return summary

@@ -1,0 +1,110 @@
+"""Whole networks against PyTorch with the same weights: names, logits, gradients, statistics."""
+
+import numpy as np
+import pytest
+import torch
+
+import minitl
+from minitl import models, ops
+from tests.reference import torch_resnet
+
+CIFAR = [("cifar_resnet20", "A"), ("cifar_resnet20", "B"), ("cifar_resnet56", "A")]
+
+
+def pair_of_networks(arch, dtype=np.float64, **options):
+    """Make ours and PyTorch's with the same weights."""
+    theirs = torch_resnet.randomise(torch_resnet.make(arch, **options))
+    ours = models.create(arch, seed=None, **options).astype(dtype)
+    ours.load_state_dict(
+        {k: v.numpy() for k, v in theirs.state_dict().items() if "num_batches" not in k}
+    )
+    return ours, theirs.to(torch.float64 if dtype == np.float64 else torch.float32)
+
+
+def pictures(n, size, dtype=np.float64):
+    return np.random.default_rng(0).standard_normal((n, size, size, 3)).astype(dtype)
+
+
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+def test_names_and_shapes_are_those_of_the_original(arch):
+    theirs = torch_resnet.make(arch, **({"shortcut": "B"} if "cifar" in arch else {}))
+    ours = models.create(arch, seed=None, **({"shortcut": "B"} if "cifar" in arch else {}))
+    expected = {k: tuple(v.shape) for k, v in theirs.state_dict().items() if "num_batches" not in k}
+    assert {k: v.shape for k, v in ours.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_logits_and_gradients_of_imagenet_networks(arch):
+    check_training_step(arch, size=64, num_classes=7)
+
+
+@pytest.mark.parametrize(("arch", "shortcut"), CIFAR)
+def test_logits_and_gradients_of_cifar_networks(arch, shortcut):
+    check_training_step(arch, size=32, shortcut=shortcut)
+
+
+def check_training_step(arch, size, **options):
+    ours, theirs = pair_of_networks(arch, **options)
+    x = pictures(3, size)
+    labels = np.array([1, 0, 5])
+
+    logits = ours(minitl.tensor(x))
+    loss = ops.softmax_cross_entropy(logits, labels)
+    loss.backward()
+
+    x_torch = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    expected = theirs(x_torch)
+    expected_loss = torch.nn.functional.cross_entropy(expected, torch.from_numpy(labels))
+    expected_loss.backward()
+
+    assert_close(logits.numpy(), expected.detach().numpy(), 1e-9, "logits")
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-10)
+    gradients = {name: p.grad for name, p in ours.named_parameters()}
+    for name, parameter in theirs.named_parameters():
+        ours_grad = gradients.pop(name)
+        if ours_grad.ndim == 4:
+            ours_grad = ours_grad.transpose(0, 3, 1, 2)
+        assert_close(ours_grad, parameter.grad.numpy(), 1e-8, name)
+    assert not gradients
+    state = ours.state_dict()
+    for name, value in theirs.state_dict().items():
+        if "running" in name:
+            assert_close(state[name], value.numpy(), 1e-9, name)
+
+
+def assert_close(actual, expected, relative, name):
+    assert actual.shape == expected.shape, name
+    error = np.abs(actual - expected).max()
+    assert error <= relative * np.abs(expected).max(), f"{name}: off by {error}"
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_float32_logits_in_evaluation(arch):
+    """Our float32 is at most twice as far from float64 as PyTorch's own float32, plus a floor."""
+    ours, theirs = pair_of_networks(arch, np.float32)
+    x = pictures(2, 96, np.float32)
+    x_torch = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    with minitl.no_grad(), torch.no_grad():
+        logits = ours.eval()(minitl.tensor(x)).numpy()
+        torch32 = theirs.eval()(x_torch).numpy()
+        exact = theirs.double()(x_torch.double()).numpy()
+    scale = np.abs(exact).max()
+    assert np.abs(logits - exact).max() <= 2 * np.abs(torch32 - exact).max() + 1e-5 * scale
+
+
+def test_initial_weights_are_he_normal_and_seeded():
+    first, same, other = (models.resnet18(seed=seed) for seed in (0, 0, 1))
+    weight = first.layer3.state_dict()["1.conv2.weight"]
+    assert np.array_equal(weight, same.layer3.state_dict()["1.conv2.weight"])
+    assert not np.array_equal(weight, other.layer3.state_dict()["1.conv2.weight"])
+    assert weight.std() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
+    assert abs(weight.mean()) < 1e-3
+
+
+def test_unknown_architecture_and_option_are_named():
+    with pytest.raises(ValueError, match=r"'resnet19'.*resnet18"):
+        models.create("resnet19")
+    with pytest.raises(ValueError, match="shortcut"):
+        models.create("resnet18", shortcut="A")
+    with pytest.raises(ValueError, match="'C'"):
+        models.create("cifar_resnet20", shortcut="C")

@@ -1,0 +1,190 @@
+"""Modules: names, modes, freezing, loading."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+import minitl
+from minitl import models, nn, ops, optim
+from minitl.tensor import Op
+
+
+def small_model():
+    return models.cifar_resnet20(num_classes=4, width=8, shortcut="B", seed=3)
+
+
+def batch(n=6, size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, size, size, 3), dtype=np.float32)
+    return minitl.tensor(x), rng.integers(0, 4, n)
+
+
+def train(model, steps=3):
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    model.train()
+    for step in range(steps):
+        x, labels = batch(seed=step)
+        ops.softmax_cross_entropy(model(x), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def copy_of(state):
+    return {name: array.copy() for name, array in state.items()}
+
+
+def changed(model, before):
+    return {name for name, a in model.state_dict().items() if a.tobytes() != before[name].tobytes()}
+
+
+def test_training_changes_everything_that_is_not_frozen():
+    model = small_model()
+    before = copy_of(model.state_dict())
+    train(model)
+    assert changed(model, before) == set(before)
+
+
+def test_frozen_parameters_and_statistics_keep_every_bit():
+    model = small_model()
+    frozen = model.freeze("conv1", "bn1", "layer1", "layer2.0")
+    before = copy_of(model.state_dict())
+    train(model)
+    still = set(before) - changed(model, before)
+    prefixes = ("conv1.", "bn1.", "layer1.", "layer2.0.")
+    assert still == {name for name in before if name.startswith(prefixes)}
+    assert set(frozen) == {name for name in still if "running" not in name}
+
+
+def test_unfreeze_trains_again():
+    model = small_model()
+    model.freeze()
+    model.unfreeze("layer3", "linear")
+    before = copy_of(model.state_dict())
+    train(model)
+    assert changed(model, before) == {n for n in before if n.startswith(("layer3.", "linear."))}
+
+
+def test_freezing_only_the_weights_of_a_batchnorm_leaves_its_statistics_running():
+    model = small_model()
+    model.freeze("bn1.weight")
+    before = copy_of(model.state_dict())
+    train(model, steps=1)
+    assert "bn1.weight" not in changed(model, before)
+    assert {"bn1.bias", "bn1.running_mean"} <= changed(model, before)
+
+
+def test_shell_patterns_and_unknown_names():
+    model = small_model()
+    assert model.freeze("layer?.0.conv1.*") == [f"layer{i}.0.conv1.weight" for i in (1, 2, 3)]
+    with pytest.raises(ValueError, match=r"'layer9'.*conv1, bn1, layer1"):
+        model.freeze("layer1", "layer9")
+    assert model.layer1.state_dict() and all(p.requires_grad for p in model.bn1.parameters())
+
+
+def test_a_frozen_trunk_keeps_no_activations(monkeypatch):
+    model = small_model()
+    model.freeze("conv1", "bn1", "layer1", "layer2", "layer3")
+    model.train()
+    results = []
+    original = Op.apply.__func__
+
+    def spy(cls, *inputs, **options):
+        result = original(cls, *inputs, **options)
+        results.append((cls.__name__, weakref.ref(result.data)))
+        return result
+
+    monkeypatch.setattr(Op, "apply", classmethod(spy))
+    x, labels = batch()
+    loss = ops.softmax_cross_entropy(model(x), labels)
+    gc.collect()
+    alive = [name for name, data in results if data() is not None]
+    # The features are the input of the head's gradient; of the rest only the results at the end live.
+    assert "Conv2d" not in alive and not any("Norm" in name for name in alive)
+    loss.backward()
+    assert model.linear.weight.grad is not None
+    assert model.conv1.weight.grad is None
+
+
+def test_a_frozen_trunk_gives_what_evaluation_gives():
+    model = small_model()
+    x, _ = batch()
+    train(model, steps=1)
+    with minitl.no_grad():
+        expected = model.eval()(x).numpy()
+        model.freeze()
+        assert np.array_equal(model.train()(x).numpy(), expected)
+
+
+def test_state_dict_round_trip_in_torch_layout():
+    first, second = small_model(), models.cifar_resnet20(num_classes=4, width=8, shortcut="B", seed=9)
+    state = copy_of(first.state_dict())
+    assert state["conv1.weight"].shape == (8, 3, 3, 3)
+    assert state["layer2.0.conv1.weight"].shape == (16, 8, 3, 3)
+    second.load_state_dict(state)
+    assert not changed(second, state)
+    x, _ = batch()
+    assert np.array_equal(first.eval()(x).numpy(), second.eval()(x).numpy())
+
+
+def test_loading_lists_all_problems_and_changes_nothing():
+    model = small_model()
+    before = copy_of(model.state_dict())
+    state = copy_of(before)
+    del state["bn1.weight"]
+    state["extra"] = np.zeros(3)
+    state["linear.bias"] = np.zeros(5, np.float32)
+    state["conv1.weight"] += 1
+    with pytest.raises(ValueError, match=r"missing: bn1.weight; unexpected: extra; wrong shape: lin"):
+        model.load_state_dict(state)
+    assert not changed(model, before)
+
+
+def test_modes_reach_every_module():
+    model = small_model()
+    model.eval()
+    assert not any(module.training for _, module in model.named_modules())
+    model.train()
+    assert all(module.training for _, module in model.named_modules())
+
+
+def test_replacing_the_head():
+    model = small_model()
+    model.class_names = list("abcd")
+    model.replace_head(7, seed=1)
+    assert model.num_classes == 7
+    assert model.class_names is None
+    assert model(batch()[0]).shape == (6, 7)
+
+
+def test_sequential_names_and_runs_in_order():
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(nn.Linear(3, 4, rng=rng), nn.ReLU(), nn.Linear(4, 2, bias=False, rng=rng))
+    assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias", "2.weight"]
+    x = rng.standard_normal((5, 3)).astype(np.float32)
+    hidden = np.maximum(x @ model.state_dict()["0.weight"].T + model.state_dict()["0.bias"], 0)
+    expected = hidden @ model.state_dict()["2.weight"].T
+    np.testing.assert_allclose(model(minitl.tensor(x)).numpy(), expected, rtol=1e-5)
+
+
+def test_dropout_layer_draws_new_masks_in_training_only():
+    layer = nn.Dropout(0.5, seed=1)
+    x = minitl.tensor(np.ones((4, 50), np.float32))
+    first, second = layer(x).numpy(), layer(x).numpy()
+    assert not np.array_equal(first, second)
+    assert layer.eval()(x) is x
+    with pytest.raises(ValueError, match=r"1\.5"):
+        nn.Dropout(1.5)
+
+
+def test_every_layer_describes_its_result():
+    rng = np.random.default_rng(0)
+    x = minitl.tensor(rng.standard_normal((2, 8, 8, 3), dtype=np.float32))
+    assert nn.MaxPool2d(3, 2, 1)(x).shape == (2, 4, 4, 3)
+    assert nn.AvgPool2d(2)(x).shape == (2, 4, 4, 3)
+    assert nn.GlobalAvgPool2d()(x).shape == (2, 3)
+    assert nn.Flatten()(x).shape == (2, 192)
+    assert nn.Identity()(x) is x
+    assert nn.Conv2d(3, 6, (1, 3), padding=(0, 1), groups=3, rng=rng)(x).shape == (2, 8, 8, 6)
+    assert nn.BatchNorm2d(3)(x).shape == x.shape
