@@ -73,8 +73,8 @@ class Tensor:
     __slots__ = ("__weakref__", "_op", "data", "grad", "grad_buffer", "requires_grad")
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
-        if getattr(data, "dtype", None) not in FLOATS:
-            kind = getattr(data, "dtype", type(data).__name__)
+        kind = getattr(data, "dtype", type(data).__name__)
+        if not isinstance(kind, np.dtype) or kind not in FLOATS:
             raise TypeError(
                 f"a Tensor holds float32 or float64, not {kind}; convert with .astype(numpy.float32) "
                 "(labels are given to the losses as plain integer arrays)"
@@ -202,7 +202,8 @@ class Op:
         for t in given:
             if not isinstance(t, Tensor):
                 raise TypeError(
-                    f"{cls.__name__} works on minitl tensors, not {type(t).__name__}; wrap it: minitl.tensor(x)"
+                    f"{cls.__name__} works on minitl tensors, not {type(t).__name__}; "
+                    "wrap it: minitl.tensor(x)"
                 )
             if t.dtype != given[0].dtype:
                 raise TypeError(
