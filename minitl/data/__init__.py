@@ -1,1 +1,10 @@
-"""."""
+"""Pictures on disk to batches of numbers.
+
+    folder.py          which file has which label, and which part of the data it belongs to
+    decode.py          a file of any kind to RGB bytes
+    preprocessing.py   RGB bytes to the network's input; random variations for training
+    loader.py          batches, decoded in threads while the network computes
+    digits.py          a small real data set that needs no download
+
+Nothing here knows about networks.
+"""

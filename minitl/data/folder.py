@@ -1,0 +1,499 @@
+"""A folder of pictures as a dataset: which file has which label, and which part it belongs to.
+
+Two layouts are understood:
+
+    DATA/<class>/...                       one folder per class; the split is made here
+    DATA/{train,val[,test]}/<class>/...    the folders say which part a picture belongs to;
+                                           "valid" and "validation" are other names for val
+
+Classes are sorted by name, so that a label means the same on every machine. Whatever the layout, a
+sample's path is relative to DATA and written with forward slashes, so that a saved split can travel.
+"""
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeGuard
+
+from minitl.errors import UserError
+
+# fmt: off
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
+})
+# fmt: on
+PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_FORMAT = "minitl split"
+
+
+class Sample(NamedTuple):
+    """One picture: its path relative to the dataset's root (forward slashes) and its class number."""
+
+    path: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The pictures of a folder, by part.
+
+    root: the folder that sample paths are relative to.
+    classes: names; a label is an index into them.
+    train, val, test: samples, ordered by class and path. Parts that are not there are empty.
+    seed, val_fraction: how val was drawn; None where the folders say it.
+    notes: what was seen and left out, in sentences for the user.
+    """
+
+    root: Path
+    classes: list[str]
+    train: list[Sample]
+    val: list[Sample]
+    test: list[Sample] = field(default_factory=list)
+    seed: int | None = None
+    val_fraction: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def counts(self, part: str) -> list[int]:
+        """Return the number of pictures of each class in "train", "val" or "test"."""
+        labels = [sample.label for sample in getattr(self, part)]
+        return [labels.count(label) for label in range(len(self.classes))]
+
+    def save_split(self, path: str | Path) -> None:
+        """Write which picture is in which part, as JSON; `load_split` reads it. Atomic."""
+        path = Path(path)
+        parts = {
+            part: {
+                name: [sample.path for sample in getattr(self, part) if sample.label == label]
+                for label, name in enumerate(self.classes)
+            }
+            for part in ("train", "val", "test")
+        }
+        content = {
+            "format": SPLIT_FORMAT,
+            "format_version": 1,
+            "seed": self.seed,
+            "val_fraction": self.val_fraction,
+            "classes": self.classes,
+            **parts,
+        }
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(content, file, ensure_ascii=False, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def scan(
+    path: str | Path,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+) -> Dataset:
+    """Find the pictures of a dataset folder, their labels and parts.
+
+    val_fraction, seed: the share of each class that is set aside for validation, and which pictures
+        these are. Used where the folders do not name a validation part. Every class keeps at least one
+        picture for training and, where it has two, at least one for validation. The draw depends on
+        the seed and the file names alone.
+    classes: for evaluating a model: the names that its outputs stand for, in their order. Folders are
+        matched with them by name, nothing is drawn, and DATA/<class>/* is all `test`. A class without
+        pictures then needs an empty folder, to say that this is meant.
+
+    Hidden files and folders are left out, folders inside a class are followed, links only where they
+    stay inside DATA. Raises UserError for a folder that is not such a dataset.
+    """
+    root = Path(path)
+    _require_folder(root)
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"the validation fraction must be from 0 to below 1; got {val_fraction}")
+    scanner = _Scanner(root)
+    parts = _part_folders(scanner)
+    if parts and "train" not in parts and classes is None:
+        raise UserError(
+            f"{root} has {_listed(folder.name + '/' for folder in parts.values())} but no train/; "
+            "add it, or give the folder of one part for evaluation"
+        )
+    found = {
+        part: _by_class(scanner, folder, classes) for part, folder in (parts or {"": root}).items()
+    }
+    if classes is None:
+        names = sorted(set().union(*found.values()))
+        for part, by_class in found.items():
+            _require_classes(parts.get(part, root), by_class, names, "which other parts have")
+        if len(names) == 1:
+            raise UserError(_only_one_class(scanner, parts.get("train", root), names[0]))
+    else:
+        names = [_normal(name) for name in classes]
+        for part, by_class in found.items():
+            _require_classes(parts.get(part, root), by_class, names, "which the model knows")
+
+    drawn = classes is None and "val" not in found
+    if not parts:
+        found = {"train" if classes is None else "test": found[""]}
+    if drawn:
+        found["train"], found["val"] = _stratified(found["train"], val_fraction, seed)
+    train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
+    if not drawn:
+        return Dataset(root, names, train, val, test, notes=scanner.notes())
+    return Dataset(root, names, train, val, test, seed, val_fraction, scanner.notes())
+
+
+def from_labels(
+    root: str | Path, labels: Mapping[str, str], *, val_fraction: float = 0.2, seed: int = 0
+) -> Dataset:
+    """Make a dataset of class names that come from elsewhere: a table, or a pattern on file names.
+
+    labels: class name of each picture, keyed by the path relative to `root`. Split as by `scan`.
+    """
+    root = Path(root)
+    _require_folder(root)
+    by_class: dict[str, dict[str, str]] = {}
+    for path, name in labels.items():
+        relative = _safe_relative(path, "the labels")
+        if not (root / relative).is_file():
+            raise UserError(f"the labels name {path!r}, and there is no such file in {root}")
+        by_class.setdefault(_normal(name), {})[relative] = relative
+    names = sorted(by_class)
+    if len(names) < 2:
+        raise UserError(
+            f"the labels of {root} name {len(names)} class(es) ({_listed(names)}); at least two are needed"
+        )
+    train, val = _stratified(by_class, val_fraction, seed)
+    return Dataset(
+        root, names, _samples(train, names), _samples(val, names), [], seed, val_fraction
+    )
+
+
+def list_pictures(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return the pictures that files and folders stand for, without labels: for prediction.
+
+    A file is taken as it is, whatever its name; a folder gives every picture inside it, sorted.
+    Raises UserError for a path that does not exist and for a folder without pictures.
+    """
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    pictures: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            scanner = _Scanner(path)
+            inside = scanner.pictures(path)
+            if not inside:
+                raise UserError(f"{path} holds no pictures{scanner.excuse()}")
+            pictures += (path / name for name in inside)
+        elif path.exists():
+            pictures.append(path)
+        else:
+            raise UserError(f"{path} does not exist; give picture files or folders of them")
+    return pictures
+
+
+def load_split(path: str | Path, root: str | Path) -> Dataset:
+    """Read what `Dataset.save_split` wrote, for the pictures under `root`.
+
+    Raises UserError where the file is not a split, names a path outside of `root`, lists a picture
+    twice, or names pictures that are gone.
+    """
+    path, root = Path(path), Path(root)
+    _require_folder(root)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; a split is written when training starts") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a split: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != SPLIT_FORMAT:
+        raise UserError(f"{path} is not a split written by minitl; give the split.json of a run")
+    if content.get("format_version") != 1:
+        raise UserError(
+            f"{path} has version {content.get('format_version')} of the split format; "
+            "this release reads version 1"
+        )
+    classes = content.get("classes")
+    if not _strings(classes) or len(set(classes)) != len(classes):
+        raise UserError(f"{path} is damaged: `classes` is not a list of different names")
+    train, val, test = (
+        _part_of_split(path, content, part, classes) for part in ("train", "val", "test")
+    )
+    everything = [sample.path for sample in train + val + test]
+    if len(set(everything)) != len(everything):
+        twice = next(name for name in everything if everything.count(name) > 1)
+        raise UserError(f"{path} is damaged: it lists {twice!r} more than once")
+    gone = [name for name in everything if not (root / name).is_file()]
+    if gone:
+        raise UserError(
+            f"{path} names {len(gone)} of {len(everything)} pictures that are not in {root}: "
+            f"{_listed(gone)}; put them back, or make a new split"
+        )
+    seed, fraction = content.get("seed"), content.get("val_fraction")
+    if not isinstance(seed, int | None) or not isinstance(fraction, float | int | None):
+        raise UserError(f"{path} is damaged: `seed` or `val_fraction` is not a number")
+    return Dataset(root, classes, train, val, test, seed, fraction)
+
+
+def _part_of_split(path: Path, content: Any, part: str, classes: list[str]) -> list[Sample]:
+    by_class = content.get(part)
+    if not isinstance(by_class, dict) or list(by_class) != classes:
+        raise UserError(f"{path} is damaged: {part!r} does not list the classes in their order")
+    samples = []
+    for label, name in enumerate(classes):
+        if not _strings(by_class[name]):
+            raise UserError(f"{path} is damaged: {part!r}, class {name!r} is not a list of paths")
+        samples += [Sample(_safe_relative(file, str(path)), label) for file in by_class[name]]
+    return samples
+
+
+def _strings(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _safe_relative(path: str, source: str) -> str:
+    """Return the path with forward slashes; one that leaves the dataset's folder is an error."""
+    relative = PurePosixPath(path.replace("\\", "/") if os.sep == "\\" else path)
+    if relative.is_absolute() or Path(path).drive or ".." in relative.parts:
+        raise UserError(f"{source} names {path!r}, which is not a path inside the dataset's folder")
+    return str(relative)
+
+
+class _Scanner:
+    """Walks a dataset's folder and counts what it passes by."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.real_root = Path(os.path.realpath(root))
+        self.other_files = 0
+        self.other_suffixes: set[str] = set()
+        self.links = 0
+        self.unlabelled: list[Path] = []
+
+    def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Return the visible folders and the picture files in a folder, sorted by name."""
+        folders, files = [], []
+        try:
+            entries = list(os.scandir(folder))
+        except PermissionError:
+            raise UserError(f"no permission to read the folder {folder}; change it") from None
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and not self._may_follow(path):
+                self.links += 1
+            elif entry.is_dir():
+                folders.append(path)
+            elif path.suffix.lower() in SUFFIXES:
+                files.append(path)
+            else:
+                self.other_files += 1
+                self.other_suffixes.add(path.suffix.lower() or entry.name)
+        return sorted(folders), sorted(files)
+
+    def _may_follow(self, link: Path) -> bool:
+        """Whether a link stays inside the root, exists, and does not lead back above itself."""
+        target = Path(os.path.realpath(link))
+        here = Path(os.path.realpath(link.parent))
+        return (
+            target.exists()
+            and target.is_relative_to(self.real_root)
+            and not here.is_relative_to(target)
+        )
+
+    def pictures(self, folder: Path) -> list[str]:
+        """Return the pictures in a folder and below, relative to it, sorted."""
+        found: list[str] = []
+        waiting, seen = [folder], {os.path.realpath(folder)}
+        while waiting:
+            folders, files = self.entries(waiting.pop())
+            found += (file.relative_to(folder).as_posix() for file in files)
+            for inner in folders:
+                real = os.path.realpath(inner)
+                if real not in seen:  # two links to the same folder, or to each other
+                    seen.add(real)
+                    waiting.append(inner)
+        return sorted(found)
+
+    def notes(self) -> list[str]:
+        """Say what was left out."""
+        notes = [
+            f"left out {folder}: its pictures are not in class folders"
+            for folder in self.unlabelled
+        ]
+        if self.other_files:
+            kinds = _listed(sorted(self.other_suffixes))
+            notes.append(f"left out {self.other_files} files that are not pictures ({kinds})")
+        if self.links:
+            notes.append(
+                f"left out {self.links} links that are broken or lead out of {self.root} or back into "
+                "a folder above them"
+            )
+        return notes
+
+    def excuse(self) -> str:
+        """The notes as the end of an error message."""
+        return "".join(f"; {note}" for note in self.notes())
+
+
+def _require_folder(root: Path) -> None:
+    if not root.exists():
+        raise UserError(f"{root} does not exist; give the folder that holds one folder per class")
+    if not root.is_dir():
+        raise UserError(f"{root} is a file; give the folder that holds one folder per class")
+
+
+def _part_folders(scanner: _Scanner) -> dict[str, Path]:
+    """Return the folders of the parts, or nothing if the folders are the classes themselves.
+
+    A class may be called "train" (beside "bus" and "car"), and a folder of pictures to predict often
+    lies as test/ beside train/. So a part is a folder with such a name that holds folders, where
+    nothing else with pictures lies beside the parts.
+    """
+    look = _Scanner(scanner.root)  # another one, so that nothing is counted twice
+    folders, _ = look.entries(scanner.root)
+    named = [folder for folder in folders if folder.name.lower() in PARTS]
+    flat = [folder for folder in named if look.entries(folder)[1]]
+    nested = [folder for folder in named if folder not in flat and look.entries(folder)[0]]
+    others = [folder for folder in folders if folder not in named and look.pictures(folder)]
+    if not nested or (others and len(nested) == 1):
+        return {}
+    if others:
+        raise UserError(
+            f"{scanner.root} has {_listed(f.name + '/' for f in nested)} and beside them pictures in "
+            f"{_listed(f.name + '/' for f in others)}; move these elsewhere, or keep class folders alone"
+        )
+    for folder in flat:
+        if PARTS[folder.name.lower()] != "test":
+            raise UserError(
+                f"{folder} holds pictures but {nested[0].name}/ holds class folders; "
+                "sort the pictures into class folders as well"
+            )
+        scanner.unlabelled.append(folder)
+    parts: dict[str, Path] = {}
+    for folder in nested:
+        part = PARTS[folder.name.lower()]
+        if part in parts:
+            raise UserError(
+                f"{parts[part]} and {folder.name}/ beside it mean the same part; keep one of them"
+            )
+        parts[part] = folder
+    return parts
+
+
+def _by_class(
+    scanner: _Scanner, folder: Path, expected: Sequence[str] | None
+) -> dict[str, dict[str, str]]:
+    """Return class name -> {path inside the class folder: path relative to the root}."""
+    folders, loose = scanner.entries(folder)
+    if not folders:
+        what = "holds pictures but no class folders" if loose else "is empty"
+        if not loose and scanner.notes():
+            what = "holds no class folders"
+        raise UserError(
+            f"{folder} {what}{scanner.excuse()}; make one folder per class and put its pictures inside"
+        )
+    by_class: dict[str, dict[str, str]] = {}
+    for class_folder in folders:
+        name = _normal(class_folder.name)
+        if name in by_class:
+            raise UserError(
+                f"{folder} has two folders named {name!r} in different Unicode forms; merge them"
+            )
+        inside = scanner.pictures(class_folder)
+        if not inside and expected is None:
+            raise UserError(
+                f"the class {name!r} has no pictures in {class_folder}{scanner.excuse()}; "
+                "add some, or remove the folder"
+            )
+        prefix = class_folder.relative_to(scanner.root).as_posix()
+        by_class[name] = {path: f"{prefix}/{path}" for path in inside}
+    if expected is not None and not any(by_class.values()):
+        raise UserError(f"{folder} holds no pictures{scanner.excuse()}")
+    if loose:
+        scanner.other_files += len(loose)
+        scanner.other_suffixes.add(f"pictures beside the class folders in {folder.name}/")
+    return by_class
+
+
+def _require_classes(folder: Path, found: Iterable[str], names: list[str], which: str) -> None:
+    missing = sorted(set(names) - set(found))
+    unknown = sorted(set(found) - set(names))
+    if not missing and not unknown:
+        return
+    problems = []
+    if missing:
+        problems.append(f"lacks the class folders {_listed(missing)}, {which}")
+    if unknown:
+        problems.append(f"has the folders {_listed(unknown)}, which are none of {_listed(names)}")
+    raise UserError(
+        f"{folder} {' and '.join(problems)}; every class needs its folder, by the same name "
+        "(it may be empty when a model is evaluated)"
+    )
+
+
+def _only_one_class(scanner: _Scanner, folder: Path, name: str) -> str:
+    message = f"{folder} has only one class, {name!r}; at least two are needed"
+    inner, _ = (
+        _Scanner(scanner.root).entries(folder / name) if (folder / name).is_dir() else ([], [])
+    )
+    if len(inner) > 1:
+        return f"{message}. If its {len(inner)} folders are the classes, give {folder / name}"
+    return message
+
+
+def _stratified(
+    by_class: Mapping[str, Mapping[str, str]], fraction: float, seed: int
+) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """Split every class into training and validation.
+
+    A picture's place in the draw is a hash of seed, class and path, not its turn in a shuffle: so
+    neither the order of the file system nor other classes matter, and a picture that is added later
+    hardly moves any other from one side to the other.
+    """
+    train: dict[str, dict[str, str]] = {}
+    val: dict[str, dict[str, str]] = {}
+    for name, paths in by_class.items():
+        drawn = sorted(paths, key=lambda path: _hash(seed, name, path))
+        count = round(len(drawn) * fraction)
+        if fraction > 0:
+            count = min(max(count, 1), len(drawn) - 1)
+        val[name] = {path: paths[path] for path in drawn[:count]}
+        train[name] = {path: paths[path] for path in drawn[count:]}
+    return train, val
+
+
+def _hash(seed: int, name: str, path: str) -> bytes:
+    return hashlib.sha256(
+        f"{seed}/{name}/{_normal(path)}".encode("utf-8", "surrogateescape")
+    ).digest()
+
+
+def _samples(by_class: Mapping[str, Mapping[str, str]], names: list[str]) -> list[Sample]:
+    return [
+        Sample(path, label)
+        for label, name in enumerate(names)
+        for path in sorted(by_class.get(name, {}).values())
+    ]
+
+
+def _normal(name: str) -> str:
+    """One form for accented letters: macOS may hand back another than was written."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _listed(names: Iterable[str], limit: int = 5) -> str:
+    """The first few of many names for a message."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+__all__ = ["SUFFIXES", "Dataset", "Sample", "from_labels", "list_pictures", "load_split", "scan"]
