@@ -347,14 +347,14 @@ def _chunks(array: np.ndarray) -> tuple[int, ...] | None:
 
 def _digest(texts: Mapping[str, str], arrays: Mapping[str, _Stored]) -> str:
     """Return SHA-256 over names, types, shapes and contents; weights/README.md gives the recipe."""
-    items: dict[str, tuple[str, bytes | np.ndarray]] = {}
+    items: dict[str, tuple[str, bytes | memoryview]] = {}
     for name, text in texts.items():
         encoded = text.encode()
         items[f"@{name}"] = (f"utf8\t{len(encoded)}", encoded)
     for path, stored in arrays.items():
         shape = ",".join(str(size) for size in stored.data.shape)
         flat = np.ascontiguousarray(stored.data).reshape(-1)
-        items[path] = (f"{stored.kind}\t{shape}", flat.view(np.uint8))
+        items[path] = (f"{stored.kind}\t{shape}", flat.view(np.uint8).data)
     result = hashlib.sha256()
     for name in sorted(items):
         header, contents = items[name]
