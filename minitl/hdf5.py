@@ -63,6 +63,7 @@ _MAX_TEXT = 16 << 20
 _MAX_OBJECTS = 100_000
 _MAX_DEPTH = 32
 _MAX_LISTED = 20
+_MAX_GUESSES = 10
 
 # What h5py raises on a damaged file. Each of these has been seen, depending on the byte that is wrong.
 _DAMAGE = (
@@ -167,7 +168,9 @@ def check_state(
     if not (missing or unexpected or misshapen):
         return
     lines = [f"{what}: the weights do not fit the network"]
-    lines += _listed("missing", [_with_near_miss(name, unexpected) for name in missing])
+    lines += _listed(
+        "missing", [_with_near_miss(name, unexpected, len(missing)) for name in missing]
+    )
     lines += _listed("unexpected", unexpected)
     lines += _listed(
         "misshapen",
@@ -613,7 +616,9 @@ def _listed(title: str, items: list[str]) -> list[str]:
     return [f"  {title} ({len(items)}):", *(f"    {i}" for i in items[:_MAX_LISTED]), *more]
 
 
-def _with_near_miss(name: str, candidates: Sequence[str]) -> str:
+def _with_near_miss(name: str, candidates: Sequence[str], missing: int) -> str:
+    if missing > _MAX_GUESSES:  # another network, not another spelling
+        return name
     near = difflib.get_close_matches(name, candidates[:2000], n=1, cutoff=0.85)
     return f"{name} (is it {near[0]}?)" if near else name
 

@@ -1,0 +1,109 @@
+"""What became of each name in a conversion."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from minitl.errors import WeightsFileError
+
+_MAX_ROWS = 40
+_MAX_GUESSES = 10
+Shape = tuple[int, ...]
+
+
+def shown(text: str) -> str:
+    """Return text of a file as one short line that cannot command a terminal."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+@dataclass
+class Report:
+    """Names of a checkpoint against the names and shapes that a network expects.
+
+    title: what was compared. matched: in the network's order. missing: the network has them, the file
+    not. unexpected: the other way round. misshapen: name -> (shape in the file, shape expected).
+    ignored: name -> why it plays no part. notes: lines for the reader.
+    """
+
+    title: str
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshapen: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every name of the network has its weights, and nothing is left over."""
+        return not (self.missing or self.unexpected or self.misshapen)
+
+    def __str__(self) -> str:
+        counts = {
+            "matched": len(self.matched),
+            "missing": len(self.missing),
+            "unexpected": len(self.unexpected),
+            "misshapen": len(self.misshapen),
+            "ignored": len(self.ignored),
+        }
+        lines = [self.title, *(f"  {name:<11}{count:>5}" for name, count in counts.items())]
+        rows = [(name, "missing", self._near(name)) for name in self.missing]
+        rows += [(name, "unexpected", "") for name in self.unexpected]
+        rows += [
+            (name, "misshapen", f"has {has}, needs {needs}")
+            for name, (has, needs) in self.misshapen.items()
+        ]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.ignored.items():
+            reasons.setdefault(reason, []).append(name)
+        rows += [
+            (names[0] if len(names) == 1 else f"{names[0]}, ... ({len(names)})", "ignored", reason)
+            for reason, names in reasons.items()
+        ]
+        rows = [(shown(name), what, shown(detail)) for name, what, detail in rows]
+        width = max((len(name) for name, _, _ in rows[:_MAX_ROWS]), default=0)
+        lines += [
+            f"  {name:<{width}}  {what:<10}  {detail}".rstrip()
+            for name, what, detail in rows[:_MAX_ROWS]
+        ]
+        if len(rows) > _MAX_ROWS:
+            lines.append(f"  ... and {len(rows) - _MAX_ROWS} more")
+        return "\n".join([*lines, *(f"  {shown(note)}" for note in self.notes)])
+
+    def _near(self, name: str) -> str:
+        """Guess what a missing name is called in the file; where much is missing it is another network."""
+        if len(self.missing) > _MAX_GUESSES:
+            return ""
+        near = difflib.get_close_matches(name, self.unexpected[:2000], n=1, cutoff=0.85)
+        return f"is it {near[0]}?" if near else ""
+
+
+class ConversionError(WeightsFileError):
+    """A checkpoint that does not fit the network it was said to be of; `report` has the details."""
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+def match(
+    expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], title: str
+) -> Report:
+    """Compare names and shapes.
+
+    expected, found: name -> shape, of the network and of the checkpoint.
+    """
+    report = Report(title)
+    for name, shape in expected.items():
+        if name not in found:
+            report.missing.append(name)
+        elif tuple(found[name]) != tuple(shape):
+            report.misshapen[name] = (tuple(found[name]), tuple(shape))
+        else:
+            report.matched.append(name)
+    report.unexpected = [name for name in found if name not in expected]
+    return report
+
+
+__all__ = ["ConversionError", "Report", "match", "shown"]
