@@ -80,7 +80,7 @@ class Tensor:
                 "(labels are given to the losses as plain integer arrays)"
             )
         # NumPy turns arrays without axes into scalars wherever it computes with them.
-        self.data = np.asarray(data) if isinstance(data, np.generic) else data
+        self.data: Array = np.asarray(data) if isinstance(data, np.generic) else data
         self.grad: Array | None = None
         # Where an optimizer wants the gradient to be written; see optim.py.
         self.grad_buffer: Array | None = None
