@@ -1,43 +1,43 @@
-"""2-D convolution on the CPU.
+"""2-D convolution on the CPU: which algorithm computes which shape.
 
 x: N, H, W, C      weight: K, R, S, C/groups      y: N, P, Q, K
 
     y[n,p,q,k] = bias[k] + sum over r,s,c of x[n, i, j, c] * weight[k,r,s,c]
     with i = p * stride + r * dilation - top, j = q * stride + s * dilation - left, zero outside x
 
-One matrix product for each tap (r, s): the pixels a tap sees, as rows, times the tap's C x K matrix.
-Plain NumPy, for every shape, float32 and float64.
+Arrays are float32 or float64; results have the same type and are C-contiguous. The same input gives the
+same bits for any number of threads.
 """
 
 import numpy as np
 
-from minitl.kernels.cpu import memory
+from minitl.kernels.cpu import conv2d_direct, conv2d_portable
+from minitl.kernels.cpu.microkernel import host_lanes
 from minitl.shapes import Padding2d, window_output_shape
 
 Pair = tuple[int, int]
 
+__all__ = ["choose_algorithm", "conv2d_db", "conv2d_dw", "conv2d_dx", "conv2d_forward"]
 
-def _pad(x: np.ndarray, padding: Padding2d) -> np.ndarray:
-    if not any(padding):
-        return x
-    n, h, w, c = x.shape
-    padded = memory.zeros(
-        (n, h + padding.top + padding.bottom, w + padding.left + padding.right, c), x.dtype
-    )
-    padded[:, padding.top : padding.top + h, padding.left : padding.left + w] = x
-    return padded
+conv2d_db = conv2d_portable.conv2d_db
 
 
-def _tap(
-    padded: np.ndarray, r: int, s: int, p: int, q: int, stride: Pair, dilation: Pair
-) -> np.ndarray:
-    """Return the view (N, P, Q, C) of the pixels that tap (r, s) sees."""
-    top, left = r * dilation[0], s * dilation[1]
-    return padded[
-        :,
-        top : top + (p - 1) * stride[0] + 1 : stride[0],
-        left : left + (q - 1) * stride[1] + 1 : stride[1],
-    ]
+def choose_algorithm(
+    x_shape: tuple[int, ...], y_shape: tuple[int, ...], dtype: np.dtype, lanes: int
+) -> str:
+    """Return "portable" or "direct" for the convolution of these shapes.
+
+    lanes: the width of the machine's vectors as `host_lanes` gives it, 0 if the microkernel does not suit it.
+    """
+    pixels = y_shape[1] * y_shape[2]
+    if dtype != np.float32 or not lanes or 0 in x_shape or 0 in y_shape:
+        return "portable"
+    # Offsets within a set of pictures are 32 bits wide.
+    pictures = -(-conv2d_direct.PIXELS_IN_SET // pixels)
+    largest = max(x_shape[1] * x_shape[2] * x_shape[3], pixels * y_shape[3])
+    if pictures * largest >= 2**31:
+        return "portable"
+    return "direct"
 
 
 def conv2d_forward(
@@ -50,20 +50,14 @@ def conv2d_forward(
     groups: int,
 ) -> np.ndarray:
     """Return y, shape (N, P, Q, K)."""
-    n, h, w, _ = x.shape
-    k, kr, ks, cg = weight.shape
-    p, q = window_output_shape(h, w, (kr, ks), stride, padding, dilation)
-    padded = _pad(x, padding)
-    y = memory.empty((n, p, q, k), x.dtype)
-    y[...] = 0 if bias is None else bias
-    kg = k // groups
-    for g in range(groups):
-        into = y[..., g * kg : (g + 1) * kg]
-        for r in range(kr):
-            for s in range(ks):
-                seen = _tap(padded, r, s, p, q, stride, dilation)[..., g * cg : (g + 1) * cg]
-                into += seen @ weight[g * kg : (g + 1) * kg, r, s].T
-    return y
+    (n, h, w, _), (k, r, s, _) = x.shape, weight.shape
+    p, q = window_output_shape(h, w, (r, s), stride, padding, dilation)
+    lanes = host_lanes()
+    geometry = stride, padding, dilation, groups
+    if choose_algorithm(x.shape, (n, p, q, k), x.dtype, lanes) == "portable":
+        return conv2d_portable.conv2d_forward(x, weight, bias, *geometry)
+    x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
+    return conv2d_direct.conv2d_forward(x, weight, bias, *geometry, lanes)
 
 
 def conv2d_dx(
@@ -75,23 +69,13 @@ def conv2d_dx(
     dilation: Pair,
     groups: int,
 ) -> np.ndarray:
-    """Return the gradient of x: every tap hands dy @ weight[tap] back to the pixels it saw."""
-    n, h, w, c = x_shape
-    k, kr, ks, cg = weight.shape
-    p, q = dy.shape[1:3]
-    padded = memory.zeros(
-        (n, h + padding.top + padding.bottom, w + padding.left + padding.right, c), dy.dtype
-    )
-    kg = k // groups
-    for g in range(groups):
-        from_y = np.ascontiguousarray(dy[..., g * kg : (g + 1) * kg])
-        for r in range(kr):
-            for s in range(ks):
-                seen = _tap(padded, r, s, p, q, stride, dilation)[..., g * cg : (g + 1) * cg]
-                seen += from_y @ weight[g * kg : (g + 1) * kg, r, s]
-    return np.ascontiguousarray(
-        padded[:, padding.top : padding.top + h, padding.left : padding.left + w]
-    )
+    """Return the gradient of x, shape (N, H, W, C)."""
+    lanes = host_lanes()
+    geometry = stride, padding, dilation, groups
+    if choose_algorithm(x_shape, dy.shape, dy.dtype, lanes) == "portable":
+        return conv2d_portable.conv2d_dx(dy, weight, x_shape, *geometry)
+    dy, weight = np.ascontiguousarray(dy), np.ascontiguousarray(weight)
+    return conv2d_direct.conv2d_dx(dy, weight, x_shape, *geometry, lanes)
 
 
 def conv2d_dw(
@@ -103,22 +87,10 @@ def conv2d_dw(
     dilation: Pair,
     groups: int,
 ) -> np.ndarray:
-    """Return the gradient of the weight: for each tap, dy^T times the pixels it saw."""
-    k, kr, ks, cg = weight_shape
-    p, q = dy.shape[1:3]
-    padded = _pad(x, padding)
-    dw = memory.empty((k, kr, ks, cg), dy.dtype)
-    kg = k // groups
-    for g in range(groups):
-        from_y = dy[..., g * kg : (g + 1) * kg].reshape(-1, kg)
-        for r in range(kr):
-            for s in range(ks):
-                seen = _tap(padded, r, s, p, q, stride, dilation)[..., g * cg : (g + 1) * cg]
-                dw[g * kg : (g + 1) * kg, r, s] = from_y.T @ seen.reshape(-1, cg)
-    return dw
-
-
-def conv2d_db(dy: np.ndarray) -> np.ndarray:
-    """Return the gradient of the bias, the sum of dy over all pixels, shape (K,)."""
-    db: np.ndarray = dy.sum(axis=(0, 1, 2), dtype=np.float64).astype(dy.dtype)
-    return db
+    """Return the gradient of the weight, shape (K, R, S, C/groups)."""
+    lanes = host_lanes()
+    geometry = stride, padding, dilation, groups
+    if choose_algorithm(x.shape, dy.shape, dy.dtype, lanes) == "portable":
+        return conv2d_portable.conv2d_dw(dy, x, weight_shape, *geometry)
+    dy, x = np.ascontiguousarray(dy), np.ascontiguousarray(x)
+    return conv2d_direct.conv2d_dw(dy, x, weight_shape, *geometry, lanes)

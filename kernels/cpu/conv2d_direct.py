@@ -1,0 +1,654 @@
+"""Direct convolution in float32: products of tiles, without ever writing out the windows.
+
+x: N, H, W, C      weight: K, R, S, C/groups      y: N, P, Q, K
+
+In NHWC the channels under one tap (r, s) of the kernel lie side by side, so for each output pixel y is a
+sum over taps of a row of x times a matrix of the filters. A table holds, for each tap and pixel, where
+that row starts, or -1 where the tap looks at padding; the microkernel reads from a row of zeros then. The
+table alone knows about stride, dilation and padding, so one loop serves all of them:
+
+    forward   y[pixel]  = sum over taps of  x[table(tap, pixel)] @ w[tap]        rows of C, to columns of K
+    dx        x[pixel] += sum over taps of dy[table(tap, pixel)] @ w[tap]^T      rows of K, to columns of C
+    dw        w[tap]    = sum over pixels of dy[pixel]^T x[table(tap, pixel)]    the same table as forward
+
+With a stride, dx falls into stride * stride kinds of pixels, each seen by its own taps; each kind is a
+convolution of its own, and no multiplication is wasted. A kind that no tap sees (1x1 with stride) is zero.
+
+Columns are taken in panels of two vectors. The last panel is moved back to end with the row, so that it
+computes some columns twice and needs no masks; likewise the last tile of pixels is filled up with copies
+of the last pixel. What has fewer columns than one vector is padded with zeros first, and groups are
+merged until each has a vector's worth of channels.
+
+Every sum is divided and ordered by the problem's size alone: results do not depend on the number of
+threads.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from minitl.kernels.cpu import memory
+from minitl.kernels.cpu.jit import kernel
+from minitl.kernels.cpu.microkernel import (
+    OUTER_HEIGHT,
+    ROWS_HEIGHT,
+    add_outer_products,
+    multiply_rows,
+)
+from minitl.shapes import Padding2d, window_output_shape
+
+Pair = tuple[int, int]
+
+TILES_IN_BLOCK = 8  # tiles of pixels that one panel of filters is used for before the next
+PIXELS_IN_SET = 1024  # pictures are taken together until they have about so many pixels
+PIXELS_IN_SUM = 192  # dw: pixels summed in registers before they are added to memory
+TASKS = 16  # dw: independent pieces of work, for any number of threads up to this
+PARTIAL_SUMS = 1 << 20  # dw: floats that partial sums may take when pixels are divided among tasks
+
+
+# ---- Tables
+
+
+class _Gather(NamedTuple):
+    """Where the rows of a product come from and where its results go, for one set of pictures."""
+
+    table: np.ndarray  # int32 (taps, pixels rounded up to whole tiles), floats from the set's start
+    results: np.ndarray  # int32 (the same pixels)
+    pixels: int
+    taps: np.ndarray  # int64: the taps' numbers in the weight
+
+
+def _window_index(
+    out: int, size: int, kernel: int, stride: int, dilation: int, before: int
+) -> np.ndarray:
+    """Return (kernel, out): which of `size` pixels each tap sees along one axis, -1 for padding."""
+    index = np.arange(out) * stride + np.arange(kernel)[:, None] * dilation - before
+    return np.where((index >= 0) & (index < size), index, -1)
+
+
+def _seen_by(
+    positions: np.ndarray, out: int, kernel: int, stride: int, dilation: int, before: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the taps that see `positions` of one residue, and (taps, positions): from which output."""
+    shifted = positions + before - np.arange(kernel)[:, None] * dilation
+    taps = np.flatnonzero(shifted[:, 0] % stride == 0)
+    index = shifted[taps] // stride
+    return taps, np.where((index >= 0) & (index < out), index, -1)
+
+
+def _offsets(
+    rows: np.ndarray, columns: np.ndarray, pictures: int, shape: tuple[int, int, int], height: int
+) -> np.ndarray:
+    """Combine two axes into the int32 table (taps, pixels), filled up to whole tiles.
+
+    rows: (R, U), columns: (S, V), -1 for padding. shape: height, width, channels of what is read.
+    """
+    h, w, c = shape
+    n = np.arange(pictures)[:, None, None]
+    i = rows[:, None, None, :, None]
+    j = columns[None, :, None, None, :]
+    offsets = np.where((i < 0) | (j < 0), -1, ((n * h + i) * w + j) * c)
+    table = offsets.reshape(len(rows) * len(columns), -1).astype(np.int32)
+    fill = -table.shape[1] % height
+    return np.ascontiguousarray(np.pad(table, ((0, 0), (0, fill)), mode="edge"))
+
+
+@lru_cache(maxsize=256)
+def _forward_gather(
+    pictures: int,
+    x_shape: tuple[int, int, int],
+    y_shape: tuple[int, int, int],
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding2d,
+    dilation: Pair,
+    height: int,
+) -> _Gather:
+    (h, w, _), (p, q, _) = x_shape, y_shape
+    rows = _window_index(p, h, kernel[0], stride[0], dilation[0], padding.top)
+    columns = _window_index(q, w, kernel[1], stride[1], dilation[1], padding.left)
+    here = np.arange(p)[None], np.arange(q)[None]
+    return _Gather(
+        _offsets(rows, columns, pictures, x_shape, height),
+        _offsets(*here, pictures, y_shape, height)[0],
+        pictures * p * q,
+        np.arange(kernel[0] * kernel[1]),
+    )
+
+
+@lru_cache(maxsize=256)
+def _dx_gathers(
+    pictures: int,
+    x_shape: tuple[int, int, int],
+    y_shape: tuple[int, int, int],
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding2d,
+    dilation: Pair,
+    height: int,
+) -> tuple[_Gather, ...]:
+    """Return one gather for each kind of input pixel that some tap sees."""
+    (h, w, _), (p, q, _) = x_shape, y_shape
+    gathers = []
+    for first_row in range(min(stride[0], h)):
+        i = np.arange(first_row, h, stride[0])
+        r, rows = _seen_by(i, p, kernel[0], stride[0], dilation[0], padding.top)
+        for first_column in range(min(stride[1], w)):
+            j = np.arange(first_column, w, stride[1])
+            s, columns = _seen_by(j, q, kernel[1], stride[1], dilation[1], padding.left)
+            if len(r) and len(s):
+                gathers.append(
+                    _Gather(
+                        _offsets(rows, columns, pictures, y_shape, height),
+                        _offsets(i[None], j[None], pictures, x_shape, height)[0],
+                        pictures * len(i) * len(j),
+                        (r[:, None] * kernel[1] + s).reshape(-1),
+                    )
+                )
+    return tuple(gathers)
+
+
+def _picture_sets(pictures: int, pixels: int) -> list[tuple[int, int, int]]:
+    """Divide the batch into sets of equal size: (first picture, pictures in a set, number of sets).
+
+    Small pictures are taken together, so that few tiles are partly empty. What is left over makes a last,
+    smaller set.
+    """
+    size = min(pictures, -(-PIXELS_IN_SET // pixels))
+    sets, rest = divmod(pictures, size)
+    whole = [(0, size, sets)]
+    return [*whole, (pictures - rest, rest, 1)] if rest else whole
+
+
+@lru_cache(maxsize=256)
+def _panels(size: int, groups: int, lanes: int) -> np.ndarray:
+    """Cover `groups` times `size` columns by panels, int64 (panels, 5).
+
+    first column, vectors, columns that the panel before has covered already, group, columns before this
+    panel in packed filters.
+    """
+    panels, packed = [], 0
+    for group in range(groups):
+        start = 0
+        while start < size:
+            vectors = 2 if size >= 2 * lanes and size - start > lanes else 1
+            first = min(start, size - vectors * lanes)
+            panels.append((group * size + first, vectors, start - first, group, packed))
+            start = first + vectors * lanes
+            packed += vectors * lanes
+    return np.array(panels, np.int64)
+
+
+@lru_cache(maxsize=32)
+def _zeros(size: int) -> np.ndarray:
+    zeros = np.zeros(size, np.float32)
+    zeros.flags.writeable = False
+    return zeros
+
+
+# ---- Kernels
+
+
+@kernel(parallel=True)
+def _pack_forward(weight, lanes, panels, packed):  # type: ignore[no-untyped-def]
+    """Transpose filters (K, depth) to panels (depth, columns)."""
+    depth = weight.shape[1]
+    pieces = (depth + 255) // 256
+    for task in prange(len(panels) * pieces):
+        panel = task // pieces
+        first, width = panels[panel, 0], panels[panel, 1] * lanes
+        begin = (task - panel * pieces) * 256
+        place = panels[panel, 4] * depth
+        for k0 in range(begin, min(begin + 256, depth), 16):
+            for j in range(width):
+                for k in range(k0, min(k0 + 16, depth)):
+                    packed[place + k * width + j] = weight[first + j, k]
+
+
+@kernel(parallel=True)
+def _pack_dx(weight, taps, groups, lanes, panels, packed):  # type: ignore[no-untyped-def]
+    """Copy the chosen taps of filters (K, taps, C) to panels (taps, K, columns of C)."""
+    kg = weight.shape[0] // groups
+    cg = weight.shape[2]
+    for task in prange(len(panels) * len(taps)):
+        panel = task // len(taps)
+        t = task - panel * len(taps)
+        group, width = panels[panel, 3], panels[panel, 1] * lanes
+        first = panels[panel, 0] - group * cg
+        place = (panels[panel, 4] * len(taps) + t * width) * kg
+        for k in range(kg):
+            for j in range(width):
+                packed[place + k * width + j] = weight[group * kg + k, taps[t], first + j]
+
+
+@kernel(parallel=True)
+def _multiply_gathered(  # type: ignore[no-untyped-def]
+    lanes,
+    height,
+    x,
+    x_step,
+    zeros,
+    table,
+    depth,
+    packed,
+    panels,
+    start,
+    y,
+    y_step,
+    results,
+    sets,
+    block,
+    parts,
+):
+    """Compute y at all pixels: the sum over taps of rows of x times packed filters, plus start.
+
+    x_step, y_step: floats from one set of pictures to the next. block: pixels in a task. parts: tasks that
+    the panels are divided among.
+    """
+    taps, pixels = table.shape
+    blocks = (pixels + block - 1) // block
+    for task in prange(sets * blocks * parts):
+        part = task // (sets * blocks)
+        piece = task - part * sets * blocks
+        picture_set = piece // blocks
+        begin = (piece - picture_set * blocks) * block
+        x_set = x.ctypes.data + 4 * picture_set * x_step
+        y_set = y.ctypes.data + 4 * picture_set * y_step
+        for panel in range(part * len(panels) // parts, (part + 1) * len(panels) // parts):
+            column = panels[panel, 0]
+            for pixel in range(begin, min(begin + block, pixels), height):
+                multiply_rows(
+                    lanes,
+                    panels[panel, 1],
+                    x_set + 4 * panels[panel, 3] * depth,
+                    zeros.ctypes.data,
+                    table.ctypes.data + 4 * pixel,
+                    pixels,
+                    taps,
+                    depth,
+                    packed.ctypes.data + 4 * panels[panel, 4] * taps * depth,
+                    start.ctypes.data + 4 * column,
+                    y_set + 4 * column,
+                    results.ctypes.data + 4 * pixel,
+                )
+
+
+@kernel(parallel=True)
+def _sum_outer_products(  # type: ignore[no-untyped-def]
+    lanes,
+    height,
+    dy,
+    dy_step,
+    x,
+    x_step,
+    zeros,
+    table,
+    pixels,
+    units,
+    tiles,
+    sets,
+    block,
+    chunks,
+    slices,
+    sums,
+):
+    """Add to sums[chunk, unit, tile] the products of dy and x over the chunk's pixels.
+
+    units: int64 (units, 4): tap, first column of x, vectors, first column of dy. tiles: first columns of dy
+    within a group.
+    """
+    blocks = (pixels + block - 1) // block
+    size = height * 2 * lanes
+    k = dy.shape[-1]
+    for task in prange(chunks * slices):
+        chunk = task // slices
+        part = task - chunk * slices
+        for piece in range(chunk * sets * blocks // chunks, (chunk + 1) * sets * blocks // chunks):
+            picture_set = piece // blocks
+            begin = (piece - picture_set * blocks) * block
+            count = min(block, pixels - begin)
+            x_set = x.ctypes.data + 4 * picture_set * x_step
+            dy_block = dy.ctypes.data + 4 * (picture_set * dy_step + begin * k)
+            for unit in range(part * len(units) // slices, (part + 1) * len(units) // slices):
+                tap, column, vectors, from_dy = units[unit]
+                for tile in range(len(tiles)):
+                    place = ((chunk * len(units) + unit) * len(tiles) + tile) * size
+                    add_outer_products(
+                        lanes,
+                        vectors,
+                        dy_block + 4 * (from_dy + tiles[tile, 0]),
+                        k,
+                        x_set + 4 * column,
+                        zeros.ctypes.data,
+                        table.ctypes.data + 4 * (tap * table.shape[1] + begin),
+                        count,
+                        sums.ctypes.data + 4 * place,
+                    )
+
+
+@kernel(parallel=True)
+def _combine_sums(lanes, height, sums, units, tiles, places, dw):  # type: ignore[no-untyped-def]
+    """Write dw (K, taps * C/groups): the chunks' sums, added in float64 and in order.
+
+    places: int64 (units, 3): where the panel's column 0 goes in dw, its first new column and its last + 1.
+    """
+    chunks = len(sums)
+    groups = dw.shape[0] // (tiles[-1, 0] + height)
+    units_in_group = len(units) // groups
+    for task in prange(groups * len(tiles)):
+        group = task // len(tiles)
+        tile = task - group * len(tiles)
+        total = np.empty(2 * lanes, np.float64)
+        for unit in range(group * units_in_group, (group + 1) * units_in_group):
+            width = units[unit, 2] * lanes
+            for i in range(tiles[tile, 1], height):
+                for j in range(width):
+                    total[j] = sums[0, unit, tile, i * width + j]
+                for chunk in range(1, chunks):
+                    for j in range(width):
+                        total[j] += sums[chunk, unit, tile, i * width + j]
+                row = units[unit, 3] + tiles[tile, 0] + i
+                for j in range(places[unit, 1], places[unit, 2]):
+                    dw[row, places[unit, 0] + j] = total[j]
+
+
+# ---- Shapes that the kernels take: groups merged, few channels padded
+
+
+def _merge_count(groups: int, kg: int, cg: int, lanes: int) -> int:
+    """Return how many groups to treat as one, so that each has at least a vector of channels."""
+    return next(
+        m
+        for m in range(1, groups + 1)
+        if groups % m == 0 and (m == groups or m * min(kg, cg) >= lanes)
+    )
+
+
+def _merge_groups(weight: np.ndarray, groups: int, merged: int) -> np.ndarray:
+    """Return filters over `merged` groups each: every filter's own channels, and zeros for the others'."""
+    if merged == 1:
+        return weight
+    k, r, s, cg = weight.shape
+    wide = np.zeros((groups // merged, merged, k // groups, r, s, merged, cg), weight.dtype)
+    for i in range(merged):
+        wide[:, i, ..., i, :] = weight.reshape(groups // merged, merged, -1, r, s, cg)[:, i]
+    return wide.reshape(k, r, s, merged * cg)
+
+
+def _pad_axis(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Return the array with zeros appended along one axis up to `size`."""
+    shape = list(array.shape)
+    old, shape[axis] = shape[axis], size
+    wide = memory.zeros(tuple(shape), array.dtype)
+    wide[(slice(None),) * (axis % array.ndim) + (slice(old),)] = array
+    return wide
+
+
+def _narrow(array: np.ndarray, size: int) -> np.ndarray:
+    """Return a copy of the first `size` channels."""
+    narrow = memory.empty((*array.shape[:-1], size), array.dtype)
+    narrow[...] = array[..., :size]
+    return narrow
+
+
+def _rows_as_one_tap(channels: int, kernel: Pair, dilation: Pair, groups: int, lanes: int) -> bool:
+    """Say whether, the channels being few, a row of the kernel counts as one tap of S * C channels."""
+    return groups == 1 and channels < lanes and kernel[1] > 1 and dilation[1] == 1
+
+
+def _pad_picture(x: np.ndarray, padding: Padding2d, slack: int) -> np.ndarray:
+    """Return x with its padding written out, and `slack` readable floats behind it."""
+    n, h, w, c = x.shape
+    shape = n, h + padding.top + padding.bottom, w + padding.left + padding.right, c
+    size = int(np.prod(shape))
+    flat = memory.empty((size + slack,), x.dtype)
+    flat[size:] = 0
+    padded = flat[:size].reshape(shape)
+    if any(padding):
+        inside = padded[:, padding.top : padding.top + h, padding.left : padding.left + w]
+        padded[:, : padding.top] = 0
+        padded[:, padding.top + h :] = 0
+        padded[:, :, : padding.left] = 0
+        padded[:, :, padding.left + w :] = 0
+    else:
+        inside = padded
+    inside[...] = x
+    return padded
+
+
+# ---- The three functions
+
+
+def conv2d_forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    stride: Pair,
+    padding: Padding2d,
+    dilation: Pair,
+    groups: int,
+    lanes: int,
+) -> np.ndarray:
+    """Return y, shape (N, P, Q, K)."""
+    n, h, w, c = x.shape
+    k, r, s, cg = weight.shape
+    if k < lanes:
+        merged = _pad_axis(_merge_groups(weight, groups, groups), 0, lanes)
+        wide_bias = None if bias is None else _pad_axis(bias, 0, lanes)
+        y = conv2d_forward(x, merged, wide_bias, stride, padding, dilation, 1, lanes)
+        return _narrow(y, k)
+    p, q = window_output_shape(h, w, (r, s), stride, padding, dilation)
+    merge = _merge_count(groups, k // groups, cg, lanes)
+    weight, groups = _merge_groups(weight, groups, merge), groups // merge
+    y = memory.empty((n, p, q, k), x.dtype)
+    depth = weight.shape[3]
+    if _rows_as_one_tap(c, (r, s), dilation, groups, lanes):
+        x = _pad_picture(x, padding, 0)
+        padding, s, depth = Padding2d(0, 0, 0, 0), 1, s * c
+        h, w = x.shape[1:3]
+
+    panels = _panels(k // groups, groups, lanes)
+    filters = weight.reshape(k, -1)
+    packed = memory.empty((filters.shape[1] * int(panels[:, 1].sum()) * lanes,), x.dtype)
+    _pack_forward(filters, lanes, panels, packed)
+    start = _zeros(k) if bias is None else bias
+    height = ROWS_HEIGHT[lanes]
+    for first, pictures, sets in _picture_sets(n, p * q):
+        gather = _forward_gather(
+            pictures, (h, w, c), (p, q, k), (r, s), stride, padding, dilation, height
+        )
+        _multiply(lanes, x[first:], depth, gather, packed, panels, start, y[first:], pictures, sets)
+    return y
+
+
+def _multiply(
+    lanes: int,
+    x: np.ndarray,
+    depth: int,
+    gather: _Gather,
+    packed: np.ndarray,
+    panels: np.ndarray,
+    start: np.ndarray,
+    y: np.ndarray,
+    pictures: int,
+    sets: int,
+) -> None:
+    height = ROWS_HEIGHT[lanes]
+    block = TILES_IN_BLOCK * height
+    tasks = sets * -(-gather.table.shape[1] // block)
+    _multiply_gathered(
+        lanes,
+        height,
+        x,
+        pictures * x[0].size,
+        _zeros(depth),
+        gather.table,
+        depth,
+        packed,
+        panels,
+        start,
+        y,
+        pictures * y[0].size,
+        gather.results,
+        sets,
+        block,
+        min(len(panels), -(-TASKS // tasks)),
+    )
+
+
+def conv2d_dx(
+    dy: np.ndarray,
+    weight: np.ndarray,
+    x_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding2d,
+    dilation: Pair,
+    groups: int,
+    lanes: int,
+) -> np.ndarray:
+    """Return the gradient of x, shape (N, H, W, C)."""
+    n, h, w, c = x_shape
+    k, r, s, cg = weight.shape
+    if c < lanes:
+        merged = _pad_axis(_merge_groups(weight, groups, groups), 3, lanes)
+        dx = conv2d_dx(dy, merged, (n, h, w, lanes), stride, padding, dilation, 1, lanes)
+        return _narrow(dx, c)
+    merge = _merge_count(groups, k // groups, cg, lanes)
+    weight, groups = _merge_groups(weight, groups, merge), groups // merge
+    p, q = dy.shape[1:3]
+    dx = memory.empty((n, h, w, c), dy.dtype)
+    panels = _panels(c // groups, groups, lanes)
+    columns = int(panels[:, 1].sum()) * lanes
+    filters = weight.reshape(k, r * s, -1)
+    height = ROWS_HEIGHT[lanes]
+    zeros = _zeros(c)
+    sizes = (h, w, c), (p, q, k), (r, s), stride, padding, dilation, height
+    packed_filters = []
+    for gather in _dx_gathers(1, *sizes):
+        packed = memory.empty((len(gather.taps) * (k // groups) * columns,), dy.dtype)
+        _pack_dx(filters, gather.taps, groups, lanes, panels, packed)
+        packed_filters.append(packed)
+    if len(packed_filters) < stride[0] * stride[1]:
+        dx.fill(0)
+    for first, pictures, sets in _picture_sets(n, h * w // (stride[0] * stride[1]) or 1):
+        for gather, packed in zip(_dx_gathers(pictures, *sizes), packed_filters, strict=True):
+            _multiply(
+                lanes,
+                dy[first:],
+                k // groups,
+                gather,
+                packed,
+                panels,
+                zeros,
+                dx[first:],
+                pictures,
+                sets,
+            )
+    return dx
+
+
+@lru_cache(maxsize=256)
+def _dw_work(
+    taps: int, run: int, kg: int, groups: int, lanes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return units, tiles and places of dw; see `_sum_outer_products` and `_combine_sums`.
+
+    run: columns of dw under one tap in one group.
+    """
+    units, places = [], []
+    panels = _panels(max(run, lanes), 1, lanes).tolist()
+    for group in range(groups):
+        for tap in range(taps):
+            for first, vectors, skip, _, _ in panels:
+                units.append((tap, group * run + first, vectors, group * kg))
+                places.append((tap * run + first, skip, min(vectors * lanes, run - first)))
+    height = OUTER_HEIGHT[lanes]
+    starts = np.arange(0, kg, height)
+    firsts = np.minimum(starts, kg - height)
+    return (
+        np.array(units, np.int64),
+        np.stack([firsts, starts - firsts], 1),
+        np.array(places, np.int64),
+    )
+
+
+def conv2d_dw(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding2d,
+    dilation: Pair,
+    groups: int,
+    lanes: int,
+) -> np.ndarray:
+    """Return the gradient of the weight, shape (K, R, S, C/groups)."""
+    k, r, s, cg = weight_shape
+    height = OUTER_HEIGHT[lanes]
+    if k < height:
+        wide_shape = height, r, s, x.shape[3]
+        wide = conv2d_dw(
+            _pad_axis(dy, 3, height), x, wide_shape, stride, padding, dilation, 1, lanes
+        )
+        return _own_channels(wide[:k], groups, groups)
+    merge = _merge_count(groups, k // groups, cg, lanes)
+    if merge > 1:
+        wide_shape = k, r, s, merge * cg
+        wide = conv2d_dw(dy, x, wide_shape, stride, padding, dilation, groups // merge, lanes)
+        return _own_channels(wide, groups, merge)
+
+    n, p, q = dy.shape[:3]
+    taps, run = (r, s), cg
+    if _rows_as_one_tap(cg, (r, s), dilation, groups, lanes):
+        x = _pad_picture(x, padding, lanes)
+        padding, taps, run = Padding2d(0, 0, 0, 0), (r, 1), s * cg
+    elif cg < lanes:
+        x = _pad_axis(x, 3, lanes)
+    h, w, c = x.shape[1:]
+    units, tiles, places = _dw_work(taps[0] * taps[1], run, k // groups, groups, lanes)
+    picture_sets = _picture_sets(n, p * q)
+    size = len(units) * len(tiles) * height * 2 * lanes
+    _, pictures, sets = picture_sets[0]
+    blocks = -(-pictures * p * q // PIXELS_IN_SUM)
+    chunks = max(1, min(sets * blocks, TASKS, PARTIAL_SUMS // size))
+    slices = min(len(units), -(-TASKS // chunks))
+    sums = memory.zeros((chunks, len(units), len(tiles), height * 2 * lanes), dy.dtype)
+    for first, pictures, sets in picture_sets:
+        gather = _forward_gather(
+            pictures, (h, w, c), (p, q, k), taps, stride, padding, dilation, ROWS_HEIGHT[lanes]
+        )
+        blocks = -(-gather.pixels // PIXELS_IN_SUM)
+        _sum_outer_products(
+            lanes,
+            height,
+            dy[first:],
+            pictures * p * q * k,
+            x[first:],
+            pictures * h * w * c,
+            _zeros(max(c, lanes)),
+            gather.table,
+            gather.pixels,
+            units,
+            tiles,
+            sets,
+            -(-gather.pixels // blocks),
+            chunks,
+            slices,
+            sums,
+        )
+    dw = memory.empty((k, r, s, cg), dy.dtype)
+    _combine_sums(lanes, height, sums, units, tiles, places, dw.reshape(k, -1))
+    return dw
+
+
+def _own_channels(wide: np.ndarray, groups: int, merged: int) -> np.ndarray:
+    """Undo `_merge_groups`: from filters over `merged` groups each, keep every filter's own channels."""
+    k, r, s, c = wide.shape
+    own = memory.empty((k, r, s, c // merged), wide.dtype)
+    from_wide = wide.reshape(groups // merged, merged, k // groups, r, s, merged, c // merged)
+    to_own = own.reshape(groups // merged, merged, k // groups, r, s, c // merged)
+    for i in range(merged):
+        to_own[:, i] = from_wide[:, i, ..., i, :]
+    return own

@@ -1,0 +1,296 @@
+"""The inner loops of convolution, written as LLVM IR because compilers do not find them.
+
+A convolution is fast when a processor does little but multiply-add. It can do two vector multiply-adds
+and two loads in each cycle, and a multiply-add takes four cycles, so at least eight sums must be under
+way, and each loaded value must serve several of them. So a small tile of the result, `height` rows by
+`vectors` vectors of `lanes` numbers, stays in registers for the whole sum. One step of the sum loads
+`vectors` vectors and broadcasts `height` numbers, then does height * vectors multiply-adds:
+
+    lanes  registers  tile    sums  vectors  broadcast  used   loads per multiply-add
+    8      16         6 x 2   12    2        1          15     8 / 12
+    16     32         12 x 2  24    2        1          27     14 / 24
+    16     32         13 x 2  26    2        1          29     15 / 26
+
+AVX2 and NEON take 8 lanes (NEON as two registers each, of its 32), AVX-512 takes 16. `multiply_rows`
+could hold 14 rows in AVX-512's vector registers, but every row has an address of its own, and 12 of those
+together with the loop's own addresses are what the 16 integer registers can hold. `add_outer_products`
+reads its rows side by side from one address and takes 13, because 64, 128, 256 and 512 filters then leave
+almost no part of the last tile empty. Left to itself, LLVM vectorises such loops but keeps the sums in
+memory, a quarter of the speed or less.
+
+Numba calls the IR through `intrinsic`. Each tile is wrapped in a function of its own that is not inlined:
+it is compiled once, not at every place of use. Addresses are plain integers, steps between elements are
+in floats; nothing is checked here.
+"""
+
+import platform
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from minitl.kernels.cpu.jit import kernel
+
+F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+UNROLL = 4  # steps of the sum in one round of the loop
+
+# Rows of a tile, by lanes.
+ROWS_HEIGHT = {8: 6, 16: 12}
+OUTER_HEIGHT = {8: 6, 16: 13}
+
+
+@cache
+def host_lanes() -> int:
+    """Return the lanes that suit this machine: 16, 8, or 0 where the tiles would not be fast."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return 8
+    features = llvmlite.binding.get_host_cpu_features()
+    if features.get("avx512f") and features.get("avx512vl"):
+        return 16
+    return 8 if features.get("avx2") and features.get("fma") else 0
+
+
+class _Emitter:
+    """Writes the pieces of a tile: vectors, addresses and loops."""
+
+    def __init__(self, builder: ir.IRBuilder, lanes: int) -> None:
+        self.builder = builder
+        self.lanes = lanes
+        self.vector = ir.VectorType(F32, lanes)
+
+    def at(self, address: ir.Value, floats: ir.Value | int) -> ir.Value:
+        """Return the address that many floats (or 32-bit integers) further."""
+        if isinstance(floats, int):
+            return self.builder.add(address, I64(4 * floats))
+        return self.builder.add(address, self.builder.shl(floats, I64(2)))
+
+    def load(self, address: ir.Value, kind: ir.Type) -> ir.Value:
+        value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
+        value.align = 4
+        return value
+
+    def store(self, vector: ir.Value, address: ir.Value) -> None:
+        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
+        self.builder.store(vector, pointer).align = 4
+
+    def load_vectors(self, address: ir.Value, count: int) -> list[ir.Value]:
+        return [self.load(self.at(address, j * self.lanes), self.vector) for j in range(count)]
+
+    def broadcast(self, scalar: ir.Value) -> ir.Value:
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, I32(0))
+        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(first, undefined, zeros)
+
+    def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """Return a * b + c, fused where the processor can."""
+        name = f"llvm.fmuladd.v{self.lanes}f32"
+        function = self.builder.module.globals.get(name)
+        if function is None:
+            kind = ir.FunctionType(self.vector, [self.vector] * 3)
+            function = ir.Function(self.builder.module, kind, name)
+        return self.builder.call(function, [a, b, c])
+
+    def zero(self) -> ir.Value:
+        return ir.Constant(self.vector, [0.0] * self.lanes)
+
+    def row(self, base: ir.Value, outside: ir.Value, offset_address: ir.Value) -> ir.Value:
+        """Return the address of the row that a table entry names; a negative entry is `outside`."""
+        offset = self.builder.sext(self.load(offset_address, I32), I64)
+        negative = self.builder.icmp_signed("<", offset, I64(0))
+        return self.builder.select(negative, outside, self.at(base, offset))
+
+    def repeat(
+        self,
+        count: ir.Value,
+        values: Sequence[ir.Value],
+        body: Callable[[list[ir.Value]], Sequence[ir.Value]],
+    ) -> list[ir.Value]:
+        """Write `for _ in range(count): values = body(values)` and return the last values."""
+        builder = self.builder
+        before = builder.block
+        loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+        builder.cbranch(builder.icmp_signed(">", count, I64(0)), loop, after)
+
+        builder.position_at_end(loop)
+        left = builder.phi(I64)
+        current = [builder.phi(value.type) for value in values]
+        results = body(current)
+        remaining = builder.sub(left, I64(1))
+        end = builder.block  # not `loop` where the body holds a loop itself
+        for phi, first, next_ in zip(
+            [left, *current], [count, *values], [remaining, *results], strict=True
+        ):
+            phi.add_incoming(first, before)
+            phi.add_incoming(next_, end)
+        builder.cbranch(builder.icmp_signed(">", remaining, I64(0)), loop, after)
+
+        builder.position_at_end(after)
+        last = [builder.phi(value.type) for value in values]
+        for phi, first, next_ in zip(last, values, results, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(next_, end)
+        return last
+
+    def repeat_unrolled(
+        self,
+        count: ir.Value,
+        values: Sequence[ir.Value],
+        body: Callable[[list[ir.Value]], Sequence[ir.Value]],
+    ) -> list[ir.Value]:
+        """Write the same loop as `repeat`, UNROLL steps in a round, then what is left over."""
+
+        def round_of_steps(current: list[ir.Value]) -> list[ir.Value]:
+            for _ in range(UNROLL):
+                current = list(body(current))
+            return current
+
+        rounds = self.builder.ashr(count, I64(UNROLL.bit_length() - 1))
+        values = self.repeat(rounds, values, round_of_steps)
+        return self.repeat(self.builder.and_(count, I64(UNROLL - 1)), values, body)
+
+
+def _intrinsic(lanes: int, write: Callable[..., None]) -> Any:
+    """Make a Numba function of one tuple of int64 values from a function that writes its IR."""
+
+    @intrinsic
+    def tile(typing_context: Any, arguments: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, _: Any, values: list[ir.Value]) -> Any:
+            if lanes <= host_lanes():  # wider code than the machine's is never called
+                count = len(values[0].type)
+                parts = [builder.extract_value(values[0], i) for i in range(count)]
+                write(_Emitter(builder, lanes), *parts)
+            return context.get_dummy_value()
+
+        return types.void(arguments), codegen
+
+    return tile
+
+
+def _rows_tile(lanes: int, vectors: int) -> Any:
+    height = ROWS_HEIGHT[lanes]
+
+    def write(
+        emit: _Emitter,
+        a: ir.Value,
+        outside: ir.Value,
+        table: ir.Value,
+        table_step: ir.Value,
+        taps: ir.Value,
+        depth: ir.Value,
+        b: ir.Value,
+        start: ir.Value,
+        c: ir.Value,
+        c_table: ir.Value,
+    ) -> None:
+        def tap(values: list[ir.Value]) -> list[ir.Value]:
+            table, b, *sums = values
+            rows = [emit.row(a, outside, emit.at(table, i)) for i in range(height)]
+
+            def step(values: list[ir.Value]) -> list[ir.Value]:
+                k, b, *sums = values
+                right = emit.load_vectors(b, vectors)
+                for i in range(height):
+                    left = emit.broadcast(emit.load(emit.at(rows[i], k), F32))
+                    for j in range(vectors):
+                        q = i * vectors + j
+                        sums[q] = emit.multiply_add(left, right[j], sums[q])
+                return [emit.builder.add(k, I64(1)), emit.at(b, vectors * lanes), *sums]
+
+            _, b, *sums = emit.repeat_unrolled(depth, [I64(0), b, *sums], step)
+            return [emit.at(table, table_step), b, *sums]
+
+        sums = emit.load_vectors(start, vectors) * height
+        _, _, *sums = emit.repeat(taps, [table, b, *sums], tap)
+        for i in range(height):
+            row = emit.at(c, emit.builder.sext(emit.load(emit.at(c_table, i), I32), I64))
+            for j in range(vectors):
+                emit.store(sums[i * vectors + j], emit.at(row, j * lanes))
+
+    return _intrinsic(lanes, write)
+
+
+def _outer_tile(lanes: int, vectors: int) -> Any:
+    height = OUTER_HEIGHT[lanes]
+
+    def write(
+        emit: _Emitter,
+        a: ir.Value,
+        a_step: ir.Value,
+        b: ir.Value,
+        outside: ir.Value,
+        table: ir.Value,
+        count: ir.Value,
+        c: ir.Value,
+    ) -> None:
+        def step(values: list[ir.Value]) -> list[ir.Value]:
+            a, table, *sums = values
+            right = emit.load_vectors(emit.row(b, outside, table), vectors)
+            for i in range(height):
+                left = emit.broadcast(emit.load(emit.at(a, i), F32))
+                for j in range(vectors):
+                    q = i * vectors + j
+                    sums[q] = emit.multiply_add(left, right[j], sums[q])
+            return [emit.at(a, a_step), emit.at(table, 1), *sums]
+
+        sums = [emit.zero()] * (height * vectors)
+        _, _, *sums = emit.repeat_unrolled(count, [a, table, *sums], step)
+        for q, total in enumerate(sums):
+            place = emit.at(c, q * lanes)
+            emit.store(emit.builder.fadd(emit.load(place, emit.vector), total), place)
+
+    return _intrinsic(lanes, write)
+
+
+_rows_8x1, _rows_8x2 = _rows_tile(8, 1), _rows_tile(8, 2)
+_rows_16x1, _rows_16x2 = _rows_tile(16, 1), _rows_tile(16, 2)
+_outer_8x1, _outer_8x2 = _outer_tile(8, 1), _outer_tile(8, 2)
+_outer_16x1, _outer_16x2 = _outer_tile(16, 1), _outer_tile(16, 2)
+
+
+@kernel()
+def multiply_rows(lanes, vectors, a, outside, table, table_step, taps, depth, b, start, c, c_table):  # type: ignore[no-untyped-def]
+    """Compute one tile of a product whose left rows are found through a table.
+
+    With W = vectors * lanes and every name but the numbers an address:
+
+        c[c_table[i] + j] = start[j] + sum over t < taps, k < depth of A(t, i)[k] * b[(t * depth + k) * W + j]
+
+    for i < ROWS_HEIGHT[lanes], j < W, where A(t, i) is a + table[t * table_step + i], or `outside` if that
+    entry is negative. Tables are int32, in floats.
+    """
+    arguments = (a, outside, table, table_step, taps, depth, b, start, c, c_table)
+    if lanes == 16:
+        if vectors == 2:
+            _rows_16x2(arguments)
+        else:
+            _rows_16x1(arguments)
+    elif vectors == 2:
+        _rows_8x2(arguments)
+    else:
+        _rows_8x1(arguments)
+
+
+@kernel()
+def add_outer_products(lanes, vectors, a, a_step, b, outside, table, count, c):  # type: ignore[no-untyped-def]
+    """Add to one tile the sum of `count` outer products.
+
+        c[i * W + j] += sum over p < count of a[p * a_step + i] * B(p)[j]
+
+    for i < OUTER_HEIGHT[lanes], j < W = vectors * lanes, where B(p) is b + table[p], or `outside` if that
+    entry is negative.
+    """
+    arguments = (a, a_step, b, outside, table, count, c)
+    if lanes == 16:
+        if vectors == 2:
+            _outer_16x2(arguments)
+        else:
+            _outer_16x1(arguments)
+    elif vectors == 2:
+        _outer_8x2(arguments)
+    else:
+        _outer_8x1(arguments)
