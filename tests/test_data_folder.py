@@ -1,0 +1,393 @@
+"""Folders of pictures: layouts, splits, saved splits, and what people get wrong."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from minitl.data.folder import Dataset, Sample, from_labels, list_pictures, load_split, scan
+from minitl.errors import UserError
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
+
+
+def fill(root: Path, *names: str) -> Path:
+    """Make files (empty: scanning never opens them); a name with a slash at the end makes a folder."""
+    for name in names:
+        path = root / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return root
+
+
+def many(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}/{number}.jpg" for number in range(count)]
+
+
+def paths(samples: list[Sample]) -> list[str]:
+    return [sample.path for sample in samples]
+
+
+# What is found
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    fill(tmp_path, *many("dog", 10), *many("cat", 5))
+    data = scan(tmp_path)
+    assert data.classes == ["cat", "dog"]
+    assert data.counts("train") == [4, 8]
+    assert data.counts("val") == [1, 2]
+    assert data.test == []
+    assert (data.seed, data.val_fraction, data.notes) == (0, 0.2, [])
+    for sample in data.train + data.val:
+        assert sample.path.startswith(data.classes[sample.label] + "/")
+        assert (tmp_path / sample.path).is_file()
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_parts(tmp_path: Path, val: str) -> None:
+    fill(tmp_path, "train/a/1.png", "train/b/2.png", f"{val}/a/3.png", f"{val}/b/4.png")
+    fill(tmp_path, "test/a/5.png", "test/b/6.png")
+    data = scan(tmp_path)
+    assert data.train == [Sample("train/a/1.png", 0), Sample("train/b/2.png", 1)]
+    assert data.val == [Sample(f"{val}/a/3.png", 0), Sample(f"{val}/b/4.png", 1)]
+    assert data.test == [Sample("test/a/5.png", 0), Sample("test/b/6.png", 1)]
+    assert data.seed is None and data.val_fraction is None
+
+
+def test_train_and_test_without_val(tmp_path: Path) -> None:
+    fill(tmp_path, *many("train/a", 10), *many("train/b", 10), "test/a/x.png", "test/b/y.png")
+    data = scan(tmp_path, val_fraction=0.3)
+    assert data.counts("train") == [7, 7] and data.counts("val") == [3, 3]
+    assert len(data.test) == 2
+    assert all(path.startswith("train/") for path in paths(data.train + data.val))
+
+
+def test_every_suffix_and_case_and_nesting(tmp_path: Path) -> None:
+    suffixes = "jpg jpeg JPG JPEG png PNG bmp gif webp tif tiff TIF ppm pgm pbm pnm jfif avif"
+    names = [f"a/{i}.{suffix}" for i, suffix in enumerate(suffixes.split())]
+    fill(tmp_path, *names, "a/deep/er/1.png", "b/1.png", "b/2.png")
+    data = scan(tmp_path)
+    found = paths(data.train + data.val)
+    assert sorted(found) == sorted([*names, "a/deep/er/1.png", "b/1.png", "b/2.png"])
+
+
+def test_hidden_and_other_files(tmp_path: Path) -> None:
+    fill(tmp_path, *many("a", 3), *many("b", 3), ".git/x.jpg", "a/.thumbs/x.jpg", "a/.x.jpg")
+    fill(tmp_path, "a/readme.txt", "b/photo.heic", "notes.csv", "stray.jpg", "__MACOSX.txt")
+    data = scan(tmp_path)
+    assert data.counts("train") == [2, 2] and data.counts("val") == [1, 1]
+    assert len(data.notes) == 1
+    assert "5 files" in data.notes[0] and ".heic" in data.notes[0] and ".txt" in data.notes[0]
+
+
+def test_links(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", *many("a", 3), *many("b", 3), "pool/")
+    outside = fill(tmp_path / "outside", "secret.jpg", "folder/secret.jpg")
+    fill(tmp_path, "data/a/more/inside.jpg")
+    (root / "pool").rmdir()
+    (root / "b" / "link.jpg").symlink_to(root / "a" / "0.jpg")  # inside: followed
+    (root / "b" / "linked").symlink_to(root / "a" / "more")  # inside: followed
+    (root / "b" / "again").symlink_to(root / "a" / "more")  # the same folder twice: once
+    (root / "a" / "up").symlink_to(root)  # a loop
+    (root / "a" / "self").symlink_to(root / "a")  # a loop
+    (root / "a" / "out.jpg").symlink_to(outside / "secret.jpg")
+    (root / "a" / "out").symlink_to(outside / "folder")
+    (root / "a" / "broken.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "c").symlink_to(outside)  # a class folder outside
+    data = scan(root)
+    assert data.classes == ["a", "b"]
+    found = sorted(paths(data.train + data.val))
+    assert found[:4] == ["a/0.jpg", "a/1.jpg", "a/2.jpg", "a/more/inside.jpg"]
+    assert found[4:7] == ["b/0.jpg", "b/1.jpg", "b/2.jpg"]
+    assert found[8:] == ["b/link.jpg"] and found[7] in ("b/again/inside.jpg", "b/linked/inside.jpg")
+    assert "6 links" in " ".join(data.notes)
+
+
+def test_two_links_that_point_at_each_others_folder_end(tmp_path: Path) -> None:
+    root = fill(tmp_path, "a/x/1.jpg", "a/y/2.jpg", "b/1.jpg")
+    (root / "a/x/to_y").symlink_to(root / "a/y")
+    (root / "a/y/to_x").symlink_to(root / "a/x")
+    data = scan(root)
+    assert len(data.train) + len(data.val) == 3
+
+
+def test_classes_named_like_parts(tmp_path: Path) -> None:
+    """Vehicles: a class "train" beside "bus"."""
+    fill(tmp_path, *many("train", 3), *many("bus", 3))
+    assert scan(tmp_path).classes == ["bus", "train"]
+    fill(tmp_path / "nested", *many("train/steam", 3), *many("bus", 3))
+    assert scan(tmp_path / "nested").classes == ["bus", "train"]
+
+
+def test_unlabelled_test_folder_is_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, *many("train/a", 3), *many("train/b", 3), *many("test", 4))
+    data = scan(tmp_path)
+    assert data.classes == ["a", "b"] and data.test == []
+    assert "test: its pictures are not in class folders" in data.notes[0]
+
+
+def test_accents_in_either_unicode_form(tmp_path: Path) -> None:
+    fill(tmp_path, "cafe\u0301/1.jpg", "cafe\u0301/2.jpg", "th\u00e9/1.jpg")
+    assert scan(tmp_path).classes == ["caf\u00e9", "th\u00e9"]
+    assert len(scan(tmp_path, classes=["the\u0301", "caf\u00e9"]).test) == 3
+
+
+# The draw
+
+
+def test_split_is_stratified_and_keeps_one_of_each(tmp_path: Path) -> None:
+    fill(tmp_path, *many("one", 1), *many("two", 2), *many("three", 3), *many("hundred", 100))
+    data = scan(tmp_path, val_fraction=0.2)
+    assert dict(zip(data.classes, data.counts("train"), strict=True)) == {
+        "hundred": 80, "one": 1, "three": 2, "two": 1,
+    }  # fmt: skip
+    assert dict(zip(data.classes, data.counts("val"), strict=True)) == {
+        "hundred": 20, "one": 0, "three": 1, "two": 1,
+    }  # fmt: skip
+    high = scan(tmp_path, val_fraction=0.99)
+    assert min(high.counts("train")) == 1
+    assert scan(tmp_path, val_fraction=0).val == []
+
+
+def test_split_depends_on_seed_and_names_alone(tmp_path: Path, monkeypatch) -> None:
+    fill(tmp_path, *many("a", 50), *many("b", 50))
+    data = scan(tmp_path, seed=1)
+    assert data.val != scan(tmp_path, seed=2).val
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda p: sorted(scandir(p), key=lambda e: e.name)[::-1])
+    assert scan(tmp_path, seed=1) == data
+    monkeypatch.undo()
+
+    fill(tmp_path, *many("c", 5))
+    assert [s for s in scan(tmp_path, seed=1).val if s.label < 2] == data.val
+    # One more picture moves at most one other: the draw is by name, not by turn.
+    fill(tmp_path, "a/another.jpg")
+    assert len(set(data.val) - set(scan(tmp_path, seed=1).val)) <= 1
+
+
+def test_split_stays_the_same_across_releases(tmp_path: Path) -> None:
+    fill(tmp_path, *many("a", 10), *many("b", 4))
+    val = paths(scan(tmp_path, seed=3, val_fraction=0.3).val)
+    assert val == ["a/4.jpg", "a/5.jpg", "a/8.jpg", "b/1.jpg"]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5, float("nan")])
+def test_bad_fraction(tmp_path: Path, fraction: float) -> None:
+    fill(tmp_path, *many("a", 3), *many("b", 3))
+    with pytest.raises(UserError, match="validation fraction"):
+        scan(tmp_path, val_fraction=fraction)
+
+
+# What people get wrong
+
+
+def error(path: Path, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        scan(path, **options)
+    return str(caught.value)
+
+
+def test_not_a_folder(tmp_path: Path) -> None:
+    assert "nowhere does not exist" in error(tmp_path / "nowhere")
+    fill(tmp_path, "archive.zip")
+    assert "archive.zip is a file" in error(tmp_path / "archive.zip")
+
+
+def test_empty_or_without_class_folders(tmp_path: Path) -> None:
+    assert "is empty" in error(fill(tmp_path, "empty/") / "empty")
+    assert "no class folders" in error(fill(tmp_path / "flat", "1.jpg", "2.jpg"))
+    assert "left out 1 files that are not pictures (.zip)" in error(fill(tmp_path / "zip", "a.zip"))
+
+
+def test_one_class(tmp_path: Path) -> None:
+    assert "only one class, 'cat'" in error(fill(tmp_path / "one", *many("cat", 3)))
+    unpacked = fill(tmp_path / "download", *many("flowers/rose", 3), *many("flowers/tulip", 3))
+    message = error(unpacked)
+    assert "If its 2 folders are the classes" in message and str(unpacked / "flowers") in message
+
+
+def test_class_without_pictures(tmp_path: Path) -> None:
+    fill(tmp_path, *many("a", 3), *many("b", 3), "c/photo.heic")
+    message = error(tmp_path)
+    assert "class 'c' has no pictures" in message and ".heic" in message
+
+
+def test_parts_with_different_classes(tmp_path: Path) -> None:
+    fill(tmp_path, *many("train/a", 2), *many("train/b", 2), *many("val/a", 2), *many("val/B", 2))
+    message = error(tmp_path)
+    assert "lacks the class folders" in message
+    assert ("train" in message and " B," in message) or ("val" in message and " b," in message)
+
+
+def test_confusing_parts(tmp_path: Path) -> None:
+    two = fill(tmp_path / "two", "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "valid/a/1.jpg")
+    assert "mean the same part" in error(two)
+    no_train = fill(tmp_path / "no_train", "val/a/1.jpg", "val/b/1.jpg", "test/a/1.jpg")
+    assert "no train/" in error(no_train)
+    flat = fill(tmp_path / "flat", "train/a/1.jpg", "train/b/1.jpg", "val/1.jpg")
+    assert "val holds pictures but train/ holds class folders" in error(flat)
+    beside = fill(tmp_path / "beside", "train/a/1.jpg", "val/a/1.jpg", "extra/x/1.jpg")
+    assert "beside them pictures in extra/" in error(beside)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may read everything")
+def test_unreadable_folder(tmp_path: Path) -> None:
+    fill(tmp_path, *many("a", 3), *many("b", 3))
+    (tmp_path / "a").chmod(0)
+    try:
+        assert "no permission" in error(tmp_path)
+    finally:
+        (tmp_path / "a").chmod(0o700)
+
+
+# Evaluation and prediction
+
+
+def test_given_classes(tmp_path: Path) -> None:
+    fill(tmp_path, *many("a", 2), *many("b", 1), "c/")
+    data = scan(tmp_path, classes=["c", "b", "a"])
+    assert data.classes == ["c", "b", "a"]
+    assert data.train == [] and data.val == [] and data.seed is None
+    assert data.test == [Sample("b/0.jpg", 1), Sample("a/0.jpg", 2), Sample("a/1.jpg", 2)]
+
+
+def test_given_classes_keep_parts(tmp_path: Path) -> None:
+    fill(tmp_path, "val/a/1.jpg", "val/b/1.jpg", "test/a/1.jpg", "test/b/1.jpg")
+    data = scan(tmp_path, classes=["b", "a"])
+    assert data.train == [] and len(data.val) == len(data.test) == 2
+
+
+def test_given_classes_must_match(tmp_path: Path) -> None:
+    fill(tmp_path, *many("cat", 2), *many("dgo", 1))
+    message = error(tmp_path, classes=["cat", "dog"])
+    assert "lacks the class folders dog" in message
+    assert "has the folders dgo, which are none of cat, dog" in message
+    empty = fill(tmp_path / "empty", "cat/", "dog/")
+    assert "holds no pictures" in error(empty, classes=["cat", "dog"])
+
+
+def test_list_pictures(tmp_path: Path) -> None:
+    fill(tmp_path, "b.jpg", "a/2.png", "a/1.png", "a/x/3.png", "a/note.txt", "strange.xyz", "none/")
+    assert list_pictures(tmp_path / "b.jpg") == [tmp_path / "b.jpg"]
+    assert list_pictures([tmp_path / "strange.xyz", str(tmp_path / "a")]) == [
+        tmp_path / name for name in ("strange.xyz", "a/1.png", "a/2.png", "a/x/3.png")
+    ]
+    with pytest.raises(UserError, match=r"gone\.jpg does not exist"):
+        list_pictures([tmp_path / "gone.jpg"])
+    with pytest.raises(UserError, match="none holds no pictures"):
+        list_pictures(tmp_path / "none")
+
+
+def test_labels_from_elsewhere(tmp_path: Path) -> None:
+    fill(tmp_path, *many("all", 10))
+    labels = {f"all/{i}.jpg": "even" if i % 2 == 0 else "odd" for i in range(10)}
+    data = from_labels(tmp_path, labels)
+    assert data.classes == ["even", "odd"]
+    assert data.counts("train") == [4, 4] and data.counts("val") == [1, 1]
+    with pytest.raises(UserError, match=r"'all/99\.jpg'"):
+        from_labels(tmp_path, labels | {"all/99.jpg": "odd"})
+    with pytest.raises(UserError, match="at least two"):
+        from_labels(tmp_path, {"all/1.jpg": "odd"})
+    with pytest.raises(UserError, match="not a path inside"):
+        from_labels(tmp_path, labels | {"../x.jpg": "odd"})
+
+
+# Saved splits
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Dataset, Path]:
+    data = scan(fill(tmp_path / "data", *many("a", 5), *many("\u00fc b", 5)), seed=7)
+    data.save_split(tmp_path / "split.json")
+    return data, tmp_path / "split.json"
+
+
+def test_split_round_trip(saved: tuple[Dataset, Path], tmp_path: Path) -> None:
+    data, file = saved
+    assert load_split(file, data.root) == data
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert content["seed"] == 7 and content["val_fraction"] == 0.2
+    assert str(tmp_path) not in file.read_text(encoding="utf-8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "split.json"]
+
+
+def test_split_of_another_place(saved: tuple[Dataset, Path], tmp_path: Path) -> None:
+    data, file = saved
+    data.root.rename(tmp_path / "moved")
+    assert load_split(file, tmp_path / "moved").train == data.train
+
+
+def test_interrupted_save_keeps_the_old_one(saved: tuple[Dataset, Path], monkeypatch) -> None:
+    data, file = saved
+    before = file.read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(json, "dump", fail)
+    with pytest.raises(KeyboardInterrupt):
+        data.save_split(file)
+    assert file.read_bytes() == before
+    assert len(list(file.parent.iterdir())) == 2
+
+
+def test_split_names_a_picture_that_is_gone(saved: tuple[Dataset, Path]) -> None:
+    data, file = saved
+    (data.root / "a" / "3.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 10 pictures .* a/3\.jpg"):
+        load_split(file, data.root)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format="other"), "not a split written by minitl"),
+        (lambda c: c.update(format_version=2), "version 2"),
+        (lambda c: c.pop("classes"), "`classes`"),
+        (lambda c: c.update(classes=["a", "a"]), "`classes`"),
+        (lambda c: c.update(seed="x"), "`seed`"),
+        (lambda c: c.pop("val"), "'val'"),
+        (lambda c: c["train"].update(z=[]), "'train'"),
+        (lambda c: c["train"].update(a="a/1.jpg"), "not a list of paths"),
+        (lambda c: c["train"]["a"].append("../../etc/x.jpg"), "not a path inside"),
+        (lambda c: c["train"]["a"].append("/etc/x.jpg"), "not a path inside"),
+        (lambda c: c["val"]["a"].append(c["train"]["a"][0]), "more than once"),
+    ],
+)
+def test_damaged_split(saved: tuple[Dataset, Path], change, message: str) -> None:
+    data, file = saved
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_split(file, data.root)
+
+
+def test_split_that_is_no_json(saved: tuple[Dataset, Path]) -> None:
+    data, file = saved
+    file.write_bytes(b"\xff\x00{")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_split(file, data.root)
+    file.write_text("[1]")
+    with pytest.raises(UserError, match="not a split"):
+        load_split(file, data.root)
+    with pytest.raises(UserError, match="does not exist"):
+        load_split(file.with_name("other.json"), data.root)
+
+
+@pytest.mark.real_data
+def test_real_folders() -> None:
+    if not DATA.is_dir():
+        pytest.skip(f"{DATA} is not there")
+    cells = scan(DATA / "bccd_wbc")
+    assert cells.classes == ["Eosinophil", "Lymphocyte", "Monocyte", "Neutrophil"]
+    assert (len(cells.train), len(cells.val), len(cells.test)) == (209, 139, 0)
+    cifar = scan(DATA / "cifar10")
+    assert (len(cifar.train) + len(cifar.val), len(cifar.test)) == (1000, 500)
+    assert len(list_pictures(DATA / "imagenet_samples")) == 100
