@@ -84,10 +84,10 @@ def _add_finetune(commands: Any) -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--freeze",
-        nargs="+",
-        metavar="WHAT",
-        help="parts that do not train: names or patterns such as layer1 'layer?.0.*', or the words "
-        "backbone (all but the head), none (default)",
+        metavar="WHAT,...",
+        type=lambda text: tuple(text.split(",")),
+        help="parts that do not train: names or patterns such as conv1,layer1,'layer2.*.conv1', or the "
+        "words backbone (all but the head), none (default)",
     )
     train.add_argument(
         "--seed", type=int, metavar="N", help="of the head, the split and the order (0)"
@@ -125,8 +125,6 @@ def _finetune(options: argparse.Namespace) -> None:
         return
     config_file = given.pop("config", None)
     out, overwrite = given.pop("out", None), given.pop("overwrite", False)
-    if "freeze" in given:
-        given["freeze"] = tuple(given["freeze"])
     if given.pop("demo", False):
         if given.keys() & {"data", "weights", "arch"}:
             raise UserError("--demo brings its own DATA and --weights; leave yours out")

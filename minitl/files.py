@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 from pathlib import Path
@@ -49,6 +50,12 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    write_atomically(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], content: object) -> None:
+    """Write `content` as readable JSON, as `write_atomically` does."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode())
 
 

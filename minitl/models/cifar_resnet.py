@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minitl import nn, ops
-from minitl.models.classifier import Classifier
+from minitl.models.classifier import Classifier, preprocessing
 from minitl.models.resnet import Rng, conv, downsample
 from minitl.tensor import Tensor
 
@@ -60,7 +60,8 @@ class CifarResNet(Classifier):
     def __init__(
         self, arch: str, blocks: int, num_classes: int, seed: int | None, shortcut: str, width: int
     ) -> None:
-        super().__init__(arch, {"shortcut": shortcut, "width": width})
+        options = {"shortcut": shortcut, "width": width}
+        super().__init__(arch, options, preprocessing(resize=32, crop=32))
         if shortcut not in ("A", "B"):
             raise ValueError(f"{arch}: shortcut must be 'A' or 'B', not {shortcut!r}")
         rng = None if seed is None else np.random.default_rng(seed)

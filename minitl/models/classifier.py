@@ -8,22 +8,42 @@ from minitl import nn
 from minitl.tensor import Tensor
 
 
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+
+def preprocessing(resize: int, crop: int) -> dict[str, Any]:
+    """Return the usual preparation of pictures: ImageNet's mean and deviation, bilinear resizing."""
+    return {
+        "resize": resize,
+        "crop": crop,
+        "interpolation": "bilinear",
+        "channel_order": "RGB",
+        "scale": 1 / 255,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+    }
+
+
 class Classifier(nn.Module):
     """A trunk that turns pictures into one feature vector each, and a linear head for the classes.
 
     arch, arch_options: the registered name and options that `models.create` makes the same network of.
     class_names: the head's classes in order, if known.
-    preprocessing: how a picture becomes an input, as stored in weights files; empty if unknown.
+    preprocessing: how a picture becomes an input, as stored in weights files. A new network starts with
+        what is usual for its architecture.
     head_name: the attribute that holds the head, named as the original implementation names it.
     """
 
     head_name = "fc"
 
-    def __init__(self, arch: str, arch_options: dict[str, Any]) -> None:
+    def __init__(
+        self, arch: str, arch_options: dict[str, Any], preprocessing: dict[str, Any]
+    ) -> None:
         self.arch = arch
         self.arch_options = arch_options
         self.class_names: list[str] | None = None
-        self.preprocessing: dict[str, Any] = {}
+        self.preprocessing = preprocessing
 
     @property
     def head(self) -> nn.Linear:

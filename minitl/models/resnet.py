@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minitl import nn, ops
-from minitl.models.classifier import Classifier
+from minitl.models.classifier import Classifier, preprocessing
 from minitl.tensor import Tensor
 
 Rng = np.random.Generator | None
@@ -88,7 +88,7 @@ class ResNet(Classifier):
         groups: int = 1,
         width_per_group: int = 64,
     ) -> None:
-        super().__init__(arch, {})
+        super().__init__(arch, {}, preprocessing(resize=256, crop=224))
         rng = None if seed is None else np.random.default_rng(seed)
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False, rng=rng)
         self.bn1 = nn.BatchNorm2d(64)

@@ -80,7 +80,9 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     model = _make_model(config, dataset)
     _say_data(dataset)
     dataset = _without_bad_images(dataset, config)
+    make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
     _say_model(model, config)
+    folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "config.toml")
     dataset.save_split(folder / "split.json")
     return _train(Run(config, folder, dataset, model, _make_optimizer(model, config), []))
@@ -115,7 +117,6 @@ def _make_model(config: Config, dataset: Dataset) -> Classifier:
             )
         except ValueError as error:
             raise UserError(f"--arch: {error}") from None
-        model.preprocessing = Preprocessing.default(config.arch).to_dict()
         say(f"{config.arch}, from scratch (seed {config.seed})")
     else:
         model = models.load_model(config.weights)
@@ -136,6 +137,18 @@ def _make_model(config: Config, dataset: Dataset) -> Classifier:
     model.class_names = list(dataset.classes)
     apply_freeze(model, config.freeze)
     return model
+
+
+def make_schedule(config: Config, steps: int) -> optim.Schedule:
+    """Return the factor on the learning rate as a function of the step; an epoch has `steps`."""
+    if config.schedule == "constant":
+        return optim.constant()
+    total = config.epochs * steps
+    if config.warmup_steps >= total:
+        raise UserError(
+            f"--warmup-steps {config.warmup_steps} is not less than the {total} steps of the run"
+        )
+    return optim.cosine(total, warmup_steps=config.warmup_steps)
 
 
 def _make_optimizer(model: Classifier, config: Config) -> optim.Optimizer:
@@ -249,9 +262,7 @@ def _train_epoch(run: Run, loader: Loader) -> dict[str, float]:
     config, model = run.config, run.model
     model.train()
     steps = len(loader)
-    schedule = optim.constant()
-    if config.schedule == "cosine":
-        schedule = optim.cosine(config.epochs * steps, warmup_steps=config.warmup_steps)
+    schedule = make_schedule(config, steps)
     losses: list[float] = []
     factor = 0.0
     correct = seen = 0
@@ -260,7 +271,7 @@ def _train_epoch(run: Run, loader: Loader) -> dict[str, float]:
             if len(batch.labels) == 1 and config.batch_size > 1 and steps > 1:
                 continue  # a rest of one picture has no batch statistics
             factor = schedule(run.epoch * steps + number)
-            run.optimizer.scale_lr(factor)
+            run.optimizer.lr_factor = factor
             logits = model(Tensor(batch.images))
             loss = ops.softmax_cross_entropy(
                 logits, batch.labels, label_smoothing=config.label_smoothing

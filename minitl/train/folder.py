@@ -9,7 +9,7 @@ RUN_FILES = ("config.toml", "split.json", "last.h5", "best.h5", "metrics.csv", "
 
 
 def prepare_folder(out: str | None, name: str, overwrite: bool) -> Path:
-    """Return a folder for a new run.
+    """Return a folder for a new run; it need not exist yet.
 
     out: the folder asked for; None takes runs/<name>, or runs/<name>-2, -3, ... if that is taken.
     overwrite: delete the files of the run that is there, by their names, and nothing else.
@@ -35,5 +35,4 @@ def prepare_folder(out: str | None, name: str, overwrite: bool) -> Path:
             if (part / "config.toml").exists():
                 for file in RUN_FILES:
                     (part / file).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
     return folder

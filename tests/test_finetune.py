@@ -1,0 +1,345 @@
+"""`minitl finetune`, `evaluate` and `predict` on small pictures, from the command line inwards."""
+
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import minitl
+from minitl import hdf5, models
+from minitl.cli import main
+
+CLASSES = ("blue", "green", "red")
+
+
+def write_pictures(folder, per_class=8, seed=0):
+    """Draw a folder of noisy red, green and blue squares: easy to tell apart."""
+    rng = np.random.default_rng(seed)
+    for channel, name in enumerate(reversed(CLASSES)):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = rng.integers(0, 120, (32, 32, 3))
+            pixels[..., channel] += 130
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data") / "colours")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small network with a head for other classes."""
+    path = tmp_path_factory.mktemp("weights") / "w.h5"
+    minitl.save_model(models.cifar_resnet20(num_classes=5, width=4, shortcut="B", seed=1), path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, pictures, weights):
+    """Run `minitl finetune` with small settings and more arguments; return (exit code, folder)."""
+
+    def start(*more, out="run", data=pictures):
+        folder = tmp_path / out
+        arguments = ["finetune", data, "--weights", weights, "--out", folder]
+        defaults = ["--epochs", 3, "--batch-size", 6, "--lr", 0.05]
+        return main([str(a) for a in (*arguments, *defaults, *more)]), folder
+
+    return start
+
+
+def test_a_run_learns_and_leaves_its_files(run, capsys, pictures):
+    code, folder = run("--no-augment", "--epochs", 10)
+    assert code == 0
+    text = capsys.readouterr().out
+    assert "3 classes, 18 train, 6 val pictures" in text
+    assert "head for 5 classes is replaced" in text
+    files = {path.name for path in folder.iterdir()}
+    expected = {"best.h5", "config.toml", "last.h5", "metrics.csv", "split.json", "summary.json"}
+    assert files == expected
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["model"] == "cifar_resnet20"
+    assert summary["device"] == "cpu"
+    assert summary["classes"] == list(CLASSES)
+    assert summary["epochs"] == 10
+    assert summary["train_images"] == 18
+    assert summary["val"]["accuracy"] >= 0.8
+    assert 0.8 <= summary["val"]["macro_f1"] <= 1
+    assert set(summary["val"]["per_class"]) == set(CLASSES)
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == [str(n) for n in range(1, 11)]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    best = max(rows, key=lambda row: float(row["val_accuracy"]))
+    assert float(best["val_accuracy"]) == pytest.approx(summary["val"]["accuracy"], abs=1e-5)
+    assert hdf5.read(folder / "best.h5").class_names == list(CLASSES)
+    assert tomllib.loads((folder / "config.toml").read_text())["data"] == str(pictures)
+
+
+def test_same_seed_same_bits_whatever_the_number_of_workers(run):
+    _, first = run(out="a")
+    _, second = run("--workers", 3, out="b")
+    _, other = run("--seed", 1, out="c")
+    digests = [hdf5.read(folder / "last.h5").state for folder in (first, second, other)]
+    assert all(np.array_equal(digests[0][name], digests[1][name]) for name in digests[0])
+    assert not np.array_equal(digests[0]["linear.weight"], digests[2]["linear.weight"])
+
+
+def test_config_repeats_a_run(run, tmp_path):
+    _, first = run(out="a")
+    assert (
+        main(["finetune", "--config", str(first / "config.toml"), "--out", str(tmp_path / "b")])
+        == 0
+    )
+    a, b = (hdf5.read(tmp_path / out / "best.h5").state for out in "ab")
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_resume_after_a_lost_epoch_gives_the_same_weights(run, monkeypatch):
+    _, whole = run(out="whole")
+    from minitl.train import finetune
+
+    original = finetune._train_epoch
+
+    def interrupted(run, loader):
+        if run.epoch == 2:
+            raise KeyboardInterrupt
+        return original(run, loader)
+
+    monkeypatch.setattr(finetune, "_train_epoch", interrupted)
+    code, folder = run(out="part")
+    assert code != 0
+    assert hdf5.read(folder / "last.h5").progress["epoch"] == 2
+    monkeypatch.undo()
+    assert main(["finetune", "--resume", str(folder)]) == 0
+    a, b = (hdf5.read(f / "last.h5") for f in (whole, folder))
+    assert all(np.array_equal(a.state[name], b.state[name]) for name in a.state)
+    assert [{**r, "seconds": 0} for r in a.progress["history"]] == [
+        {**r, "seconds": 0} for r in b.progress["history"]
+    ]
+
+
+def test_freezing_the_backbone_trains_the_head_alone(run, weights):
+    code, folder = run("--freeze", "backbone")
+    assert code == 0
+    before, after = hdf5.read(weights).state, hdf5.read(folder / "best.h5").state
+    for name, array in before.items():
+        if not name.startswith("linear."):
+            assert array.tobytes() == after[name].tobytes(), name
+    assert after["linear.weight"].shape == (3, 16)
+
+
+def test_freezing_by_pattern(run, weights):
+    code, folder = run("--freeze", "conv1,bn1,layer?.0.*")
+    assert code == 0
+    before, after = hdf5.read(weights).state, hdf5.read(folder / "last.h5").state
+    same = {n for n in before if before[n].tobytes() == after[n].tobytes()}
+    prefixes = ("conv1.", "bn1.", "layer1.0.", "layer2.0.", "layer3.0.")
+    assert same == {n for n in before if n.startswith(prefixes)}
+
+
+def test_evaluate_and_predict(run, pictures, capsys, tmp_path):
+    _, folder = run("--no-augment", "--epochs", 10)
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), str(pictures), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["images"] == 24
+    assert figures["accuracy"] >= 0.8
+
+    files = [str(pictures / name / "0.png") for name in CLASSES]
+    assert main(["predict", str(folder), *files, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [r["class"] for r in results] == list(CLASSES)
+    assert sum(p for _, p in results[0]["top"]) == pytest.approx(1, abs=1e-4)
+    assert main(["predict", str(folder / "best.h5"), files[0]]) == 0
+    assert "blue" in capsys.readouterr().out
+
+
+def test_evaluation_matches_folders_by_name(run, capsys, tmp_path):
+    _, folder = run("--no-augment", "--epochs", 10)
+    other = write_pictures(tmp_path / "other", per_class=4, seed=5)
+    (other / "red").rename(other / "zinnober")
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), str(other)]) == 1
+    message = capsys.readouterr().err
+    assert "zinnober" in message
+    assert "red" in message
+
+
+def test_a_test_part_is_judged_at_the_end(run, tmp_path, capsys):
+    data = tmp_path / "parts"
+    for part, count in (("train", 6), ("val", 2), ("test", 3)):
+        write_pictures(data / part, per_class=count, seed=count)
+    code, folder = run(data=data)
+    assert code == 0
+    assert json.loads((folder / "summary.json").read_text())["test"]["images"] == 9
+
+
+# --------------------------------------------------------------------------- what can go wrong
+
+
+def expect_error(capsys, code, *words):
+    """Check for exit code 1 and one line without a traceback that holds the words."""
+    error = capsys.readouterr().err
+    assert code == 1
+    assert error.startswith("minitl: ")
+    assert error.count("\n") == 1, error
+    assert "Traceback" not in error
+    for word in words:
+        assert str(word) in error, error
+
+
+def test_bad_data_folders(run, capsys, tmp_path, pictures):
+    (tmp_path / "empty").mkdir()
+    expect_error(capsys, run(data=tmp_path / "empty")[0], tmp_path / "empty", "empty")
+    expect_error(capsys, run(data=tmp_path / "missing")[0], tmp_path / "missing", "does not exist")
+    one = tmp_path / "one"
+    (one / "red").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(one / "red" / "a.png")
+    expect_error(capsys, run(data=one)[0], one, "class")
+    hollow = write_pictures(tmp_path / "hollow", per_class=2)
+    (hollow / "yellow").mkdir()
+    expect_error(capsys, run(data=hollow)[0], "yellow", "no pictures")
+
+
+def test_bad_pictures_are_listed_before_training(run, capsys, tmp_path):
+    data = write_pictures(tmp_path / "data")
+    whole = (data / "red" / "0.png").read_bytes()
+    (data / "red" / "0.png").write_bytes(whole[: len(whole) // 2])
+    (data / "green" / "1.png").write_text("not a picture")
+    code, folder = run(data=data)
+    captured = capsys.readouterr()
+    assert code == 1
+    assert "red/0.png" in captured.out
+    assert "green/1.png" in captured.out
+    assert "--skip-bad" in captured.err
+    assert not folder.exists()
+    code, folder = run("--skip-bad", data=data)
+    assert code == 0
+    assert json.loads((folder / "summary.json").read_text())["train_images"] <= 18
+
+
+def test_bad_weights(run, capsys, tmp_path, pictures, weights):
+    def with_weights(path, *more):
+        return main(
+            [
+                *("finetune", str(pictures), "--weights", str(path)),
+                *("--out", str(tmp_path / "r"), *more),
+            ]
+        )
+
+    text = tmp_path / "text.h5"
+    text.write_text("this is no HDF5 file")
+    expect_error(capsys, with_weights(text), text)
+    expect_error(capsys, with_weights(tmp_path / "none.h5"), tmp_path / "none.h5")
+    short = tmp_path / "short.h5"
+    short.write_bytes(weights.read_bytes()[:-5000])
+    expect_error(capsys, with_weights(short), short)
+    altered = bytearray(weights.read_bytes())
+    altered[len(altered) // 2] ^= 1
+    (tmp_path / "altered.h5").write_bytes(altered)
+    expect_error(capsys, with_weights(tmp_path / "altered.h5"), "altered.h5")
+    expect_error(capsys, with_weights(weights, "--arch", "resnet50"), "resnet50", weights)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lr", "nan"], ["--lr", "nan"]),
+        (["--epochs", "0"], ["--epochs", "0"]),
+        (["--device", "cuda"], ["cuda", "cpu"]),
+        (["--freeze", "layer9"], ["layer9", "layer1"]),
+        (["--freeze", "backbone,linear"], ["nothing to train"]),
+        (["--freeze", "none,layer1"], ["none"]),
+        (["--schedule", "square"], ["square", "cosine"]),
+        (["--warmup-steps", "1000"], ["--warmup-steps", "1000"]),
+        (["--demo"], ["--demo"]),
+        (["--resume", "x"], ["--resume"]),
+    ],
+)
+def test_bad_options(run, capsys, arguments, words):
+    code, folder = run(*arguments)
+    expect_error(capsys, code, *words)
+    assert not folder.exists()
+
+
+def test_a_run_is_never_overwritten_unasked(run, capsys):
+    _, folder = run("--epochs", 1)
+    (folder / "notes.txt").write_text("mine")
+    before = (folder / "best.h5").read_bytes()
+    capsys.readouterr()
+    expect_error(capsys, run("--epochs", 1)[0], folder, "--overwrite")
+    assert (folder / "best.h5").read_bytes() == before
+    assert run("--epochs", 1, "--seed", 5, "--overwrite")[0] == 0
+    assert (folder / "best.h5").read_bytes() != before
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_checkpoint(
+    run, capsys, monkeypatch
+):
+    from minitl.train import finetune
+
+    original = finetune._train_epoch
+
+    def explode(run, loader):
+        if run.epoch == 1:
+            run.model.state_dict()["linear.bias"][...] = np.nan
+        return original(run, loader)
+
+    monkeypatch.setattr(finetune, "_train_epoch", explode)
+    code, folder = run()
+    expect_error(capsys, code, "loss", "nan", "--lr", "last.h5")
+    assert hdf5.read(folder / "last.h5").progress["epoch"] == 1
+
+
+def test_a_full_disk_keeps_the_checkpoint(run, capsys, monkeypatch, tmp_path):
+    from minitl import files
+
+    def full_after_one_epoch(descriptor):
+        if (tmp_path / "run" / "metrics.csv").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full_after_one_epoch)
+    code, folder = run()
+    expect_error(capsys, code, os.strerror(errno.ENOSPC), folder)
+    assert hdf5.read(folder / "last.h5").progress["epoch"] == 1
+    hdf5.read(folder / "best.h5")
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_ctrl_c_in_the_middle_of_an_epoch(pictures, weights, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "minitl.cli", "finetune", pictures, "--weights", weights]
+    options = ["--out", folder, "--epochs", "10000", "--batch-size", "6", "--lr", "0.001"]
+    process = subprocess.Popen(
+        [str(part) for part in (*command, *options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "last.h5").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode not in (0, -signal.SIGINT)
+    assert "--resume" in error
+    assert "Traceback" not in error
+    assert hdf5.read(folder / "last.h5").progress["epoch"] >= 1
+
+
+def test_debug_shows_the_traceback(run):
+    with pytest.raises(minitl.errors.UserError):
+        run("--debug", "--lr", "-1")
