@@ -4,10 +4,8 @@ Images are N, H, W, C; spatial arguments are given as in PyTorch (an int, or one
 are brought to one form here, the only form that kernels see.
 """
 
+from numbers import Integral
 from typing import NamedTuple
-
-Pair = int | tuple[int, int]
-Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 
 
 class Padding2d(NamedTuple):
@@ -19,12 +17,16 @@ class Padding2d(NamedTuple):
     right: int
 
 
+Pair = int | tuple[int, int]
+Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | Padding2d
+
+
 def pair(value: Pair, name: str, minimum: int = 1) -> tuple[int, int]:
     """Return `value` as (rows, columns); a ValueError names the argument if it is not valid."""
-    both: tuple[int, ...] = (value, value) if isinstance(value, int) else tuple(value)
-    if len(both) != 2 or min(both) < minimum:
+    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(both) != 2 or not all(isinstance(v, Integral) and v >= minimum for v in both):
         raise ValueError(f"{name} must be an int or two ints, each at least {minimum}; got {value}")
-    return both[0], both[1]
+    return int(both[0]), int(both[1])
 
 
 def padding2d(value: Padding) -> Padding2d:
@@ -32,10 +34,10 @@ def padding2d(value: Padding) -> Padding2d:
     if isinstance(value, Padding2d):
         return value
     if isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, tuple) for v in value):
-        rows, columns = (pair(v, "padding", 0) for v in value)  # type: ignore[arg-type]
-        return Padding2d(*rows, *columns)
-    rows_columns = pair(value, "padding", 0)  # type: ignore[arg-type]
-    return Padding2d(rows_columns[0], rows_columns[0], rows_columns[1], rows_columns[1])
+        vertical, horizontal = (pair(v, "padding", 0) for v in value)  # type: ignore[arg-type]
+        return Padding2d(*vertical, *horizontal)
+    rows, columns = pair(value, "padding", 0)  # type: ignore[arg-type]
+    return Padding2d(rows, rows, columns, columns)
 
 
 def window_output_size(

@@ -8,7 +8,10 @@ from typing import Any
 
 import numba
 import platformdirs
-from numba import config
+
+config: Any = (
+    numba.config
+)  # its settings come into being at run time, which type checkers cannot see
 
 # OpenMP starts a parallel loop in about 2 us. Numba's own order would prefer TBB.
 if config.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]:

@@ -60,7 +60,7 @@ def conv2d(
     Returns (N, P, Q, K) with P = (H + top + bottom - dilation * (R - 1) - 1) // stride + 1, Q likewise.
     Raises ValueError for shapes that do not fit each other.
     """
-    geometry = {
+    geometry: dict[str, Any] = {
         "stride": pair(stride, "stride"),
         "padding": padding2d(padding),
         "dilation": pair(dilation, "dilation"),
