@@ -108,6 +108,18 @@ def test_other_arrays_are_refused(image: np.ndarray) -> None:
         IMAGENET.training(image, np.random.default_rng(0))
 
 
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 99))
+def test_pillow_pictures_give_the_same(height: int, width: int, seed: int) -> None:
+    p = Preprocessing(14, 12)
+    image = picture(height, width)
+    pil = Image.fromarray(image)
+    np.testing.assert_array_equal(p.evaluation(image), p.evaluation(pil))
+    first, second = (p.training(x, np.random.default_rng(seed)) for x in (image, pil))
+    np.testing.assert_array_equal(first, second)
+    with pytest.raises(ValueError, match=r"mode RGB.*got L"):
+        p.evaluation(pil.convert("L"))
+
+
 # Training
 
 

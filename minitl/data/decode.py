@@ -77,12 +77,17 @@ def decode(path: str | Path, min_side: int | None = None) -> np.ndarray:
 
     Raises ImageError for a file that is missing, truncated, no picture, or unreasonably large.
     """
+    return np.asarray(decode_image(path, min_side))
+
+
+def decode_image(path: str | Path, min_side: int | None = None) -> Image.Image:
+    """Read a picture like `decode`, and leave it in Pillow's hands, for a resize that follows."""
     path = Path(path)
     if min_side is not None and min_side < 1:
         raise ValueError(f"min_side must be at least 1, or None for the full size; got {min_side}")
     try:
         with path.open("rb") as file:
-            return np.asarray(_read(path, file, min_side))
+            return _read(path, file, min_side)
     except (ImageError, MemoryError):
         raise
     except Exception as error:
@@ -203,4 +208,4 @@ def check_images(
     return [bad for part in parts for bad in part]
 
 
-__all__ = ["FORMATS", "KEEP", "MAX_PIXELS", "ImageError", "check_images", "decode"]
+__all__ = ["FORMATS", "KEEP", "MAX_PIXELS", "ImageError", "check_images", "decode", "decode_image"]

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from minitl.data.decode import KEEP, decode
+from minitl.data.decode import KEEP, decode_image
 from minitl.data.folder import Sample
 from minitl.data.preprocessing import Augmentation, Preprocessing
 
@@ -190,21 +191,21 @@ class Loader:
 
     def _crop(self, index: int, epoch: int) -> np.ndarray:
         """Return the finished part of a picture: (crop, crop, 3) uint8."""
-        stored = self._cache.get(index)
+        picture: np.ndarray | Image.Image | None = self._cache.get(index)
         if self.augment is None:
-            if stored is None:
-                # A copy: the crop alone, or it would keep the whole picture alive.
-                stored = self.preprocessing.evaluation_crop(self._decode(index)).copy()
-                self._cache.put(index, stored)
-            return stored
-        if stored is None:
-            stored = self._decode(index)
-            self._cache.put(index, stored)
+            if isinstance(picture, np.ndarray):
+                return picture
+            crop = self.preprocessing.evaluation_crop(self._decode(index))
+            self._cache.put(index, crop)
+            return crop
+        if picture is None:
+            picture = self._decode(index)
+            self._cache.put(index, picture)
         rng = self._rng(_PICTURE, epoch, index)
-        return self.preprocessing.training_crop(stored, rng, self.augment)
+        return self.preprocessing.training_crop(picture, rng, self.augment)
 
-    def _decode(self, index: int) -> np.ndarray:
-        return decode(self.root / self.samples[index].path, min_side=self._min_side)
+    def _decode(self, index: int) -> Image.Image:
+        return decode_image(self.root / self.samples[index].path, min_side=self._min_side)
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.Generator(
@@ -224,12 +225,14 @@ class _Cache:
     def get(self, index: int) -> np.ndarray | None:
         return self._pictures.get(index)
 
-    def put(self, index: int, picture: np.ndarray) -> None:
+    def put(self, index: int, picture: np.ndarray | Image.Image) -> None:
+        height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else picture.size
+        size = 3 * height * width
         with self._lock:
-            if index in self._pictures or self._used + picture.nbytes > self._limit:
+            if index in self._pictures or self._used + size > self._limit:
                 return
-            self._pictures[index] = picture
-            self._used += picture.nbytes
+            self._used += size  # reserved; the copying is done outside of the lock
+        self._pictures[index] = np.asarray(picture)
 
 
 def _min_side(preprocessing: Preprocessing, augment: Augmentation | None) -> int:

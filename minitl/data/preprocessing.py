@@ -27,6 +27,7 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 Triple = tuple[float, float, float]
+Picture = np.ndarray | Image.Image
 
 
 @dataclass(frozen=True)
@@ -123,26 +124,23 @@ class Preprocessing:
         values = asdict(self)
         return values | {"mean": list(self.mean), "std": list(self.std)}
 
-    def evaluation(self, image: np.ndarray) -> np.ndarray:
+    def evaluation(self, image: Picture) -> np.ndarray:
         """Return the network's input for a picture: (crop, crop, 3) float32.
 
-        image: (height, width, 3) uint8, RGB.
+        image: (height, width, 3) uint8, RGB; or a Pillow picture of mode RGB.
         """
         return self.normalise(self.evaluation_crop(image))
 
     def training(
-        self,
-        image: np.ndarray,
-        rng: np.random.Generator,
-        augmentation: Augmentation | None = None,
+        self, image: Picture, rng: np.random.Generator, augmentation: Augmentation | None = None
     ) -> np.ndarray:
         """Return a random variation of a picture as the network's input: (crop, crop, 3) float32.
 
-        image: (height, width, 3) uint8, RGB. rng: decides; equal generators give equal results.
+        image: as for `evaluation`. rng: decides; equal generators give equal results.
         """
         return self.normalise(self.training_crop(image, rng, augmentation))
 
-    def evaluation_crop(self, image: np.ndarray) -> np.ndarray:
+    def evaluation_crop(self, image: Picture) -> np.ndarray:
         """Resize the shorter side and cut out the middle: (crop, crop, 3) uint8, RGB."""
         height, width = _height_width(image)
         short = min(height, width)
@@ -152,30 +150,27 @@ class Preprocessing:
         left = round((new_width - self.crop) / 2.0)
         top = round((new_height - self.crop) / 2.0)
         if (new_height, new_width) != (height, width):
-            resized = Image.fromarray(image).resize(
-                (new_width, new_height), INTERPOLATIONS[self.interpolation]
-            )
-            image = np.asarray(resized)
-        return image[top : top + self.crop, left : left + self.crop]
+            image = self._resized(image, new_width, new_height)
+        return np.asarray(_part(image, top, left, self.crop, self.crop))
 
     def training_crop(
-        self,
-        image: np.ndarray,
-        rng: np.random.Generator,
-        augmentation: Augmentation | None = None,
+        self, image: Picture, rng: np.random.Generator, augmentation: Augmentation | None = None
     ) -> np.ndarray:
         """Cut out a random part, resize it, perhaps mirror it: (crop, crop, 3) uint8, RGB."""
         augmentation = augmentation or Augmentation()
         height, width = _height_width(image)
         mirror = rng.random() < augmentation.flip
         top, left, rows, columns = _random_box(height, width, rng, augmentation)
-        part = image[top : top + rows, left : left + columns]
+        image = _part(image, top, left, rows, columns)
         if (rows, columns) != (self.crop, self.crop):
-            resized = Image.fromarray(np.ascontiguousarray(part)).resize(
-                (self.crop, self.crop), INTERPOLATIONS[self.interpolation]
-            )
-            part = np.asarray(resized)
-        return part[:, ::-1] if mirror else part
+            image = self._resized(image, self.crop, self.crop)
+        array = np.asarray(image)
+        return array[:, ::-1] if mirror else array
+
+    def _resized(self, image: Picture, width: int, height: int) -> Image.Image:
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(np.ascontiguousarray(image))
+        return image.resize((width, height), INTERPOLATIONS[self.interpolation])
 
     def normalise(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Turn (..., height, width, 3) RGB bytes into the network's numbers, float32 of that shape.
@@ -222,7 +217,19 @@ def _random_box(
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def _height_width(image: np.ndarray) -> tuple[int, int]:
+def _part(image: Picture, top: int, left: int, rows: int, columns: int) -> Picture:
+    if isinstance(image, Image.Image):
+        return image.crop((left, top, left + columns, top + rows))
+    return image[top : top + rows, left : left + columns]
+
+
+def _height_width(image: Picture) -> tuple[int, int]:
+    if isinstance(image, Image.Image):
+        if image.mode != "RGB":
+            raise ValueError(
+                f"a picture must have mode RGB, as decode_image() gives it; got {image.mode}"
+            )
+        return image.height, image.width
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
             f"a picture must be (height, width, 3) uint8, as decode() gives it; "
