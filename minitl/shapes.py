@@ -5,7 +5,7 @@ are brought to one form here, the only form that kernels see.
 """
 
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Padding2d(NamedTuple):
@@ -23,8 +23,8 @@ Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | Padd
 
 def pair(value: Pair, name: str, minimum: int = 1) -> tuple[int, int]:
     """Return `value` as (rows, columns); a ValueError names the argument if it is not valid."""
-    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, Integral) and v >= minimum for v in both):
+    both: tuple[Any, ...] = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(both) != 2 or not all(isinstance(v, Integral) and int(v) >= minimum for v in both):
         raise ValueError(f"{name} must be an int or two ints, each at least {minimum}; got {value}")
     return int(both[0]), int(both[1])
 
@@ -34,7 +34,7 @@ def padding2d(value: Padding) -> Padding2d:
     if isinstance(value, Padding2d):
         return value
     if isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, tuple) for v in value):
-        vertical, horizontal = (pair(v, "padding", 0) for v in value)  # type: ignore[arg-type]
+        vertical, horizontal = (pair(v, "padding", 0) for v in value)
         return Padding2d(*vertical, *horizontal)
     rows, columns = pair(value, "padding", 0)  # type: ignore[arg-type]
     return Padding2d(rows, rows, columns, columns)

@@ -8,6 +8,7 @@ as 1, 2, 3", SC 2011); backward computes it once more. The seed is the key, and 
 32-bit words serves elements 4b .. 4b + 3 of the stream.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -158,4 +159,4 @@ def _flat(array: np.ndarray) -> np.ndarray:
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1, array.shape[-1])
+    return np.ascontiguousarray(array).reshape(math.prod(array.shape[:-1]), array.shape[-1])
