@@ -78,7 +78,8 @@ def test_every_suffix_and_case_and_nesting(tmp_path: Path) -> None:
 
 def test_hidden_and_other_files(tmp_path: Path) -> None:
     fill(tmp_path, *many("a", 3), *many("b", 3), ".git/x.jpg", "a/.thumbs/x.jpg", "a/.x.jpg")
-    fill(tmp_path, "a/readme.txt", "b/photo.heic", "notes.csv", "stray.jpg", "__MACOSX.txt")
+    fill(tmp_path, "a/readme.txt", "b/photo.heic", "notes.csv", "stray.jpg", "Thumbs.db")
+    fill(tmp_path, "__MACOSX/a/x.jpg", "a/@eaDir/x.jpg", ".DS_Store")
     data = scan(tmp_path)
     assert data.counts("train") == [2, 2] and data.counts("val") == [1, 1]
     assert len(data.notes) == 1

@@ -67,6 +67,20 @@ def test_jpeg(tmp_path: Path) -> None:
     )
 
 
+def test_picture_with_a_second_one_inside(tmp_path: Path) -> None:
+    """MPO: what some phones and stereo cameras write under the name .jpg."""
+    first, second = (Image.fromarray(photograph(64, 80) // n) for n in (1, 3))
+    first.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[second], quality=95)
+    assert np.abs(decode(tmp_path / "x.jpg").astype(int) - photograph(64, 80)).mean() < 2
+    assert decode(tmp_path / "x.jpg", min_side=8).shape == (16, 20, 3)
+
+
+@pytest.mark.skipif("AVIF" not in module.FORMATS, reason="this Pillow has no AVIF")
+def test_avif(tmp_path: Path) -> None:
+    Image.fromarray(photograph(64, 80)).save(tmp_path / "x.avif", quality=95)
+    assert np.abs(decode(tmp_path / "x.avif").astype(int) - photograph(64, 80)).mean() < 3
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
 def test_gray(tmp_path: Path, suffix: str) -> None:
     values = photograph(16, 16)[..., 0]
@@ -260,6 +274,7 @@ def test_senseless_orientation_is_ignored(tmp_path: Path, orientation: int) -> N
     np.testing.assert_array_equal(decode(tmp_path / "x.png"), image)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
     image = photograph(16, 16)
     Image.fromarray(image).save(tmp_path / "x.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")

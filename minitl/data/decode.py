@@ -14,9 +14,13 @@ Every file becomes what a viewer would show on a white page, as an array of unsi
 Large pictures are decoded smaller. A caller who needs `min_side` pixels along the shorter side gets at
 least `KEEP` times as many: a JPEG decoder skips work when asked for 1/2, 1/4 or 1/8 of the size, and
 what remains, or another format, is averaged over squares. Pictures below 2 * KEEP * min_side are not
-touched. A 12-megapixel JPEG decoded for 256 pixels takes half the time, and its resize a tenth. The
-price, on photographs resized to 112 pixels: the final pixels move by 0.7 levels of 255 on average at
-KEEP = 2, by 1.4 to 1.8 at KEEP = 1, and hardly less at 3.
+touched. A 12-megapixel JPEG for 256 pixels then decodes in 31 ms instead of 82, and the resize that
+follows takes 4 instead of 51. The price, measured on photographs resized to 64 pixels, is a mean change
+of the final pixels, in levels of 255, for reduction by the decoder and by averaging:
+
+    KEEP = 1   1.6 and 2.5
+    KEEP = 2   0.8 and 1.0    chosen
+    KEEP = 3   0.5 and 0.6
 """
 
 import threading

@@ -28,6 +28,8 @@ SUFFIXES = frozenset({
 })
 # fmt: on
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# Left behind by unpackers and disk stations, full of things that look like pictures.
+JUNK = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"})
 SPLIT_FORMAT = "minitl split"
 
 
@@ -285,7 +287,7 @@ class _Scanner:
             raise UserError(f"no permission to read the folder {folder}; change it") from None
         for entry in entries:
             path = folder / entry.name
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name in JUNK:
                 continue
             if entry.is_symlink() and not self._may_follow(path):
                 self.links += 1
