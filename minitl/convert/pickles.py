@@ -433,7 +433,9 @@ def read_pickle(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name != "STOP":
                 machine.step(opcode.name, _interned(argument))
-        (result,) = machine.stack
+        result = machine.pop()
+        if machine.stack:
+            raise PickleError("its stack is in disorder")
     except PickleError:
         raise
     except (ValueError, KeyError, IndexError, OverflowError, EOFError, MemoryError) as error:
