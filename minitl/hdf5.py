@@ -405,6 +405,10 @@ def _read_texts(file: h5py.File, path: Path) -> dict[str, str]:
             "install a newer minitl"
         )
     names = ("format", "format_version", *_TEXTS, *_JSONS, "digest")
+    if unknown := sorted(set(file.attrs) - set(names)):
+        raise WeightsFileError(
+            f"{path} has the attribute {unknown[0][:80]!r}, which version 1 of the format has not"
+        )
     return {name: _read_text(file, name, path) for name in names}
 
 
@@ -483,7 +487,9 @@ def _read_dataset(dataset: h5py.Dataset, name: str, room: int, path: Path) -> _S
     kind = next((k for k, h5type in _TYPES.items() if stored_type.equal(h5type)), None)
     if kind is None:
         raise refuse("does not hold plain little-endian numbers")
-    if dataset.attrs.keys():
+    if others := set(dataset.attrs) - {"dtype"}:
+        raise refuse(f"has the attribute {min(others)[:80]!r}, which is none of the format's")
+    if "dtype" in dataset.attrs:
         disguise = _read_text(dataset, "dtype", path)
         if _DISGUISED.get(disguise) != kind:
             raise refuse(f"is {kind} but claims to stand for {disguise[:20]!r}")
