@@ -264,7 +264,7 @@ class BatchNorm2d(Module):
         A residual is always followed by a ReLU, as in residual networks.
         """
         arguments = (self.weight, self.bias, self.running_mean, self.running_var)
-        options = {
+        options: dict[str, Any] = {
             "training": self.training and not self.frozen,
             "momentum": self.momentum,
             "eps": self.eps,

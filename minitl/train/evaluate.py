@@ -10,7 +10,7 @@ from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.train.console import Progress
-from minitl.train.inference import BATCH, predict_logits, softmax
+from minitl.train.forward import EVALUATION_BATCH, Forward, softmax
 from minitl.train.metrics import classification_metrics
 
 
@@ -77,15 +77,7 @@ def predict(
 def _predict(
     model: Classifier, samples: list[Sample], root: Path, label: str, workers: int
 ) -> tuple[Any, Any]:
-    loader = Loader(
-        samples,
-        root,
-        Preprocessing.from_dict(model.preprocessing),
-        BATCH,
-        seed=0,
-        shuffle=False,
-        augment=None,
-        workers=workers,
-    )
+    preprocessing = Preprocessing.from_dict(model.preprocessing)
+    loader = Loader(samples, root, preprocessing, EVALUATION_BATCH, workers=workers)
     with Progress(label, len(samples)) as progress:
-        return predict_logits(model, loader, progress.update)
+        return Forward(model, loader, False, label).logits(progress.update)

@@ -28,11 +28,10 @@ from minitl.errors import UserError
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
-from minitl.tensor import Tensor
 from minitl.train.config import Config
 from minitl.train.console import Progress, duration, percent, say
+from minitl.train.forward import EVALUATION_BATCH, Forward, trunk_is_frozen
 from minitl.train.freezing import apply_freeze
-from minitl.train.inference import BATCH, predict_logits
 from minitl.train.metrics import classification_metrics
 
 COLUMNS = (
@@ -197,13 +196,11 @@ def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
             f"{len(bad)} unreadable pictures (listed above); repair them or go on with --skip-bad"
         )
     paths = {path for path, _ in bad}
-    good = dataclasses.replace(
-        dataset,
-        **{
-            part: [sample for sample in getattr(dataset, part) if sample.path not in paths]
-            for part in ("train", "val", "test")
-        },
+    train, val, test = (
+        [sample for sample in part if sample.path not in paths]
+        for part in (dataset.train, dataset.val, dataset.test)
     )
+    good = dataclasses.replace(dataset, train=train, val=val, test=test)
     for part in ("train", "val"):
         if not getattr(good, part):
             raise UserError(f"{dataset.root} has no readable picture left for {part}; repair some")
@@ -212,6 +209,7 @@ def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
 
 def _train(run: Run) -> dict[str, Any]:
     config = run.config
+    keep = not config.augment and trunk_is_frozen(run.model)
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
     train_loader = Loader(
         run.dataset.train,
@@ -222,14 +220,17 @@ def _train(run: Run) -> dict[str, Any]:
         shuffle=True,
         augment=Augmentation() if config.augment else None,
         workers=config.workers,
+        # A rest of one picture has no batch statistics.
+        drop_last=len(run.dataset.train) % config.batch_size == 1 < config.batch_size,
     )
-    val_loader = _evaluation_loader(run, run.dataset.val, preprocessing)
+    train = Forward(run.model, train_loader, keep, "train")
+    val = Forward(run.model, _evaluation_loader(run, run.dataset.val), keep, "validation")
     say(f"  run folder: {run.folder}")
     try:
         while run.epoch < config.epochs:
             started = time.monotonic()
-            row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train_loader)}
-            metrics = _evaluate(run.model, val_loader, run.dataset.classes, "validation")
+            row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train)}
+            metrics = _evaluate(val, run.dataset.classes)
             row |= {f"val_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
             row["seconds"] = time.monotonic() - started
             run.history.append(row)
@@ -242,57 +243,43 @@ def _train(run: Run) -> dict[str, Any]:
             f"interrupted; the state after epoch {run.epoch} is safe in {run.folder / 'last.h5'}; continue "
             f"with: minitl finetune --resume {run.folder}"
         ) from None
-    return _finish(run, val_loader, preprocessing)
+    return _finish(run)
 
 
-def _evaluation_loader(run: Run, samples: list[Sample], preprocessing: Preprocessing) -> Loader:
+def _evaluation_loader(run: Run, samples: list[Sample]) -> Loader:
+    preprocessing = Preprocessing.from_dict(run.model.preprocessing)
     return Loader(
-        samples,
-        run.dataset.root,
-        preprocessing,
-        BATCH,
-        seed=0,
-        shuffle=False,
-        augment=None,
-        workers=run.config.workers,
+        samples, run.dataset.root, preprocessing, EVALUATION_BATCH, workers=run.config.workers
     )
 
 
-def _train_epoch(run: Run, loader: Loader) -> dict[str, float]:
+def _train_epoch(run: Run, forward: Forward) -> dict[str, float]:
     config, model = run.config, run.model
     model.train()
-    steps = len(loader)
+    steps = len(forward.loader)
     schedule = make_schedule(config, steps)
     losses: list[float] = []
-    factor = 0.0
     correct = seen = 0
+    factor = 0.0
     with Progress(f"epoch {run.epoch + 1}/{config.epochs}", len(run.dataset.train)) as progress:
-        for number, batch in enumerate(loader.epoch(run.epoch)):
-            if len(batch.labels) == 1 and config.batch_size > 1 and steps > 1:
-                continue  # a rest of one picture has no batch statistics
+        for number, (logits, labels) in enumerate(forward.epoch(run.epoch)):
             factor = schedule(run.epoch * steps + number)
-            run.optimizer.lr_factor = factor
-            logits = model(Tensor(batch.images))
-            loss = ops.softmax_cross_entropy(
-                logits, batch.labels, label_smoothing=config.label_smoothing
-            )
+            loss = ops.softmax_cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 saved = f"; the state after epoch {run.epoch} is in last.h5" if run.epoch else ""
                 raise UserError(
                     f"the loss became {losses[-1]} in epoch {run.epoch + 1}, step {number + 1}, at learning "
-                    f"rate {config.lr * factor:g}; try a lower --lr, for example "
-                    f"{config.lr / 10:g}{saved}"
+                    f"rate {config.lr * factor:g}; try a lower --lr, for example {config.lr / 10:g}{saved}"
                 )
+            run.optimizer.lr_factor = factor
             loss.backward()
             run.optimizer.step()
             run.optimizer.zero_grad()
-            correct += int((logits.numpy().argmax(axis=1) == batch.labels).sum())
-            seen += len(batch.labels)
-            progress.update(
-                len(batch.labels),
-                f"loss {np.mean(losses[-20:]):.3f}, accuracy {percent(correct / seen)}",
-            )
+            correct += int((logits.numpy().argmax(axis=1) == labels).sum())
+            seen += len(labels)
+            recent = np.mean(losses[-20:])
+            progress.update(len(labels), f"loss {recent:.3f}, accuracy {percent(correct / seen)}")
     return {
         "lr": config.lr * factor,
         "train_loss": float(np.mean(losses)),
@@ -300,9 +287,9 @@ def _train_epoch(run: Run, loader: Loader) -> dict[str, float]:
     }
 
 
-def _evaluate(model: Classifier, loader: Loader, classes: list[str], label: str) -> dict[str, Any]:
-    with Progress(label, len(loader.samples)) as progress:
-        logits, labels = predict_logits(model, loader, progress.update)
+def _evaluate(forward: Forward, classes: list[str]) -> dict[str, Any]:
+    with Progress(forward.label, len(forward.loader.samples)) as progress:
+        logits, labels = forward.logits(progress.update)
     return classification_metrics(logits, labels, classes)
 
 
@@ -340,7 +327,7 @@ def _say_epoch(run: Run) -> None:
     )
 
 
-def _finish(run: Run, val_loader: Loader, preprocessing: Preprocessing) -> dict[str, Any]:
+def _finish(run: Run) -> dict[str, Any]:
     """Judge the best epoch's weights, on the test part too where there is one."""
     best = models.load_model(run.folder / "best.h5")
     summary: dict[str, Any] = {
@@ -351,11 +338,11 @@ def _finish(run: Run, val_loader: Loader, preprocessing: Preprocessing) -> dict[
         "best_epoch": int(run.best["epoch"]),
         "seconds": round(sum(row["seconds"] for row in run.history), 3),
         "train_images": len(run.dataset.train),
-        "val": _evaluate(best, val_loader, run.dataset.classes, "validation"),
     }
-    if run.dataset.test:
-        loader = _evaluation_loader(run, run.dataset.test, preprocessing)
-        summary["test"] = _evaluate(best, loader, run.dataset.classes, "test")
+    for part, samples in (("val", run.dataset.val), ("test", run.dataset.test)):
+        if samples:
+            forward = Forward(best, _evaluation_loader(run, samples), False, f"{part}, best epoch")
+            summary[part] = _evaluate(forward, run.dataset.classes)
     write_json(run.folder / "summary.json", summary)
     for part in ("val", "test"):
         if part in summary:
