@@ -181,6 +181,7 @@ def test_random_box_distribution() -> None:
     assert area.min() > 0.199 and area.max() < 0.501
     assert abs(area.mean() - 0.35) < 0.006  # about four standard errors
     assert abs(ratio).max() < math.log(4 / 3) + 0.01 and abs(ratio.mean()) < 0.013
+    assert abs(ratio.std() - math.log(4 / 3) / math.sqrt(3)) < 0.01  # a uniform variable's spread
     for place, size in ((boxes[:, 0], boxes[:, 2]), (boxes[:, 1], boxes[:, 3])):
         share = place / (1000 - size)
         assert share.min() < 0.01 and share.max() > 0.99 and abs(share.mean() - 0.5) < 0.022
