@@ -17,7 +17,7 @@ from minitl.kernels.cpu import jit, memory
 
 BLOCK = 64  # rows summed in the input's precision
 ROW = 512  # elements; folding stops here
-CHUNK = 1 << 14  # elements; less is not worth a thread's while
+CHUNK = 1 << 15  # elements; less is not worth a thread's while
 CHUNKS = 64
 
 
@@ -118,32 +118,48 @@ def batchnorm_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @jit.kernel()
-def _apply_chunk(x, residual, scale, shift, floor, y, first, last):  # type: ignore[no-untyped-def]
+def _line(slope, shift, lines):  # type: ignore[no-untyped-def]
+    """Write slope * x + shift as (x - zero) * slope + rest, for each element of a folded row.
+
+    Where a channel's mean is many times its standard deviation, slope * x and shift are large and
+    nearly cancel. x - zero, with `zero` where the line is zero, cancels before anything is rounded.
+    `zero` itself has to be rounded; `rest` makes up for that.
+    """
+    channels = len(slope)
+    for i in range(lines.shape[1]):
+        a, b = slope[i % channels], shift[i % channels]
+        zero = lines.dtype.type(-b / a)
+        if not np.isfinite(zero):
+            zero = lines.dtype.type(0)
+        lines[0, i], lines[1, i], lines[2, i] = zero, a, b + a * np.float64(zero)
+
+
+@jit.kernel()
+def _apply_chunk(x, residual, lines, floor, y, first, last):  # type: ignore[no-untyped-def]
     width = x.shape[1]
+    zero, slope, rest = lines[0], lines[1], lines[2]
     if residual.shape[0]:
         for row in range(first, last):
             xr, rr, yr = x[row], residual[row], y[row]
             for i in range(width):
-                v = xr[i] * scale[i] + shift[i] + rr[i]
+                v = (xr[i] - zero[i]) * slope[i] + rest[i] + rr[i]
                 yr[i] = floor if v < floor else v
     else:
         for row in range(first, last):
             xr, yr = x[row], y[row]
             for i in range(width):
-                v = xr[i] * scale[i] + shift[i]
+                v = (xr[i] - zero[i]) * slope[i] + rest[i]
                 yr[i] = floor if v < floor else v
 
 
 @jit.kernel(parallel=True)
 def _apply(x, residual, scale, shift, floor, y, chunks):  # type: ignore[no-untyped-def]
     rows, width = x.shape
-    channels = len(scale)
-    scales, shifts = np.empty(width, x.dtype), np.empty(width, x.dtype)
-    for i in range(width):
-        scales[i], shifts[i] = scale[i % channels], shift[i % channels]
+    lines = np.empty((3, width), x.dtype)
+    _line(scale, shift, lines)
     for chunk in prange(chunks):
         first, last = rows * chunk // chunks, rows * (chunk + 1) // chunks
-        _apply_chunk(x, residual, scales, shifts, floor, y, first, last)
+        _apply_chunk(x, residual, lines, floor, y, first, last)
 
 
 def batchnorm_apply(
@@ -244,36 +260,36 @@ def batchnorm_reduce(
 
 
 @jit.kernel()
-def _dx_chunk(dy, y, x, a, b, c, dx, first, last):  # type: ignore[no-untyped-def]
+def _dx_chunk(dy, y, x, a, lines, dx, first, last):  # type: ignore[no-untyped-def]
     width = dy.shape[1]
-    zero = dy.dtype.type(0)
+    nothing = dy.dtype.type(0)
+    zero, slope, rest = lines[0], lines[1], lines[2]
     relu, training = y.shape[0] > 0, x.shape[0] > 0
     for row in range(first, last):
         g, out = dy[row], dx[row]
         if relu:
             yr = y[row]
             for i in range(width):
-                out[i] = a[i] * (zero if yr[i] <= zero else g[i])
+                out[i] = a[i] * (nothing if yr[i] <= nothing else g[i])
         else:
             for i in range(width):
                 out[i] = a[i] * g[i]
         if training:
             xr = x[row]
             for i in range(width):
-                out[i] += b[i] * xr[i] + c[i]
+                out[i] += (xr[i] - zero[i]) * slope[i] + rest[i]
 
 
 @jit.kernel(parallel=True)
-def _dx(dy, y, x, coefficients, dx, chunks):  # type: ignore[no-untyped-def]
+def _dx(dy, y, x, a, b, c, dx, chunks):  # type: ignore[no-untyped-def]
     rows, width = dy.shape
-    channels = coefficients.shape[1]
-    k = np.empty((3, width), dy.dtype)
-    for j in range(3):
-        for i in range(width):
-            k[j, i] = coefficients[j, i % channels]
+    factor, lines = np.empty(width, dy.dtype), np.empty((3, width), dy.dtype)
+    for i in range(width):
+        factor[i] = a[i % len(a)]
+    _line(b, c, lines)
     for chunk in prange(chunks):
         first, last = rows * chunk // chunks, rows * (chunk + 1) // chunks
-        _dx_chunk(dy, y, x, k[0], k[1], k[2], dx, first, last)
+        _dx_chunk(dy, y, x, factor, lines, dx, first, last)
 
 
 def batchnorm_dx(
@@ -292,15 +308,14 @@ def batchnorm_dx(
     channels = dy.shape[-1]
     rows = _fold(dy, channels)
     absent = np.empty((0, 0), dy.dtype)
-    coefficients = np.zeros((3, channels))
-    coefficients[0] = a
-    if x is not None:
-        coefficients[1], coefficients[2] = b, c
+    a = np.asarray(a, np.float64)
     _dx(
         rows,
         absent if y is None else _fold(y, channels),
         absent if x is None else _fold(x, channels),
-        coefficients,
+        a,
+        a if b is None else np.asarray(b, np.float64),
+        a if c is None else np.asarray(c, np.float64),
         _fold(dx, channels),
         _chunks(rows),
     )
