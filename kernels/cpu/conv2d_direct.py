@@ -183,9 +183,7 @@ def _panels(size: int, groups: int, lanes: int) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _zeros(size: int) -> np.ndarray:
-    zeros = np.zeros(size, np.float32)
-    zeros.flags.writeable = False
-    return zeros
+    return np.zeros(size, np.float32)
 
 
 # ---- Kernels

@@ -54,8 +54,8 @@ def host_lanes() -> int:
     return 8 if features.get("avx2") and features.get("fma") else 0
 
 
-class _Emitter:
-    """Writes the pieces of a tile: vectors, addresses and loops."""
+class Emitter:
+    """Writes the pieces of a kernel: vectors, addresses and loops."""
 
     def __init__(self, builder: ir.IRBuilder, lanes: int) -> None:
         self.builder = builder
@@ -69,18 +69,22 @@ class _Emitter:
         return self.builder.add(address, self.builder.shl(floats, I64(2)))
 
     def load(self, address: ir.Value, kind: ir.Type) -> ir.Value:
+        """Load one value, which need not be aligned to more than four bytes."""
         value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
         value.align = 4
         return value
 
     def store(self, vector: ir.Value, address: ir.Value) -> None:
+        """Store a vector, with the alignment of one float."""
         pointer = self.builder.inttoptr(address, self.vector.as_pointer())
         self.builder.store(vector, pointer).align = 4
 
     def load_vectors(self, address: ir.Value, count: int) -> list[ir.Value]:
+        """Load vectors that follow each other."""
         return [self.load(self.at(address, j * self.lanes), self.vector) for j in range(count)]
 
     def broadcast(self, scalar: ir.Value) -> ir.Value:
+        """Return a vector with the scalar in every lane."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, I32(0))
         zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
@@ -95,8 +99,9 @@ class _Emitter:
             function = ir.Function(self.builder.module, kind, name)
         return self.builder.call(function, [a, b, c])
 
-    def zero(self) -> ir.Value:
-        return ir.Constant(self.vector, [0.0] * self.lanes)
+    def constant(self, number: float) -> ir.Value:
+        """Return a vector of equal numbers."""
+        return ir.Constant(self.vector, [float(number)] * self.lanes)
 
     def row(self, base: ir.Value, outside: ir.Value, offset_address: ir.Value) -> ir.Value:
         """Return the address of the row that a table entry names; a negative entry is `outside`."""
@@ -154,28 +159,39 @@ class _Emitter:
         return self.repeat(self.builder.and_(count, I64(UNROLL - 1)), values, body)
 
 
-def _intrinsic(lanes: int, write: Callable[..., None]) -> Any:
-    """Make a Numba function of one tuple of int64 values from a function that writes its IR."""
+def make_intrinsic(variants: dict[tuple[int, ...], Callable[..., None]]) -> Any:
+    """Make a Numba function that runs one of several pieces of IR.
+
+    variants: from a key, whose first number is the lanes, to a function that writes the IR for these lanes.
+    The made function takes one tuple of int64: the key, then what the IR is given. Variants wider than the
+    machine's vectors are left out.
+    """
 
     @intrinsic
-    def tile(typing_context: Any, arguments: Any) -> Any:
+    def choose(typing_context: Any, arguments: Any) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, _: Any, values: list[ir.Value]) -> Any:
-            if lanes <= host_lanes():  # wider code than the machine's is never called
-                count = len(values[0].type)
-                parts = [builder.extract_value(values[0], i) for i in range(count)]
-                write(_Emitter(builder, lanes), *parts)
+            count = len(values[0].type)
+            numbers = [builder.extract_value(values[0], i) for i in range(count)]
+            for key, write in variants.items():
+                if key[0] > host_lanes():
+                    continue
+                chosen: ir.Value = ir.Constant(ir.IntType(1), 1)
+                for number, wanted in zip(numbers, key, strict=False):
+                    chosen = builder.and_(chosen, builder.icmp_signed("==", number, I64(wanted)))
+                with builder.if_then(chosen):
+                    write(Emitter(builder, key[0]), *numbers[len(key) :])
             return context.get_dummy_value()
 
         return types.void(arguments), codegen
 
-    return tile
+    return choose
 
 
-def _rows_tile(lanes: int, vectors: int) -> Any:
+def _rows_tile(lanes: int, vectors: int) -> Callable[..., None]:
     height = ROWS_HEIGHT[lanes]
 
     def write(
-        emit: _Emitter,
+        emit: Emitter,
         a: ir.Value,
         outside: ir.Value,
         table: ir.Value,
@@ -211,14 +227,14 @@ def _rows_tile(lanes: int, vectors: int) -> Any:
             for j in range(vectors):
                 emit.store(sums[i * vectors + j], emit.at(row, j * lanes))
 
-    return _intrinsic(lanes, write)
+    return write
 
 
-def _outer_tile(lanes: int, vectors: int) -> Any:
+def _outer_tile(lanes: int, vectors: int) -> Callable[..., None]:
     height = OUTER_HEIGHT[lanes]
 
     def write(
-        emit: _Emitter,
+        emit: Emitter,
         a: ir.Value,
         a_step: ir.Value,
         b: ir.Value,
@@ -237,23 +253,24 @@ def _outer_tile(lanes: int, vectors: int) -> Any:
                     sums[q] = emit.multiply_add(left, right[j], sums[q])
             return [emit.at(a, a_step), emit.at(table, 1), *sums]
 
-        sums = [emit.zero()] * (height * vectors)
+        sums = [emit.constant(0)] * (height * vectors)
         _, _, *sums = emit.repeat_unrolled(count, [a, table, *sums], step)
         for q, total in enumerate(sums):
             place = emit.at(c, q * lanes)
             emit.store(emit.builder.fadd(emit.load(place, emit.vector), total), place)
 
-    return _intrinsic(lanes, write)
+    return write
 
 
-_rows_8x1, _rows_8x2 = _rows_tile(8, 1), _rows_tile(8, 2)
-_rows_16x1, _rows_16x2 = _rows_tile(16, 1), _rows_tile(16, 2)
-_outer_8x1, _outer_8x2 = _outer_tile(8, 1), _outer_tile(8, 2)
-_outer_16x1, _outer_16x2 = _outer_tile(16, 1), _outer_tile(16, 2)
+TILES = [(lanes, vectors) for lanes in (8, 16) for vectors in (1, 2)]
+_rows = make_intrinsic({tile: _rows_tile(*tile) for tile in TILES})
+_outer = make_intrinsic({tile: _outer_tile(*tile) for tile in TILES})
 
 
 @kernel()
-def multiply_rows(lanes, vectors, a, outside, table, table_step, taps, depth, b, start, c, c_table):  # type: ignore[no-untyped-def]
+def multiply_rows(  # type: ignore[no-untyped-def]
+    lanes, vectors, a, outside, table, table_step, taps, depth, b, start, c, c_table
+):
     """Compute one tile of a product whose left rows are found through a table.
 
     With W = vectors * lanes and every name but the numbers an address:
@@ -263,16 +280,7 @@ def multiply_rows(lanes, vectors, a, outside, table, table_step, taps, depth, b,
     for i < ROWS_HEIGHT[lanes], j < W, where A(t, i) is a + table[t * table_step + i], or `outside` if that
     entry is negative. Tables are int32, in floats.
     """
-    arguments = (a, outside, table, table_step, taps, depth, b, start, c, c_table)
-    if lanes == 16:
-        if vectors == 2:
-            _rows_16x2(arguments)
-        else:
-            _rows_16x1(arguments)
-    elif vectors == 2:
-        _rows_8x2(arguments)
-    else:
-        _rows_8x1(arguments)
+    _rows((lanes, vectors, a, outside, table, table_step, taps, depth, b, start, c, c_table))
 
 
 @kernel()
@@ -284,13 +292,4 @@ def add_outer_products(lanes, vectors, a, a_step, b, outside, table, count, c): 
     for i < OUTER_HEIGHT[lanes], j < W = vectors * lanes, where B(p) is b + table[p], or `outside` if that
     entry is negative.
     """
-    arguments = (a, a_step, b, outside, table, count, c)
-    if lanes == 16:
-        if vectors == 2:
-            _outer_16x2(arguments)
-        else:
-            _outer_16x1(arguments)
-    elif vectors == 2:
-        _outer_8x2(arguments)
-    else:
-        _outer_8x1(arguments)
+    _outer((lanes, vectors, a, a_step, b, outside, table, count, c))

@@ -1,0 +1,704 @@
+"""3x3 convolution with stride 1 by Winograd's algorithm, in float32, with fewer multiplications.
+
+A tile of m x m results needs (m + 2)^2 pixels. Directly it takes 9 m^2 multiplications for each pair of
+channels, here one for each pixel of the tile:
+
+    F(2x2): 16 instead of 36, 2.25 times fewer       F(4x4): 36 instead of 144, 4 times fewer
+
+In one dimension, a filter g of 3 and pixels d of m + 2 are values of polynomials' product at m + 2 points
+0, 1, -1 (2, -2) and infinity (Winograd 1980; Lavin and Gray 2015, arXiv:1509.09308):
+
+    y = A^T [(G g) * (B^T d)],      in two dimensions       Y = A^T [(G g G^T) * (B^T d B)] A
+
+`*` multiplies element by element; summed over input channels it becomes, for each of the (m + 2)^2 points,
+one matrix product of [tiles, C] and [C, K]. The gradients follow from the same identity:
+
+    dx: the same algorithm on dy with the filters rotated by half a turn and C, K exchanged
+    dw: with L the loss, dL = <dY, A^T [dU * V] A> = <A dY A^T * V, dU>, U = G g G^T, so
+        dg = G^T [sum over tiles of (B^T d B) * (A dY A^T)] G
+
+Points come in pairs a, -a, whose rows differ only in the sign of the odd columns. So each matrix is kept as
+a butterfly (sum and difference) times a matrix of even and odd halves, which saves half the work.
+
+Accuracy. The transforms of F(4x4) have entries up to 8 and lose about two binary digits more than direct
+sums; F(2x2) is as accurate as direct convolution. See `choose_algorithm` in conv2d.py for the bounds.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import get_thread_id, prange  # type: ignore[attr-defined]
+
+from minitl.kernels.cpu import memory
+from minitl.kernels.cpu.conv2d_direct import _pack_dx, _pack_forward, _panels, _zeros
+from minitl.kernels.cpu.jit import kernel
+from minitl.kernels.cpu.microkernel import (
+    I64,
+    OUTER_HEIGHT,
+    ROWS_HEIGHT,
+    Emitter,
+    add_outer_products,
+    make_intrinsic,
+    multiply_rows,
+)
+from minitl.shapes import Padding2d
+
+Matrix = Sequence[Sequence[float]]
+
+# Points 0, +-1, (+-2,) infinity. Halves: for a pair of points the even columns, then the odd columns.
+BUTTERFLY: dict[int, Matrix] = {
+    2: [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, -1, 0], [0, 0, 0, 1]],
+    4: [
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 1, -1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 1, -1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ],
+}
+PIXEL_HALVES: dict[int, Matrix] = {  # B^T = butterfly @ these
+    2: [[1, 0, -1, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, -1, 0, 1]],
+    4: [
+        [4, 0, -5, 0, 1, 0],
+        [0, 0, -4, 0, 1, 0],
+        [0, -4, 0, 1, 0, 0],
+        [0, 0, -1, 0, 1, 0],
+        [0, -2, 0, 2, 0, 0],
+        [0, 4, 0, -5, 0, 1],
+    ],
+}
+FILTER_HALVES: dict[int, Matrix] = {  # G = butterfly @ these
+    2: [[1, 0, 0], [1 / 2, 0, 1 / 2], [0, 1 / 2, 0], [0, 0, 1]],
+    4: [
+        [1 / 4, 0, 0],
+        [-1 / 6, 0, -1 / 6],
+        [0, -1 / 6, 0],
+        [1 / 24, 0, 1 / 6],
+        [0, 1 / 12, 0],
+        [0, 0, 1],
+    ],
+}
+RESULT_HALVES: dict[int, Matrix] = {  # A = butterfly @ these
+    2: [[1, 0], [1, 0], [0, 1], [0, 1]],
+    4: [
+        [1, 0, 0, 0],
+        [1, 0, 1, 0],
+        [0, 1, 0, 1],
+        [1, 0, 4, 0],
+        [0, 2, 0, 8],
+        [0, 0, 0, 1],
+    ],
+}
+
+FLOATS_IN_BLOCK = 1 << 18  # transformed tiles that one thread keeps in its cache
+FILTERS_IN_CACHE = 1 << 20  # floats of transformed filters that stay in the cache between blocks
+TILES_IN_PHASE = 192
+TILES_IN_SUM = 128
+PAD = 16  # floats between points, against steps of a power of two
+
+
+# ---- Transforms, written as IR: all of a tile at once, `lanes` channels at a time
+
+
+def _combine(emit: Emitter, row: Sequence[float], values: list[ir.Value]) -> ir.Value:
+    """Return the sum of coefficient * value over the entries of the row that are not zero."""
+    terms = sorted(
+        ((c, v) for c, v in zip(row, values, strict=True) if c), key=lambda term: term[0] != 1
+    )
+    coefficient, total = terms[0]
+    if coefficient != 1:
+        total = emit.builder.fmul(emit.constant(coefficient), total)
+    for coefficient, value in terms[1:]:
+        if coefficient == 1:
+            total = emit.builder.fadd(total, value)
+        elif coefficient == -1:
+            total = emit.builder.fsub(total, value)
+        else:
+            total = emit.multiply_add(emit.constant(coefficient), value, total)
+    return total
+
+
+def _transform(*matrices: Matrix, with_added: bool = False) -> Callable[..., None]:
+    """Return what writes: target = M source M^T (+ added), with M the product of the matrices.
+
+    Steps and channels are in floats; `added` is a row of channels. The last vector of channels is moved back
+    to end with the row, so there must be at least one vector's worth.
+    """
+
+    def apply(emit: Emitter, values: list[ir.Value]) -> list[ir.Value]:
+        for matrix in reversed(matrices):
+            values = [_combine(emit, row, values) for row in matrix]
+        return values
+
+    def write(
+        emit: Emitter,
+        source: ir.Value,
+        row_step: ir.Value,
+        column_step: ir.Value,
+        target: ir.Value,
+        target_row_step: ir.Value,
+        target_column_step: ir.Value,
+        added: ir.Value,
+        channels: ir.Value,
+    ) -> None:
+        builder = emit.builder
+        size = len(matrices[-1][0])
+
+        def place(base: ir.Value, i: int, i_step: ir.Value, j: int, j_step: ir.Value) -> ir.Value:
+            rows, columns = builder.mul(i_step, I64(i)), builder.mul(j_step, I64(j))
+            return emit.at(base, builder.add(rows, columns))
+
+        def some_channels(values: list[ir.Value]) -> list[ir.Value]:
+            (channel,) = values
+            last = builder.sub(channels, I64(emit.lanes))
+            here = builder.select(builder.icmp_signed("<", channel, last), channel, last)
+            base = emit.at(source, here)
+            columns = []
+            for j in range(size):
+                places = [place(base, i, row_step, j, column_step) for i in range(size)]
+                columns.append(apply(emit, [emit.load(at, emit.vector) for at in places]))
+            base = emit.at(target, here)
+            plus = emit.load(emit.at(added, here), emit.vector) if with_added else None
+            for i in range(len(columns[0])):
+                for j, value in enumerate(apply(emit, [column[i] for column in columns])):
+                    result = builder.fadd(value, plus) if with_added else value
+                    emit.store(result, place(base, i, target_row_step, j, target_column_step))
+            return [builder.add(channel, I64(emit.lanes))]
+
+        rounds = builder.sdiv(builder.add(channels, I64(emit.lanes - 1)), I64(emit.lanes))
+        emit.repeat(rounds, [I64(0)], some_channels)
+
+    return write
+
+
+def _transposed(matrix: Matrix) -> Matrix:
+    return list(zip(*matrix, strict=True))
+
+
+VARIANTS = [(lanes, m) for lanes in (8, 16) for m in (2, 4)]
+_pixels = make_intrinsic({v: _transform(BUTTERFLY[v[1]], PIXEL_HALVES[v[1]]) for v in VARIANTS})
+_filters = make_intrinsic({v: _transform(BUTTERFLY[v[1]], FILTER_HALVES[v[1]]) for v in VARIANTS})
+_results = make_intrinsic(
+    {
+        v: _transform(_transposed(RESULT_HALVES[v[1]]), BUTTERFLY[v[1]], with_added=True)
+        for v in VARIANTS
+    }
+)
+_dy = make_intrinsic({v: _transform(BUTTERFLY[v[1]], RESULT_HALVES[v[1]]) for v in VARIANTS})
+_dw = make_intrinsic(
+    {v: _transform(_transposed(FILTER_HALVES[v[1]]), BUTTERFLY[v[1]]) for v in VARIANTS}
+)
+
+
+@kernel()
+def _copy_tile(source, h, w, channels, top, left, size, target):  # type: ignore[no-untyped-def]
+    """Copy size x size pixels of a picture to `target`, zeros where they are outside."""
+    for i in range(size):
+        for j in range(size):
+            inside = 0 <= top + i < h and 0 <= left + j < w
+            for c in range(channels):
+                target[(i * size + j) * channels + c] = (
+                    source[top + i, left + j, c] if inside else np.float32(0)
+                )
+
+
+@kernel()
+def _transform_tiles(  # type: ignore[no-untyped-def]
+    lanes, m, is_dy, x, top, left, rows, columns, first, count, target, step, patch
+):
+    """Transform tiles [first, first + count) of pictures x (N, H, W, C) to target[point][tile][C].
+
+    Pixels: tiles of m + 2, from (-top, -left) on, m apart. dy: tiles of m, side by side. target: an address;
+    step: floats from point to point. patch: room for a tile.
+    """
+    _, h, w, channels = x.shape
+    size = m if is_dy else m + 2
+    points = m + 2
+    for tile in range(count):
+        picture = (first + tile) // (rows * columns)
+        place = first + tile - picture * rows * columns
+        row = place // columns
+        i, j = row * m - top, (place - row * columns) * m - left
+        if i >= 0 and j >= 0 and i + size <= h and j + size <= w:
+            source = x.ctypes.data + 4 * (((picture * h + i) * w + j) * channels)
+            row_step = w * channels
+        else:
+            _copy_tile(x[picture], h, w, channels, i, j, size, patch)
+            source, row_step = np.int64(patch.ctypes.data), size * channels
+        into = target + 4 * tile * channels
+        if is_dy:
+            _dy((lanes, m, source, row_step, channels, into, points * step, step, 0, channels))
+        else:
+            _pixels((lanes, m, source, row_step, channels, into, points * step, step, 0, channels))
+
+
+@kernel()
+def _finish_tiles(lanes, m, source, step, bias, y, rows, columns, first, count, patch):  # type: ignore[no-untyped-def]
+    """Transform products source[point][tile][K] of tiles [first, first + count) to pixels of y."""
+    _, p, q, k = y.shape
+    points = m + 2
+    add = bias.ctypes.data
+    for tile in range(count):
+        picture = (first + tile) // (rows * columns)
+        place = first + tile - picture * rows * columns
+        row = place // columns
+        i, j = row * m, (place - row * columns) * m
+        start = source + 4 * tile * k
+        if i + m <= p and j + m <= q:
+            into = y.ctypes.data + 4 * (((picture * p + i) * q + j) * k)
+            _results((lanes, m, start, points * step, step, into, q * k, k, add, k))
+        else:
+            _results((lanes, m, start, points * step, step, patch.ctypes.data, m * k, k, add, k))
+            for a in range(min(m, p - i)):
+                for b in range(min(m, q - j)):
+                    for c in range(k):
+                        y[picture, i + a, j + b, c] = patch[(a * m + b) * k + c]
+
+
+@kernel()
+def _multiply_tiles(  # type: ignore[no-untyped-def]
+    lanes,
+    height,
+    point,
+    source,
+    step,
+    channels,
+    filters,
+    filter_step,
+    panels,
+    zeros,
+    tables,
+    count,
+    target,
+    target_step,
+):
+    """Multiply one point of `count` tiles, rows of channels, by the transformed filters."""
+    pixels = tables.shape[1]
+    k = panels[-1, 0] + panels[-1, 1] * lanes
+    for panel in range(len(panels)):
+        for tile in range(0, count, height):
+            multiply_rows(
+                lanes,
+                panels[panel, 1],
+                source + 4 * (point * step + tile * channels),
+                zeros.ctypes.data,
+                tables.ctypes.data,
+                pixels,
+                1,
+                channels,
+                filters + 4 * (point * filter_step + panels[panel, 4] * channels),
+                zeros.ctypes.data,
+                target + 4 * (point * target_step + tile * k + panels[panel, 0]),
+                tables.ctypes.data + 4 * pixels,
+            )
+
+
+@kernel(parallel=True)
+def _transform_filters(lanes, m, packed, depth, panels, filters, step):  # type: ignore[no-untyped-def]
+    """Transform packed filters (panels; 9, depth, columns) to filters[point] (panels; depth, columns)."""
+    points = m + 2
+    pieces = (depth + 31) // 32
+    for task in prange(len(panels) * pieces):
+        panel = task // pieces
+        begin = (task - panel * pieces) * 32
+        width = panels[panel, 1] * lanes
+        source = packed.ctypes.data + 4 * panels[panel, 4] * 9 * depth
+        target = filters.ctypes.data + 4 * panels[panel, 4] * depth
+        for c in range(begin, min(begin + 32, depth)):
+            _filters(
+                (
+                    lanes,
+                    m,
+                    source + 4 * c * width,
+                    3 * depth * width,
+                    depth * width,
+                    target + 4 * c * width,
+                    points * step,
+                    step,
+                    0,
+                    width,
+                )
+            )
+
+
+@kernel(parallel=True)
+def _forward_by_blocks(  # type: ignore[no-untyped-def]
+    lanes,
+    height,
+    m,
+    x,
+    top,
+    left,
+    filters,
+    filter_step,
+    panels,
+    zeros,
+    tables,
+    bias,
+    y,
+    block,
+    room,
+    patches,
+):
+    """Take blocks of tiles through all three steps, each by one thread whose cache holds the filters."""
+    n, p, q, k = y.shape
+    rows, columns = (p + m - 1) // m, (q + m - 1) // m
+    channels = x.shape[3]
+    points = (m + 2) * (m + 2)
+    tiles = n * rows * columns
+    step, target_step = block * channels + PAD, block * k + PAD
+    for task in prange((tiles + block - 1) // block):
+        thread = get_thread_id()
+        source = room[thread].ctypes.data
+        target = source + 4 * points * step
+        patch = patches[thread]
+        first = task * block
+        count = min(block, tiles - first)
+        _transform_tiles(
+            lanes, m, False, x, top, left, rows, columns, first, count, source, step, patch
+        )
+        for point in range(points):
+            _multiply_tiles(
+                lanes,
+                height,
+                point,
+                source,
+                step,
+                channels,
+                filters.ctypes.data,
+                filter_step,
+                panels,
+                zeros,
+                tables,
+                count,
+                target,
+                target_step,
+            )
+        _finish_tiles(lanes, m, target, target_step, bias, y, rows, columns, first, count, patch)
+
+
+@kernel(parallel=True)
+def _forward_by_points(  # type: ignore[no-untyped-def]
+    lanes,
+    height,
+    m,
+    x,
+    top,
+    left,
+    filters,
+    filter_step,
+    panels,
+    zeros,
+    tables,
+    bias,
+    y,
+    block,
+    room,
+    patches,
+):
+    """Take large blocks of tiles through one step after the other, all threads together.
+
+    For many filters: those of one point are read once for a block, by one thread.
+    """
+    n, p, q, k = y.shape
+    rows, columns = (p + m - 1) // m, (q + m - 1) // m
+    channels = x.shape[3]
+    points = (m + 2) * (m + 2)
+    tiles = n * rows * columns
+    step, target_step = block * channels + PAD, block * k + PAD
+    source = room.ctypes.data
+    target = source + 4 * points * step
+    for first in range(0, tiles, block):
+        count = min(block, tiles - first)
+        for task in prange((count + 3) // 4):
+            _transform_tiles(
+                lanes,
+                m,
+                False,
+                x,
+                top,
+                left,
+                rows,
+                columns,
+                first + 4 * task,
+                min(4, count - 4 * task),
+                source + 16 * task * channels,
+                step,
+                patches[get_thread_id()],
+            )
+        for point in prange(points):
+            _multiply_tiles(
+                lanes,
+                height,
+                point,
+                source,
+                step,
+                channels,
+                filters.ctypes.data,
+                filter_step,
+                panels,
+                zeros,
+                tables,
+                count,
+                target,
+                target_step,
+            )
+        for task in prange((count + 3) // 4):
+            _finish_tiles(
+                lanes,
+                m,
+                target + 16 * task * k,
+                target_step,
+                bias,
+                y,
+                rows,
+                columns,
+                first + 4 * task,
+                min(4, count - 4 * task),
+                patches[get_thread_id()],
+            )
+
+
+@kernel(parallel=True)
+def _sum_tiles(  # type: ignore[no-untyped-def]
+    lanes, height, m, dy, x, top, left, panels, starts, table, block, room, patches, sums
+):
+    """Add to sums[point, panel, tile of K] the products of transformed dy and x over all tiles."""
+    n, p, q, k = dy.shape
+    rows, columns = (p + m - 1) // m, (q + m - 1) // m
+    channels = x.shape[3]
+    points = (m + 2) * (m + 2)
+    tiles = n * rows * columns
+    step, dy_step = block * channels + PAD, block * k + PAD
+    pixels = room.ctypes.data
+    from_dy = pixels + 4 * points * step
+    for first in range(0, tiles, block):
+        count = min(block, tiles - first)
+        for task in prange((count + 3) // 4):
+            begin, some = first + 4 * task, min(4, count - 4 * task)
+            patch = patches[get_thread_id()]
+            _transform_tiles(
+                lanes,
+                m,
+                False,
+                x,
+                top,
+                left,
+                rows,
+                columns,
+                begin,
+                some,
+                pixels + 16 * task * channels,
+                step,
+                patch,
+            )
+            _transform_tiles(
+                lanes,
+                m,
+                True,
+                dy,
+                0,
+                0,
+                rows,
+                columns,
+                begin,
+                some,
+                from_dy + 16 * task * k,
+                dy_step,
+                patch,
+            )
+        for point in prange(points):
+            for panel in range(len(panels)):
+                for tile in range(len(starts)):
+                    add_outer_products(
+                        lanes,
+                        panels[panel, 1],
+                        from_dy + 4 * (point * dy_step + starts[tile]),
+                        k,
+                        pixels + 4 * (point * step + panels[panel, 0]),
+                        0,
+                        table.ctypes.data,
+                        count,
+                        sums[point, panel, tile].ctypes.data,
+                    )
+
+
+@kernel(parallel=True)
+def _finish_dw(lanes, height, m, sums, panels, starts, dw):  # type: ignore[no-untyped-def]
+    """Transform sums to dw (K, 3, 3, C)."""
+    channels = dw.shape[3]
+    points = m + 2
+    step = sums[0].size
+    for tile in prange(len(starts)):
+        # The last tile was moved back; its rows that the tile before has as well are left to that.
+        skip = tile * height - starts[tile]
+        for panel in range(len(panels)):
+            width = panels[panel, 1] * lanes
+            for i in range(skip, height):
+                source = sums[0, panel, tile].ctypes.data + 4 * i * width
+                target = dw[starts[tile] + i].ctypes.data + 4 * panels[panel, 0]
+                _dw(
+                    (
+                        lanes,
+                        m,
+                        source,
+                        points * step,
+                        step,
+                        target,
+                        3 * channels,
+                        channels,
+                        0,
+                        width,
+                    )
+                )
+
+
+# ---- The three functions
+
+
+@lru_cache(maxsize=64)
+def _tile_tables(height: int, channels: int, k: int) -> np.ndarray:
+    rows = np.arange(height)[None]
+    return np.concatenate([rows * channels, rows * k]).astype(np.int32)
+
+
+def _room(points: int, block: int, channels: int, k: int, parts: int) -> np.ndarray:
+    """Return memory for the transformed tiles of `parts` blocks, and what the last tile may overrun."""
+    return memory.empty((parts, points * (block * (channels + k) + 2 * PAD)), np.float32)
+
+
+def _most_threads() -> int:
+    """Return a number above every `get_thread_id`."""
+    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+
+
+def _patches(m: int, channels: int) -> np.ndarray:
+    """Return memory for one tile for each thread."""
+    return memory.empty((_most_threads(), (m + 2) ** 2 * channels), np.float32)
+
+
+def _convolve(
+    x: np.ndarray,
+    packed: np.ndarray,
+    panels: np.ndarray,
+    bias: np.ndarray,
+    y_shape: tuple[int, ...],
+    top: int,
+    left: int,
+    m: int,
+    lanes: int,
+) -> np.ndarray:
+    channels, k = x.shape[3], y_shape[3]
+    n, p, q, _ = y_shape
+    height = ROWS_HEIGHT[lanes]
+    points = (m + 2) ** 2
+    tiles = n * -(-p // m) * -(-q // m)
+    filter_step = packed.size // 9 + PAD
+    filters = memory.empty((points * filter_step,), x.dtype)
+    _transform_filters(lanes, m, packed, channels, panels, filters, filter_step)
+    y = memory.empty(y_shape, x.dtype)
+    whole = -(-tiles // height) * height
+    if filters.size <= FILTERS_IN_CACHE:
+        block = height * max(1, FLOATS_IN_BLOCK // (points * height * (channels + k)))
+        forward, parts = _forward_by_blocks, _most_threads()
+    else:
+        block = height * max(1, TILES_IN_PHASE // height)
+        forward, parts = _forward_by_points, 1
+    block = min(block, whole)
+    forward(
+        lanes,
+        height,
+        m,
+        x,
+        top,
+        left,
+        filters,
+        filter_step,
+        panels,
+        _zeros(max(channels, k)),
+        _tile_tables(height, channels, k),
+        bias,
+        y,
+        block,
+        _room(points, block, channels, k, parts),
+        _patches(m, max(channels, k)),
+    )
+    return y
+
+
+def conv2d_forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    padding: Padding2d,
+    m: int,
+    lanes: int,
+) -> np.ndarray:
+    """Return y, shape (N, P, Q, K), by F(m x m). C and K must be at least `lanes`."""
+    n, h, w, c = x.shape
+    k = len(weight)
+    panels = _panels(k, 1, lanes)
+    packed = memory.empty((9 * c * int(panels[:, 1].sum()) * lanes,), x.dtype)
+    _pack_forward(weight.reshape(k, -1), lanes, panels, packed)
+    p, q = h + padding.top + padding.bottom - 2, w + padding.left + padding.right - 2
+    start = _zeros(k) if bias is None else bias
+    return _convolve(x, packed, panels, start, (n, p, q, k), padding.top, padding.left, m, lanes)
+
+
+def conv2d_dx(
+    dy: np.ndarray,
+    weight: np.ndarray,
+    x_shape: tuple[int, ...],
+    padding: Padding2d,
+    m: int,
+    lanes: int,
+) -> np.ndarray:
+    """Return the gradient of x: dy convolved with the filters rotated, padded by what `padding` left of 2."""
+    k, c = len(weight), x_shape[3]
+    panels = _panels(c, 1, lanes)
+    packed = memory.empty((9 * k * int(panels[:, 1].sum()) * lanes,), dy.dtype)
+    _pack_dx(weight.reshape(k, 9, c), np.arange(8, -1, -1), 1, lanes, panels, packed)
+    top, left = 2 - padding.top, 2 - padding.left
+    return _convolve(dy, packed, panels, _zeros(c), x_shape, top, left, m, lanes)
+
+
+def conv2d_dw(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight_shape: tuple[int, ...],
+    padding: Padding2d,
+    m: int,
+    lanes: int,
+) -> np.ndarray:
+    """Return the gradient of the weight, shape (K, 3, 3, C), by F(m x m)."""
+    n, p, q, k = dy.shape
+    c = x.shape[3]
+    points = (m + 2) ** 2
+    height = OUTER_HEIGHT[lanes]
+    panels = _panels(c, 1, lanes)
+    starts = np.minimum(np.arange(0, k, height), k - height)
+    block = min(TILES_IN_SUM, n * -(-p // m) * -(-q // m))
+    sums = memory.zeros((points, len(panels), len(starts), height * 2 * lanes), x.dtype)
+    _sum_tiles(
+        lanes,
+        height,
+        m,
+        dy,
+        x,
+        padding.top,
+        padding.left,
+        panels,
+        starts,
+        (np.arange(block) * c).astype(np.int32),
+        block,
+        _room(points, block, c, k, 1),
+        _patches(m, max(c, k)),
+        sums,
+    )
+    dw = memory.empty(weight_shape, x.dtype)
+    _finish_dw(lanes, height, m, sums, panels, starts, dw)
+    return dw
