@@ -101,7 +101,9 @@ class Module:
             matches = {n: p for n, p in named.items() if _matches(n, pattern)}
             if not matches:
                 tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in named))
-                raise ValueError(f"{pattern!r} matches no parameter of this model; its parts are: {tops}")
+                raise ValueError(
+                    f"{pattern!r} matches no parameter of this model; its parts are: {tops}"
+                )
             chosen |= matches
         for parameter in chosen.values():
             parameter.requires_grad = not frozen
@@ -236,7 +238,9 @@ class Linear(Module):
         weight_init: Init = init.lecun_uniform,
     ) -> None:
         self.weight = Parameter(weight_init((out_features, in_features), rng))
-        self.bias = Parameter(init.lecun_uniform((out_features,), rng, in_features)) if bias else None
+        self.bias = (
+            Parameter(init.lecun_uniform((out_features,), rng, in_features)) if bias else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out)."""

@@ -118,7 +118,10 @@ def test_a_frozen_trunk_gives_what_evaluation_gives():
 
 
 def test_state_dict_round_trip_in_torch_layout():
-    first, second = small_model(), models.cifar_resnet20(num_classes=4, width=8, shortcut="B", seed=9)
+    first, second = (
+        small_model(),
+        models.cifar_resnet20(num_classes=4, width=8, shortcut="B", seed=9),
+    )
     state = copy_of(first.state_dict())
     assert state["conv1.weight"].shape == (8, 3, 3, 3)
     assert state["layer2.0.conv1.weight"].shape == (16, 8, 3, 3)
@@ -136,7 +139,9 @@ def test_loading_lists_all_problems_and_changes_nothing():
     state["extra"] = np.zeros(3)
     state["linear.bias"] = np.zeros(5, np.float32)
     state["conv1.weight"] += 1
-    with pytest.raises(ValueError, match=r"missing: bn1.weight; unexpected: extra; wrong shape: lin"):
+    with pytest.raises(
+        ValueError, match=r"missing: bn1.weight; unexpected: extra; wrong shape: lin"
+    ):
         model.load_state_dict(state)
     assert not changed(model, before)
 

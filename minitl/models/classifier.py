@@ -7,7 +7,6 @@ import numpy as np
 from minitl import nn
 from minitl.tensor import Tensor
 
-
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 

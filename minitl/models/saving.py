@@ -38,7 +38,9 @@ def from_weights_file(contents: WeightsFile, what: str) -> Classifier:
     head = contents.state.get(f"{model.head_name}.weight")
     if head is not None:
         model.replace_head(len(head))
-    check_state({name: array.shape for name, array in model.state_dict().items()}, contents.state, what)
+    check_state(
+        {name: array.shape for name, array in model.state_dict().items()}, contents.state, what
+    )
     model.load_state_dict(contents.state)
     model.class_names = contents.class_names
     model.preprocessing = contents.preprocessing

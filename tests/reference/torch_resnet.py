@@ -12,7 +12,11 @@ class Block(nn.Module):
         super().__init__()
         inner = width * base // 64 * groups
         if bottleneck:
-            spec = [(c, inner, 1, 1, 1), (inner, inner, 3, stride, groups), (inner, width * 4, 1, 1, 1)]
+            spec = [
+                (c, inner, 1, 1, 1),
+                (inner, inner, 3, stride, groups),
+                (inner, width * 4, 1, 1, 1),
+            ]
         else:
             spec = [(c, width, 3, stride, 1), (width, width, 3, 1, 1)]
         self.depth = len(spec)
