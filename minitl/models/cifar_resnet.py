@@ -98,7 +98,9 @@ def _network(arch: str, blocks: int) -> Callable[..., CifarResNet]:
         return CifarResNet(arch, blocks, num_classes, seed, shortcut, width)
 
     make.__name__ = make.__qualname__ = arch
-    make.__doc__ = f"Return a {arch}, He-initialised from `seed` (None: zeros, for weights to be loaded)."
+    make.__doc__ = (
+        f"Return a {arch}, He-initialised from `seed` (None: zeros, for weights to be loaded)."
+    )
     return make
 
 

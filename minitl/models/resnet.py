@@ -132,7 +132,9 @@ def _network(
         )
 
     make.__name__ = make.__qualname__ = arch
-    make.__doc__ = f"Return a {arch}, He-initialised from `seed` (None: zeros, for weights to be loaded)."
+    make.__doc__ = (
+        f"Return a {arch}, He-initialised from `seed` (None: zeros, for weights to be loaded)."
+    )
     return make
 
 
