@@ -116,10 +116,10 @@ def test_agrees_with_the_reference_and_with_torch(shape, form, training, dtype):
         )
     )
 
-    # The kernels' per-channel factors are float64. So in float32 a mean of many standard deviations
-    # costs no digits; in float64 it does, as there is nothing wider.
+    # The kernels' sums and per-channel factors are float64. So in float32 a mean of many standard
+    # deviations costs no digits; in float64 it does, as there is nothing wider.
     std = np.sqrt(var + EPS)
-    condition = 1 if dtype == np.float32 else 1 + (np.abs(mean) / std).max()
+    condition = 1 if dtype == np.float32 else 4 * (1 + (np.abs(mean) / std).max())
     slope = np.abs(given["weight"] / std).max() * np.abs(given["dy"]).max()
     y, gradients = run(form, given, training)
     assert_as_accurate(y.data, theirs, exact, "y", condition)
