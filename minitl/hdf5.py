@@ -382,13 +382,13 @@ def _check_beginning(path: Path) -> None:
         raise WeightsFileError(f"{path} is empty; get or make it anew")
     if start[:8] != _SIGNATURE:
         raise WeightsFileError(
-            f"{path} is not an HDF5 file; weights of other programs are brought over with `minitl convert`"
+            f"{path} is not an HDF5 file; PyTorch checkpoints are brought over with `minitl convert`"
         )
-    if start[8:] not in (b"\2", b"\3"):
-        # Before these, HDF5's internal records carry no checksums, and Keras files end here.
+    if start[8:] != b"\3":
+        # Before HDF5 1.10 its internal records carry no checksums. Keras files end here.
         raise WeightsFileError(
             f"{path} is not a minitl weights file (an HDF5 file of an older kind); "
-            "weights of other programs are brought over with `minitl convert`"
+            "PyTorch checkpoints are brought over with `minitl convert`"
         )
 
 
@@ -396,7 +396,7 @@ def _read_texts(file: h5py.File, path: Path) -> dict[str, str]:
     if "format" not in file.attrs or _read_text(file, "format", path) != FORMAT:
         raise WeightsFileError(
             f"{path} is an HDF5 file but not a minitl weights file; "
-            "weights of other programs are brought over with `minitl convert`"
+            "PyTorch checkpoints are brought over with `minitl convert`"
         )
     version = _read_text(file, "format_version", path)
     if version != str(FORMAT_VERSION):
@@ -416,13 +416,14 @@ def _read_text(owner: h5py.File | h5py.Dataset, name: str, path: Path) -> str:
     if name not in owner.attrs:
         raise WeightsFileError(f"{path} lacks the attribute {name!r}; get or make it anew")
     attribute = owner.attrs.get_id(name)
-    kind = h5py.check_string_dtype(attribute.dtype)
-    if attribute.shape != () or kind is None or (kind.length or 0) > _MAX_TEXT:
+    kind = attribute.dtype
+    # Of fixed length only (kind "S"): on the heap that holds texts of variable length a wrong byte can
+    # catch the HDF5 library in an endless loop.
+    if attribute.shape != () or kind.kind != "S" or kind.itemsize > _MAX_TEXT:
         raise WeightsFileError(
-            f"{path}: the attribute {name!r} is not one text; get or make it anew"
+            f"{path}: the attribute {name!r} is not one text of fixed length; get or make the file anew"
         )
-    value = owner.attrs[name]
-    return value if isinstance(value, str) else bytes(value).decode()
+    return bytes(owner.attrs[name]).decode()
 
 
 def _read_arrays(file: h5py.File, path: Path) -> Iterator[tuple[str, _Stored]]:
