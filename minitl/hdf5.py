@@ -61,6 +61,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _CHUNK_BYTES = 16 << 20
 _MAX_TEXT = 16 << 20
 _MAX_OBJECTS = 100_000
+_MAX_CHUNKS = 1000
 _MAX_DEPTH = 32
 _MAX_LISTED = 20
 _MAX_GUESSES = 10
@@ -523,6 +524,9 @@ def _check_storage(dataset: h5py.Dataset, size: int, checksum: bool, refuse: Any
     else:
         if any(c > s for c, s in zip(dataset.chunks, dataset.shape, strict=True)):
             raise refuse(f"has chunks {dataset.chunks} larger than itself {dataset.shape}")
+        # Asking for chunk i costs time in proportion to i.
+        if dataset.id.get_num_chunks() > _MAX_CHUNKS:
+            raise refuse(f"has more than {_MAX_CHUNKS} chunks")
         counts = [-(-s // c) for c, s in zip(dataset.chunks, dataset.shape, strict=True)]
         chunk_size = math.prod(dataset.chunks) * dataset.dtype.itemsize + 4 * checksum
         number = dataset.id.get_num_chunks()

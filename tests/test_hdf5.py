@@ -379,6 +379,10 @@ def add_large_chunks(file):
     dataset[:] = 1
 
 
+def add_many_chunks(file):
+    file.create_dataset("b", data=np.zeros(1500, "f4"), chunks=(1,))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -392,6 +396,7 @@ def add_large_chunks(file):
         (add_promise, ["more than the file can hold"]),
         (add_contiguous_promise, ["more than the file can hold"]),
         (add_small_promise, ["not there"]),
+        (add_many_chunks, ["1000 chunks"]),
         (add_large_chunks, ["no fixed shape"]),
         (lambda f: f.create_dataset("b", data=np.zeros(4)), ["float64"]),
         (lambda f: f.create_dataset("b", data=np.zeros(4, "i4")), ["int32"]),
