@@ -342,11 +342,14 @@ def _image(texts: Mapping[str, str], arrays: Mapping[str, _Stored]) -> bytes:
 
 
 def _chunks(array: np.ndarray) -> tuple[int, ...] | None:
-    """One chunk, as a rule; the checksum needs chunks, and a single number or nothing cannot have them."""
+    """Return rows per chunk and the other sizes: one chunk, or equal ones, as the last is stored in full.
+
+    The checksum needs chunks; a single number or an empty array cannot have them.
+    """
     if array.ndim == 0 or array.size == 0:
         return None
-    rows = max(1, _CHUNK_BYTES // (array.nbytes // array.shape[0]))
-    return (min(rows, array.shape[0]), *array.shape[1:])
+    number = min(-(-array.nbytes // _CHUNK_BYTES), array.shape[0])
+    return (-(-array.shape[0] // number), *array.shape[1:])
 
 
 def _digest(texts: Mapping[str, str], arrays: Mapping[str, _Stored]) -> str:

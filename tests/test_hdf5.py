@@ -132,6 +132,13 @@ def test_arrays_of_several_chunks_and_transposed(path, monkeypatch):
         assert file["a"].chunks == (1, 11, 2) and file["a"].fletcher32
 
 
+def test_chunks_are_about_equal(path, monkeypatch):
+    monkeypatch.setattr(hdf5, "_CHUNK_BYTES", 400)
+    hdf5.write(path, example(state={"a": np.zeros(101, np.float32)}))
+    with h5py.File(path) as file:
+        assert file["a"].chunks == (51,)
+
+
 def test_many_long_class_names(path):
     names = [f"class number {i}, with a long name" for i in range(30_000)]
     hdf5.write(path, example(class_names=names))
