@@ -15,7 +15,7 @@ from numba import prange
 
 from minitl.kernels.cpu import jit, memory
 
-BLOCK = 64  # rows summed in the input's precision
+BLOCK = 96  # rows at most that are summed in the input's precision
 ROW = 512  # elements; folding stops here
 CHUNK = 1 << 15  # elements; less is not worth a thread's while
 CHUNKS = 64
@@ -32,7 +32,7 @@ def _fold(x: np.ndarray, channels: int) -> np.ndarray:
 
 def _chunks(rows: np.ndarray) -> int:
     """Return into how many chunks the work is cut."""
-    return max(1, min(CHUNKS, rows.size // CHUNK, len(rows)))
+    return max(1, min(CHUNKS, rows.size // CHUNK, 2 * len(rows) // BLOCK))
 
 
 @jit.kernel()
@@ -69,8 +69,9 @@ def _statistics_chunk(x, first, last, origin, total, square):  # type: ignore[no
                 q[i] += d0 * d0
             row += 1
         count = np.float64(stop - start)
+        share = 1 / count
         for i in range(width):
-            block_mean = np.float64(s[i]) / count
+            block_mean = np.float64(s[i]) * share
             d = (np.float64(near[i]) - origin[i]) + block_mean
             total[i] += count * d
             square[i] += (np.float64(q[i]) - np.float64(s[i]) * block_mean) + count * d * d
@@ -200,11 +201,14 @@ def _reduce_chunk(dy, y, x, mean, dz, first, last, total, product):  # type: ign
                 yr = y[row]
                 d = dz[row] if keep else masked
                 for i in range(width):
-                    d[i] = zero if yr[i] <= zero else g[i]
-                g = d
-            for i in range(width):
-                s[i] += g[i]
-                p[i] += g[i] * (xr[i] - mean[i])
+                    v = zero if yr[i] <= zero else g[i]
+                    d[i] = v
+                    s[i] += v
+                    p[i] += v * (xr[i] - mean[i])
+            else:
+                for i in range(width):
+                    s[i] += g[i]
+                    p[i] += g[i] * (xr[i] - mean[i])
         for i in range(width):
             total[i] += s[i]
             product[i] += p[i]

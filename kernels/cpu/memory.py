@@ -4,6 +4,8 @@ A fresh 50 MB array costs some 12,000 page faults, more than the arithmetic of m
 Training asks for the same sizes step after step, so freed blocks are kept by size and handed out again.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -32,7 +34,7 @@ class _Block:
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """Return an uninitialised C-contiguous array, on reused memory where that is worth it."""
     dtype = np.dtype(dtype)
-    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    size = dtype.itemsize * math.prod(shape)
     if size < SMALLEST:
         return np.empty(shape, dtype)
     try:

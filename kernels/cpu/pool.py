@@ -32,11 +32,14 @@ def _seen(output, size, kernel, stride, before):  # type: ignore[no-untyped-def]
 
 
 @jit.kernel()
-def _seeing(position, outputs, kernel, stride, before):  # type: ignore[no-untyped-def]
-    """Return the range of windows that see the input `position`, along one axis."""
-    padded = position + before
-    first = (padded - kernel) // stride + 1 if padded >= kernel else 0
-    return first, min(padded // stride + 1, outputs)
+def _seeing(size, outputs, kernel, stride, before):  # type: ignore[no-untyped-def]
+    """Return for each input position the range of windows that see it, along one axis, (size, 2)."""
+    ranges = np.empty((size, 2), np.int64)
+    for i in range(size):
+        padded = i + before
+        ranges[i, 0] = (padded - kernel) // stride + 1 if padded >= kernel else 0
+        ranges[i, 1] = min(padded // stride + 1, outputs)
+    return ranges
 
 
 @jit.kernel()
@@ -96,17 +99,16 @@ def maxpool2d_forward(
 @jit.kernel()
 def _maxpool2d_dx_chunk(dy, index, dx, kernel, stride, before, first, last):  # type: ignore[no-untyped-def]
     _, height, width, channels = dx.shape
-    _, p, q, _ = dy.shape
+    rows = _seeing(height, dy.shape[1], kernel[0], stride[0], before[0])
+    columns = _seeing(width, dy.shape[2], kernel[1], stride[1], before[1])
     zero = dy.dtype.type(0)
     for row in range(first, last):
         n, h = row // height, row % height
-        i_first, i_last = _seeing(h, p, kernel[0], stride[0], before[0])
         for w in range(width):
-            j_first, j_last = _seeing(w, q, kernel[1], stride[1], before[1])
             into = dx[n, h, w]
             into[:] = zero
-            for i in range(i_first, i_last):
-                for j in range(j_first, j_last):
+            for i in range(rows[h, 0], rows[h, 1]):
+                for j in range(columns[w, 0], columns[w, 1]):
                     r, s = h + before[0] - i * stride[0], w + before[1] - j * stride[1]
                     here = index.dtype.type(r * kernel[1] + s)
                     g, at = dy[n, i, j], index[n, i, j]
@@ -149,12 +151,19 @@ def _avgpool2d_chunk(x, y, kernel, stride, before, whole, first, last):  # type:
             left, right = _seen(j, width, kernel[1], stride[1], before[1])
             count = kernel[0] * kernel[1] if whole else (bottom - top) * (right - left)
             total = y[n, i, j]
-            total[:] = x[n, top, left]
+            total[:] = 0
             for h in range(top, bottom):
-                for w in range(left + (h == top), right):
-                    value = x[n, h, w]
+                w = left
+                while w + 3 <= right:  # three at a time: fewer passes over the total
+                    x0, x1, x2 = x[n, h, w], x[n, h, w + 1], x[n, h, w + 2]
                     for c in range(channels):
-                        total[c] += value[c]
+                        total[c] += x0[c] + x1[c] + x2[c]
+                    w += 3
+                while w < right:
+                    x0 = x[n, h, w]
+                    for c in range(channels):
+                        total[c] += x0[c]
+                    w += 1
             divisor = y.dtype.type(count)
             for c in range(channels):
                 total[c] /= divisor
@@ -184,17 +193,16 @@ def avgpool2d_forward(
 @jit.kernel()
 def _avgpool2d_dx_chunk(dy, dx, kernel, stride, before, whole, first, last):  # type: ignore[no-untyped-def]
     _, height, width, channels = dx.shape
-    _, p, q, _ = dy.shape
+    rows = _seeing(height, dy.shape[1], kernel[0], stride[0], before[0])
+    columns = _seeing(width, dy.shape[2], kernel[1], stride[1], before[1])
     for row in range(first, last):
         n, h = row // height, row % height
-        i_first, i_last = _seeing(h, p, kernel[0], stride[0], before[0])
         for w in range(width):
-            j_first, j_last = _seeing(w, q, kernel[1], stride[1], before[1])
             into = dx[n, h, w]
             into[:] = 0
-            for i in range(i_first, i_last):
+            for i in range(rows[h, 0], rows[h, 1]):
                 top, bottom = _seen(i, height, kernel[0], stride[0], before[0])
-                for j in range(j_first, j_last):
+                for j in range(columns[w, 0], columns[w, 1]):
                     left, right = _seen(j, width, kernel[1], stride[1], before[1])
                     count = kernel[0] * kernel[1] if whole else (bottom - top) * (right - left)
                     divisor = dy.dtype.type(count)
