@@ -312,3 +312,11 @@ def test_errors_say_what_is_wrong():
     with pytest.raises(ValueError, match="more than one value per channel"):
         call(x=(1, 1, 1, 4))
     call(x=(1, 1, 1, 4), training=False)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_weight_of_zero_gives_the_bias_and_no_gradient(training):
+    given = inputs((2, 4, 4, 3)) | {"weight": np.zeros(3, np.float32)}
+    y, gradients = run("batchnorm", given, training)
+    np.testing.assert_array_equal(y.data, np.broadcast_to(given["bias"], y.shape))
+    np.testing.assert_array_equal(gradients["x"], 0)
