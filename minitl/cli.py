@@ -98,6 +98,9 @@ def _add_finetune(commands: Any) -> argparse.ArgumentParser:
         "--no-augment", dest="augment", action="store_false", help="no random crop and flip"
     )
     data.add_argument(
+        "--no-flip", dest="flip", action="store_false", help="no mirroring: digits, letters, hands"
+    )
+    data.add_argument(
         "--val-fraction",
         type=float,
         metavar="X",
@@ -105,7 +108,14 @@ def _add_finetune(commands: Any) -> argparse.ArgumentParser:
     )
     data.add_argument("--skip-bad", action="store_true", help="go on without unreadable pictures")
     data.add_argument("--workers", type=int, metavar="N", help="threads that decode pictures (1)")
-    data.add_argument("--device", help="cpu (default)")
+    machine = command.add_argument_group("computing")
+    machine.add_argument("--device", help="cpu (default)")
+    machine.add_argument(
+        "--conv",
+        metavar="HOW",
+        help="3x3 convolutions: auto (default) uses Winograd's algorithm where it is quicker and its error "
+        "bounded, exact never, f2 and f4 always",
+    )
     return command
 
 

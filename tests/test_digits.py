@@ -46,7 +46,8 @@ def test_pictures_are_the_scans(everything: Path) -> None:
 def test_few_labels(tmp_path: Path, everything: Path) -> None:
     data = scan(write_digits(tmp_path / "few", labels_per_class=10, seed=3))
     assert data.counts("train") == [10] * 10
-    assert len(data.val) == 1797 - 100 and data.seed is None
+    assert data.counts("val") == [10] * 10
+    assert len(data.test) == 1797 - 200 and data.seed is None
     few, whole = contents(tmp_path / "few"), contents(everything)
     assert {name.partition("/")[2]: content for name, content in few.items()} == whole
 
@@ -93,8 +94,8 @@ def test_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("labels", [0, -1, 174, 5000])
+@pytest.mark.parametrize("labels", [0, -1, 87, 5000])
 def test_labels_per_class_is_checked(tmp_path: Path, labels: int) -> None:
-    with pytest.raises(UserError, match="from 1 to 173"):
+    with pytest.raises(UserError, match="from 1 to 86"):
         write_digits(tmp_path / "x", labels)
     assert list(tmp_path.iterdir()) == []

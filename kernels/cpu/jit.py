@@ -8,6 +8,7 @@ from typing import Any
 
 import numba
 import platformdirs
+from numba.core import event
 
 config: Any = (
     numba.config
@@ -29,6 +30,11 @@ def cache_folder() -> Path:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return platformdirs.user_cache_path("minitl") / f"kernels-cpu-{digest.hexdigest()[:16]}"
+
+
+def most_threads() -> int:
+    """Return a number above every `get_thread_id`, for memory that each thread has a part of."""
+    return int(config.NUMBA_NUM_THREADS)
 
 
 def kernel(*, parallel: bool = False) -> Callable[[Callable], Any]:
@@ -53,3 +59,21 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable], Any]:
             config.CACHE_DIR = before
 
     return decorate
+
+
+def on_first_compile(announce: Callable[[], None]) -> None:
+    """Call `announce` once, as soon as a kernel has to be compiled because no cache holds it."""
+
+    class Listener(event.Listener):  # type: ignore[misc]
+        waiting = True
+
+        def on_start(self, compilation: Any) -> None:
+            dispatcher = compilation.data["dispatcher"]
+            if self.waiting and dispatcher.py_func.__module__.startswith("minitl."):
+                self.waiting = False
+                announce()
+
+        def on_end(self, compilation: Any) -> None:
+            pass
+
+    event.register("numba:compile", Listener())

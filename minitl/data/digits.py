@@ -21,8 +21,8 @@ def write_digits(folder: str | Path, labels_per_class: int | None = None, seed: 
     """Write the digits as 32 x 32 gray PNGs and return the folder.
 
     labels_per_class: None writes FOLDER/<digit>/NNNN.png, all of them. A number writes a task with few
-        labels: that many of each digit, drawn with `seed`, under FOLDER/train, the rest under
-        FOLDER/val.
+        labels: that many of each digit, drawn with `seed`, under FOLDER/train, as many again under
+        FOLDER/val, the rest under FOLDER/test.
 
     A folder that holds exactly these files already is left as it is. The folder appears all at once,
     when every picture is written. Raises UserError where it exists with other contents.
@@ -63,19 +63,20 @@ def _names(labels: np.ndarray, labels_per_class: int | None, seed: int) -> list[
     if labels_per_class is None:
         return [f"{label}/{number:04}.png" for number, label in enumerate(labels)]
     smallest = int(np.bincount(labels).min())
-    if not 1 <= labels_per_class < smallest:
+    if not 1 <= labels_per_class < smallest / 2:
         raise UserError(
-            f"labels_per_class must be from 1 to {smallest - 1}, "
-            f"so that some are left for validation; got {labels_per_class}"
+            f"labels_per_class must be from 1 to {(smallest - 1) // 2}, "
+            f"so that some are left for validation and test; got {labels_per_class}"
         )
     rng = np.random.Generator(np.random.Philox(seed))
-    train: set[int] = set()
+    part = ["test"] * len(labels)
     for label in range(10):
-        train |= set(rng.permutation(np.flatnonzero(labels == label))[:labels_per_class].tolist())
-    return [
-        f"{'train' if number in train else 'val'}/{label}/{number:04}.png"
-        for number, label in enumerate(labels)
-    ]
+        drawn = rng.permutation(np.flatnonzero(labels == label)).tolist()
+        for number in drawn[:labels_per_class]:
+            part[number] = "train"
+        for number in drawn[labels_per_class : 2 * labels_per_class]:
+            part[number] = "val"
+    return [f"{part[number]}/{label}/{number:04}.png" for number, label in enumerate(labels)]
 
 
 __all__ = ["write_digits"]

@@ -17,7 +17,8 @@ class Config:
     """All settings of `minitl finetune`. A run's config.toml holds them resolved: nothing is left open.
 
     data: the image folder. weights: the pretrained HDF5 file, or None to train from scratch, which
-    needs `arch`. freeze: name patterns, or "backbone", or "none".
+    needs `arch`. freeze: name patterns, or "backbone", or "none". augment: random crops, and mirrored
+    pictures if `flip`. conv: how 3x3 convolutions are computed, see `set_conv_algorithm`.
     """
 
     data: str
@@ -35,11 +36,13 @@ class Config:
     label_smoothing: float = 0.0
     freeze: tuple[str, ...] = ("none",)
     augment: bool = True
+    flip: bool = True
     val_fraction: float = 0.2
     seed: int = 0
     workers: int = 1
     skip_bad: bool = False
     device: str = "cpu"
+    conv: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -54,6 +57,7 @@ class Config:
             "val_fraction": 0 < self.val_fraction < 1,
             "seed": self.seed >= 0,
             "workers": self.workers >= 1,
+            "conv": self.conv in ("auto", "exact", "f2", "f4"),
             "schedule": self.schedule in ("cosine", "constant"),
         }
         for name, valid in checks.items():
@@ -109,6 +113,7 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
 
 
 _HINTS = {
+    "conv": "choose auto, exact, f2 or f4",
     "epochs": "give at least 1",
     "batch_size": "give at least 1",
     "lr": "give a positive number such as 0.001",

@@ -1,4 +1,7 @@
-"""What a run shows: a live bar in a terminal, plain lines in a log file."""
+"""What a run shows: a live bar in a terminal, plain lines in a log file.
+
+Results go to standard output, progress to standard error, so that results can be piped on.
+"""
 
 import sys
 import time
@@ -16,12 +19,21 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
+def announce_compilation() -> None:
+    """Say so if CPU kernels have to be compiled, which makes the first steps slow."""
+    from minitl.kernels.cpu.jit import on_first_compile
+
+    on_first_compile(
+        lambda: say("  compiling CPU kernels for this machine: once, up to half a minute ...")
+    )
+
+
 class Progress:
     """Progress over a known number of images, with figures such as the loss beside it."""
 
     def __init__(self, label: str, images: int, stream: TextIO | None = None) -> None:
         self._label, self._images, self._done = label, images, 0
-        self._stream = stream or sys.stdout
+        self._stream = stream or sys.stderr
         self._started = self._last_line = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():

@@ -9,7 +9,7 @@ from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.models import Classifier
-from minitl.train.console import Progress
+from minitl.train.console import Progress, announce_compilation
 from minitl.train.forward import EVALUATION_BATCH, Forward, softmax
 from minitl.train.metrics import classification_metrics
 
@@ -79,5 +79,6 @@ def _predict(
 ) -> tuple[Any, Any]:
     preprocessing = Preprocessing.from_dict(model.preprocessing)
     loader = Loader(samples, root, preprocessing, EVALUATION_BATCH, workers=workers)
+    announce_compilation()
     with Progress(label, len(samples)) as progress:
         return Forward(model, loader, False, label).logits(progress.update)

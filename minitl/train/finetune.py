@@ -26,10 +26,11 @@ from minitl.data.loader import Loader
 from minitl.data.preprocessing import Augmentation, Preprocessing
 from minitl.errors import UserError
 from minitl.files import write_atomically, write_json
+from minitl.kernels.cpu.conv2d import set_conv_algorithm
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
 from minitl.train.config import Config
-from minitl.train.console import Progress, duration, percent, say
+from minitl.train.console import Progress, announce_compilation, duration, percent, say
 from minitl.train.forward import EVALUATION_BATCH, Forward, trunk_is_frozen
 from minitl.train.freezing import apply_freeze
 from minitl.train.metrics import classification_metrics
@@ -209,6 +210,8 @@ def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
 
 def _train(run: Run) -> dict[str, Any]:
     config = run.config
+    announce_compilation()
+    set_conv_algorithm(config.conv)
     keep = not config.augment and trunk_is_frozen(run.model)
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
     train_loader = Loader(
@@ -218,10 +221,13 @@ def _train(run: Run) -> dict[str, Any]:
         config.batch_size,
         seed=config.seed,
         shuffle=True,
-        augment=Augmentation() if config.augment else None,
+        augment=Augmentation(flip=0.5 if config.flip else 0.0) if config.augment else None,
         workers=config.workers,
         # A rest of one picture has no batch statistics.
-        drop_last=len(run.dataset.train) % config.batch_size == 1 < config.batch_size,
+        drop_last=len(run.dataset.train) % config.batch_size
+        == 1
+        < config.batch_size
+        < len(run.dataset.train),
     )
     train = Forward(run.model, train_loader, keep, "train")
     val = Forward(run.model, _evaluation_loader(run, run.dataset.val), keep, "validation")

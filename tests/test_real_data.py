@@ -1,0 +1,71 @@
+"""Published weights on real pictures. These files are not part of the project: licences differ.
+
+Where ../shared/data is missing the tests are skipped; what they check is covered on data of our own
+in the other tests.
+"""
+
+import csv
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+
+from minitl.cli import main
+from minitl.convert import convert
+from minitl.train.evaluate import predict
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"no real weights and pictures at {DATA}"),
+]
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    """ImageNet weights in torch's zip format, converted."""
+    folder = tmp_path_factory.mktemp("resnet18")
+    packed = DATA / "weights" / "imagenet_resnet18_ktb_dense.pth.xz"
+    (folder / "resnet18.pth").write_bytes(lzma.decompress(packed.read_bytes()))
+    report = convert(folder / "resnet18.pth", folder / "resnet18.h5", arch="resnet18")
+    assert report.complete
+    return folder / "resnet18.h5"
+
+
+def test_resnet20_of_another_project_keeps_its_accuracy(tmp_path, capsys):
+    test = DATA / "images" / "cifar10" / "test"
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(sorted(folder.name for folder in test.iterdir())))
+    source = DATA / "weights" / "cifar_resnet20_akamaster.th"
+    target = tmp_path / "resnet20.h5"
+    command = ["convert", source, target, "--arch", "cifar_resnet20", "--class-names", names]
+    assert main([str(part) for part in command]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(target), str(test), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["images"] == 500
+    assert abs(figures["accuracy"] * 500 - 455) <= 1
+
+
+def test_resnet18_knows_imagenet(resnet18):
+    folder = DATA / "images" / "imagenet_samples"
+    with (folder / "labels.csv").open() as file:
+        labels = {row["file"]: row["class_index"] for row in csv.DictReader(file)}
+    results = predict(resnet18, [folder / name for name in labels], top=5)
+    expected = list(labels.values())
+    top1 = sum(r["class"] == label for r, label in zip(results, expected, strict=True))
+    top5 = sum(label in dict(r["top"]) for r, label in zip(results, expected, strict=True))
+    assert abs(top1 - 76) <= 1
+    assert abs(top5 - 92) <= 1
+
+
+def test_finetuning_a_frozen_resnet18_on_sign_digits(resnet18, tmp_path):
+    data = DATA / "images" / "signdigits"
+    command = ["finetune", data, "--weights", resnet18, "--out", tmp_path / "run"]
+    options = ["--freeze", "backbone", "--no-augment", "--lr", "0.01", "--epochs", "20"]
+    assert main([str(part) for part in (*command, *options)]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["train_images"] == 400
+    assert summary["val"]["accuracy"] >= 0.90
