@@ -166,6 +166,7 @@ def test_a_whole_training_checkpoint(path, form):
         {
             "epoch": 7,
             "best_prec1": np.float64(91.5),
+            "curve": np.arange(3.0),
             "state_dict": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),

@@ -205,13 +205,16 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "collections.defaultdict": _default_dict,
 }
 
-# Common beside the weights (command lines, numpy scores, devices). Taken note of, never made.
+# Common beside the weights (command lines, NumPy scores and arrays, devices). Taken note of, never made.
 _UNREAD = {
     "argparse.Namespace",
     "torch.device",
     "numpy.dtype",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray",
     "numpy.float64",
     "numpy.float32",
     "_codecs.encode",
