@@ -27,14 +27,15 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
+from numba import get_thread_id, prange  # type: ignore[attr-defined]
 
 from minitl.kernels.cpu import memory
-from minitl.kernels.cpu.jit import kernel
+from minitl.kernels.cpu.jit import kernel, most_threads
 from minitl.kernels.cpu.microkernel import (
     OUTER_HEIGHT,
     ROWS_HEIGHT,
     add_outer_products,
+    gather_rows,
     multiply_rows,
 )
 from minitl.shapes import Padding2d, window_output_shape
@@ -43,8 +44,10 @@ Pair = tuple[int, int]
 
 TILES_IN_BLOCK = 8  # tiles of pixels that one panel of filters is used for before the next
 PIXELS_IN_SET = 1024  # pictures are taken together until they have about so many pixels
-PIXELS_IN_SUM = 192  # dw: pixels summed in registers before they are added to memory
+PIXELS_IN_SUM = 128
 TASKS = 16  # dw: independent pieces of work, for any number of threads up to this
+VECTORS_IN_COPY = 32  # dw: vectors of a row of x that are copied at a time
+TILES_IN_SLICE = 4  # dw: tiles of filters at least, if they are divided among tasks
 PARTIAL_SUMS = 1 << 20  # dw: floats that partial sums may take when pixels are divided among tasks
 
 
@@ -54,8 +57,9 @@ PARTIAL_SUMS = 1 << 20  # dw: floats that partial sums may take when pixels are 
 class _Gather(NamedTuple):
     """Where the rows of a product come from and where its results go, for one set of pictures."""
 
-    table: np.ndarray  # int32 (taps, pixels rounded up to whole tiles), floats from the set's start
-    results: np.ndarray  # int32 (the same pixels)
+    # int32 (taps + 1, pixels rounded up to whole tiles): where rows start, in floats from the set's start,
+    # and in the last line where results go.
+    table: np.ndarray
     pixels: int
     taps: np.ndarray  # int64: the taps' numbers in the weight
 
@@ -111,8 +115,12 @@ def _forward_gather(
     columns = _window_index(q, w, kernel[1], stride[1], dilation[1], padding.left)
     here = np.arange(p)[None], np.arange(q)[None]
     return _Gather(
-        _offsets(rows, columns, pictures, x_shape, height),
-        _offsets(*here, pictures, y_shape, height)[0],
+        np.concatenate(
+            [
+                _offsets(rows, columns, pictures, x_shape, height),
+                _offsets(*here, pictures, y_shape, height),
+            ]
+        ),
         pictures * p * q,
         np.arange(kernel[0] * kernel[1]),
     )
@@ -141,8 +149,12 @@ def _dx_gathers(
             if len(r) and len(s):
                 gathers.append(
                     _Gather(
-                        _offsets(rows, columns, pictures, y_shape, height),
-                        _offsets(i[None], j[None], pictures, x_shape, height)[0],
+                        np.concatenate(
+                            [
+                                _offsets(rows, columns, pictures, y_shape, height),
+                                _offsets(i[None], j[None], pictures, x_shape, height),
+                            ]
+                        ),
                         pictures * len(i) * len(j),
                         (r[:, None] * kernel[1] + s).reshape(-1),
                     )
@@ -228,14 +240,13 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
     x,
     x_step,
     zeros,
-    table,
+    gather,
     depth,
     packed,
     panels,
     start,
     y,
     y_step,
-    results,
     sets,
     block,
     parts,
@@ -245,7 +256,7 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
     x_step, y_step: floats from one set of pictures to the next. block: pixels in a task. parts: tasks that
     the panels are divided among.
     """
-    taps, pixels = table.shape
+    taps, pixels = len(gather) - 1, gather.shape[1]
     blocks = (pixels + block - 1) // block
     for task in prange(sets * blocks * parts):
         part = task // (sets * blocks)
@@ -262,14 +273,14 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
                     panels[panel, 1],
                     x_set + 4 * panels[panel, 3] * depth,
                     zeros.ctypes.data,
-                    table.ctypes.data + 4 * pixel,
+                    gather[0, pixel:].ctypes.data,
                     pixels,
                     taps,
                     depth,
                     packed.ctypes.data + 4 * panels[panel, 4] * taps * depth,
                     start.ctypes.data + 4 * column,
                     y_set + 4 * column,
-                    results.ctypes.data + 4 * pixel,
+                    gather[taps, pixel:].ctypes.data,
                 )
 
 
@@ -282,74 +293,105 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
     x,
     x_step,
     zeros,
-    table,
+    gather,
     pixels,
-    units,
+    run,
+    columns,
     tiles,
     sets,
     block,
-    chunks,
     slices,
     sums,
+    room,
 ):
-    """Add to sums[chunk, unit, tile] the products of dy and x over the chunk's pixels.
+    """Add to sums[chunk, group, tap, pair, tile] the products of dy and x over the chunk's pixels.
 
-    units: int64 (units, 4): tap, first column of x, vectors, first column of dy. tiles: first columns of dy
-    within a group.
+    gather: the table of x, and below it where dy's pixels start. run: floats from group to group in x.
+    columns: first columns of the vectors of x, int32; pair: two of them. tiles: int32 (3, tiles), see
+    `_dw_tiles`. room: memory for each thread.
     """
+    chunks, groups, taps, pairs = sums.shape[:4]
     blocks = (pixels + block - 1) // block
-    size = height * 2 * lanes
-    k = dy.shape[-1]
+    kg = dy.shape[3] // groups
+    vector = block * lanes
     for task in prange(chunks * slices):
         chunk = task // slices
         part = task - chunk * slices
+        begin_tile = part * tiles.shape[1] // slices
+        end_tile = (part + 1) * tiles.shape[1] // slices
+        copied_x = np.int64(room[get_thread_id()].ctypes.data)
+        copied_dy = copied_x + 4 * VECTORS_IN_COPY * vector
         for piece in range(chunk * sets * blocks // chunks, (chunk + 1) * sets * blocks // chunks):
             picture_set = piece // blocks
             begin = (piece - picture_set * blocks) * block
             count = min(block, pixels - begin)
             x_set = x.ctypes.data + 4 * picture_set * x_step
-            dy_block = dy.ctypes.data + 4 * (picture_set * dy_step + begin * k)
-            for unit in range(part * len(units) // slices, (part + 1) * len(units) // slices):
-                tap, column, vectors, from_dy = units[unit]
-                for tile in range(len(tiles)):
-                    place = ((chunk * len(units) + unit) * len(tiles) + tile) * size
-                    add_outer_products(
-                        lanes,
-                        vectors,
-                        dy_block + 4 * (from_dy + tiles[tile, 0]),
-                        k,
-                        x_set + 4 * column,
-                        zeros.ctypes.data,
-                        table.ctypes.data + 4 * (tap * table.shape[1] + begin),
-                        count,
-                        sums.ctypes.data + 4 * place,
-                    )
+            dy_set = dy.ctypes.data + 4 * picture_set * dy_step
+            for group in range(groups):
+                gather_rows(
+                    lanes,
+                    dy_set + 4 * group * kg,
+                    0,
+                    gather[taps, begin:].ctypes.data,
+                    count,
+                    tiles[2, begin_tile:].ctypes.data,
+                    end_tile - begin_tile,
+                    copied_dy,
+                    vector,
+                )
+                for tap in range(taps):
+                    for pair in range(pairs):
+                        first = 2 * pair
+                        if first % VECTORS_IN_COPY == 0:
+                            gather_rows(
+                                lanes,
+                                x_set + 4 * group * run,
+                                zeros.ctypes.data,
+                                gather[tap, begin:].ctypes.data,
+                                count,
+                                columns[first:].ctypes.data,
+                                min(VECTORS_IN_COPY, len(columns) - first),
+                                copied_x,
+                                vector,
+                            )
+                        for tile in range(begin_tile, end_tile):
+                            in_row = tiles[0, tile] - tiles[2, tile]
+                            add_outer_products(
+                                lanes,
+                                min(2, len(columns) - first),
+                                copied_dy + 4 * ((tile - begin_tile) * vector + in_row),
+                                lanes,
+                                copied_x + 4 * (first % VECTORS_IN_COPY) * vector,
+                                lanes,
+                                vector,
+                                count,
+                                sums[chunk, group, tap, pair, tile].ctypes.data,
+                            )
 
 
 @kernel(parallel=True)
-def _combine_sums(lanes, height, sums, units, tiles, places, dw):  # type: ignore[no-untyped-def]
-    """Write dw (K, taps * C/groups): the chunks' sums, added in float64 and in order.
-
-    places: int64 (units, 3): where the panel's column 0 goes in dw, its first new column and its last + 1.
-    """
-    chunks = len(sums)
-    groups = dw.shape[0] // (tiles[-1, 0] + height)
-    units_in_group = len(units) // groups
-    for task in prange(groups * len(tiles)):
-        group = task // len(tiles)
-        tile = task - group * len(tiles)
+def _combine_sums(lanes, height, sums, run, columns, tiles, dw):  # type: ignore[no-untyped-def]
+    """Write dw (K, taps * C/groups): the chunks' sums, added in float64 and in order."""
+    chunks, groups, taps, pairs, in_group = sums.shape[:5]
+    kg = dw.shape[0] // groups
+    for task in prange(groups * in_group):
+        group = task // in_group
+        tile = task - group * in_group
         total = np.empty(2 * lanes, np.float64)
-        for unit in range(group * units_in_group, (group + 1) * units_in_group):
-            width = units[unit, 2] * lanes
-            for i in range(tiles[tile, 1], height):
-                for j in range(width):
-                    total[j] = sums[0, unit, tile, i * width + j]
-                for chunk in range(1, chunks):
+        for tap in range(taps):
+            for pair in range(pairs):
+                width = min(2, len(columns) - 2 * pair) * lanes
+                for i in range(tiles[1, tile], height):
                     for j in range(width):
-                        total[j] += sums[chunk, unit, tile, i * width + j]
-                row = units[unit, 3] + tiles[tile, 0] + i
-                for j in range(places[unit, 1], places[unit, 2]):
-                    dw[row, places[unit, 0] + j] = total[j]
+                        total[j] = sums[0, group, tap, pair, tile, i * width + j]
+                    for chunk in range(1, chunks):
+                        for j in range(width):
+                            total[j] += sums[chunk, group, tap, pair, tile, i * width + j]
+                    row = group * kg + tiles[0, tile] + i
+                    for j in range(width):
+                        column = columns[2 * pair + j // lanes] + j % lanes
+                        if column < run:
+                            dw[row, tap * run + column] = total[j]
 
 
 # ---- Shapes that the kernels take: groups merged, few channels padded
@@ -489,7 +531,6 @@ def _multiply(
         start,
         y,
         pictures * y[0].size,
-        gather.results,
         sets,
         block,
         min(len(panels), -(-TASKS // tasks)),
@@ -548,28 +589,21 @@ def conv2d_dx(
 
 
 @lru_cache(maxsize=256)
-def _dw_work(
-    taps: int, run: int, kg: int, groups: int, lanes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return units, tiles and places of dw; see `_sum_outer_products` and `_combine_sums`.
+def _dw_tiles(kg: int, lanes: int) -> np.ndarray:
+    """Cover `kg` columns of dy by tiles, int32 (3, tiles).
 
-    run: columns of dw under one tap in one group.
+    first column, columns that the tile before has covered already, first of the `lanes` columns to copy.
     """
-    units, places = [], []
-    panels = _panels(max(run, lanes), 1, lanes).tolist()
-    for group in range(groups):
-        for tap in range(taps):
-            for first, vectors, skip, _, _ in panels:
-                units.append((tap, group * run + first, vectors, group * kg))
-                places.append((tap * run + first, skip, min(vectors * lanes, run - first)))
     height = OUTER_HEIGHT[lanes]
     starts = np.arange(0, kg, height)
     firsts = np.minimum(starts, kg - height)
-    return (
-        np.array(units, np.int64),
-        np.stack([firsts, starts - firsts], 1),
-        np.array(places, np.int64),
-    )
+    return np.stack([firsts, starts - firsts, np.minimum(firsts, kg - lanes)]).astype(np.int32)
+
+
+@lru_cache(maxsize=256)
+def _dw_columns(run: int, lanes: int) -> np.ndarray:
+    """Return the first columns of the vectors that cover a row of x, the last one moved back, int32."""
+    return np.maximum(np.minimum(np.arange(0, run, lanes), run - lanes), 0).astype(np.int32)
 
 
 def conv2d_dw(
@@ -584,12 +618,9 @@ def conv2d_dw(
 ) -> np.ndarray:
     """Return the gradient of the weight, shape (K, R, S, C/groups)."""
     k, r, s, cg = weight_shape
-    height = OUTER_HEIGHT[lanes]
-    if k < height:
-        wide_shape = height, r, s, x.shape[3]
-        wide = conv2d_dw(
-            _pad_axis(dy, 3, height), x, wide_shape, stride, padding, dilation, 1, lanes
-        )
+    if k < lanes:
+        dy = _pad_axis(dy, 3, lanes)
+        wide = conv2d_dw(dy, x, (lanes, r, s, x.shape[3]), stride, padding, dilation, 1, lanes)
         return _own_channels(wide[:k], groups, groups)
     merge = _merge_count(groups, k // groups, cg, lanes)
     if merge > 1:
@@ -605,14 +636,21 @@ def conv2d_dw(
     elif cg < lanes:
         x = _pad_axis(x, 3, lanes)
     h, w, c = x.shape[1:]
-    units, tiles, places = _dw_work(taps[0] * taps[1], run, k // groups, groups, lanes)
+    height = OUTER_HEIGHT[lanes]
+    columns = _dw_columns(run, lanes)
+    tiles = _dw_tiles(k // groups, lanes)
     picture_sets = _picture_sets(n, p * q)
-    size = len(units) * len(tiles) * height * 2 * lanes
-    _, pictures, sets = picture_sets[0]
-    blocks = -(-pictures * p * q // PIXELS_IN_SUM)
-    chunks = max(1, min(sets * blocks, TASKS, PARTIAL_SUMS // size))
-    slices = min(len(units), -(-TASKS // chunks))
-    sums = memory.zeros((chunks, len(units), len(tiles), height * 2 * lanes), dy.dtype)
+    size = k * r * s * cg
+    blocks = sum(sets * -(-pictures * p * q // PIXELS_IN_SUM) for _, pictures, sets in picture_sets)
+    chunks = max(1, min(TASKS, blocks, PARTIAL_SUMS // size))
+    in_group = tiles.shape[1]
+    pairs = -(-len(columns) // 2)
+    sums = memory.zeros(
+        (chunks, groups, taps[0] * taps[1], pairs, in_group, height * 2 * lanes), dy.dtype
+    )
+    slices = min(-(-in_group // TILES_IN_SLICE), -(-TASKS // chunks))
+    copied = VECTORS_IN_COPY + -(-in_group // slices)  # vectors for each pixel
+    room = memory.empty((most_threads(), PIXELS_IN_SUM * copied * lanes), dy.dtype)
     for first, pictures, sets in picture_sets:
         gather = _forward_gather(
             pictures, (h, w, c), (p, q, k), taps, stride, padding, dilation, ROWS_HEIGHT[lanes]
@@ -628,16 +666,17 @@ def conv2d_dw(
             _zeros(max(c, lanes)),
             gather.table,
             gather.pixels,
-            units,
+            run,
+            columns,
             tiles,
             sets,
             -(-gather.pixels // blocks),
-            chunks,
             slices,
             sums,
+            room,
         )
     dw = memory.empty((k, r, s, cg), dy.dtype)
-    _combine_sums(lanes, height, sums, units, tiles, places, dw.reshape(k, -1))
+    _combine_sums(lanes, height, sums, run, columns, tiles, dw.reshape(k, -1))
     return dw
 
 

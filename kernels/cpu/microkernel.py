@@ -238,23 +238,24 @@ def _outer_tile(lanes: int, vectors: int) -> Callable[..., None]:
         a: ir.Value,
         a_step: ir.Value,
         b: ir.Value,
-        outside: ir.Value,
-        table: ir.Value,
+        b_step: ir.Value,
+        vector_step: ir.Value,
         count: ir.Value,
         c: ir.Value,
     ) -> None:
         def step(values: list[ir.Value]) -> list[ir.Value]:
-            a, table, *sums = values
-            right = emit.load_vectors(emit.row(b, outside, table), vectors)
+            a, b, *sums = values
+            places = [b, emit.at(b, vector_step)][:vectors]
+            right = [emit.load(place, emit.vector) for place in places]
             for i in range(height):
                 left = emit.broadcast(emit.load(emit.at(a, i), F32))
                 for j in range(vectors):
                     q = i * vectors + j
                     sums[q] = emit.multiply_add(left, right[j], sums[q])
-            return [emit.at(a, a_step), emit.at(table, 1), *sums]
+            return [emit.at(a, a_step), emit.at(b, b_step), *sums]
 
         sums = [emit.constant(0)] * (height * vectors)
-        _, _, *sums = emit.repeat_unrolled(count, [a, table, *sums], step)
+        _, _, *sums = emit.repeat_unrolled(count, [a, b, *sums], step)
         for q, total in enumerate(sums):
             place = emit.at(c, q * lanes)
             emit.store(emit.builder.fadd(emit.load(place, emit.vector), total), place)
@@ -262,9 +263,37 @@ def _outer_tile(lanes: int, vectors: int) -> Callable[..., None]:
     return write
 
 
+def _write_gather(
+    emit: Emitter,
+    source: ir.Value,
+    outside: ir.Value,
+    table: ir.Value,
+    count: ir.Value,
+    starts: ir.Value,
+    vectors: ir.Value,
+    target: ir.Value,
+    vector_step: ir.Value,
+) -> None:
+    def row(values: list[ir.Value]) -> list[ir.Value]:
+        table, target = values
+        row = emit.row(source, outside, table)
+
+        def copy(values: list[ir.Value]) -> list[ir.Value]:
+            starts, target = values
+            start = emit.builder.sext(emit.load(starts, I32), I64)
+            emit.store(emit.load(emit.at(row, start), emit.vector), target)
+            return [emit.at(starts, 1), emit.at(target, vector_step)]
+
+        emit.repeat_unrolled(vectors, [starts, target], copy)
+        return [emit.at(table, 1), emit.at(target, emit.lanes)]
+
+    emit.repeat(count, [table, target], row)
+
+
 TILES = [(lanes, vectors) for lanes in (8, 16) for vectors in (1, 2)]
 _rows = make_intrinsic({tile: _rows_tile(*tile) for tile in TILES})
 _outer = make_intrinsic({tile: _outer_tile(*tile) for tile in TILES})
+_gather_rows = make_intrinsic({(8,): _write_gather, (16,): _write_gather})
 
 
 @kernel()
@@ -284,12 +313,24 @@ def multiply_rows(  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def add_outer_products(lanes, vectors, a, a_step, b, outside, table, count, c):  # type: ignore[no-untyped-def]
+def add_outer_products(lanes, vectors, a, a_step, b, b_step, vector_step, count, c):  # type: ignore[no-untyped-def]
     """Add to one tile the sum of `count` outer products.
 
-        c[i * W + j] += sum over p < count of a[p * a_step + i] * B(p)[j]
+        c[i * W + v * lanes + j] += sum over p < count of
+            a[p * a_step + i] * b[p * b_step + v * vector_step + j]
 
-    for i < OUTER_HEIGHT[lanes], j < W = vectors * lanes, where B(p) is b + table[p], or `outside` if that
-    entry is negative.
+    for i < OUTER_HEIGHT[lanes], v < vectors, j < lanes; W = vectors * lanes.
     """
-    _outer((lanes, vectors, a, a_step, b, outside, table, count, c))
+    _outer((lanes, vectors, a, a_step, b, b_step, vector_step, count, c))
+
+
+@kernel()
+def gather_rows(lanes, source, outside, table, count, starts, vectors, target, vector_step):  # type: ignore[no-untyped-def]
+    """Copy vectors out of rows that are found through a table.
+
+        target[v * vector_step + p * lanes + j] = source[table[p] + starts[v] + j]
+
+    for p < count, v < vectors, j < lanes, or outside[starts[v] + j] where table[p] is negative. starts is
+    int32 as well. Whole rows are read in turn, so that the processor sees what comes next.
+    """
+    _gather_rows((lanes, source, outside, table, count, starts, vectors, target, vector_step))

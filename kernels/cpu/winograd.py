@@ -27,14 +27,13 @@ sums; F(2x2) is as accurate as direct convolution. See `choose_algorithm` in con
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import get_thread_id, prange  # type: ignore[attr-defined]
 
 from minitl.kernels.cpu import memory
 from minitl.kernels.cpu.conv2d_direct import _pack_dx, _pack_forward, _panels, _zeros
-from minitl.kernels.cpu.jit import kernel
+from minitl.kernels.cpu.jit import kernel, most_threads
 from minitl.kernels.cpu.microkernel import (
     I64,
     OUTER_HEIGHT,
@@ -465,7 +464,7 @@ def _forward_by_points(  # type: ignore[no-untyped-def]
 
 @kernel(parallel=True)
 def _sum_tiles(  # type: ignore[no-untyped-def]
-    lanes, height, m, dy, x, top, left, panels, starts, table, block, room, patches, sums
+    lanes, height, m, dy, x, top, left, panels, starts, block, room, patches, sums
 ):
     """Add to sums[point, panel, tile of K] the products of transformed dy and x over all tiles."""
     n, p, q, k = dy.shape
@@ -520,8 +519,8 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
                         from_dy + 4 * (point * dy_step + starts[tile]),
                         k,
                         pixels + 4 * (point * step + panels[panel, 0]),
-                        0,
-                        table.ctypes.data,
+                        channels,
+                        lanes,
                         count,
                         sums[point, panel, tile].ctypes.data,
                     )
@@ -571,14 +570,9 @@ def _room(points: int, block: int, channels: int, k: int, parts: int) -> np.ndar
     return memory.empty((parts, points * (block * (channels + k) + 2 * PAD)), np.float32)
 
 
-def _most_threads() -> int:
-    """Return a number above every `get_thread_id`."""
-    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-
-
 def _patches(m: int, channels: int) -> np.ndarray:
     """Return memory for one tile for each thread."""
-    return memory.empty((_most_threads(), (m + 2) ** 2 * channels), np.float32)
+    return memory.empty((most_threads(), (m + 2) ** 2 * channels), np.float32)
 
 
 def _convolve(
@@ -604,7 +598,7 @@ def _convolve(
     whole = -(-tiles // height) * height
     if filters.size <= FILTERS_IN_CACHE:
         block = height * max(1, FLOATS_IN_BLOCK // (points * height * (channels + k)))
-        forward, parts = _forward_by_blocks, _most_threads()
+        forward, parts = _forward_by_blocks, most_threads()
     else:
         block = height * max(1, TILES_IN_PHASE // height)
         forward, parts = _forward_by_points, 1
@@ -693,7 +687,6 @@ def conv2d_dw(
         padding.left,
         panels,
         starts,
-        (np.arange(block) * c).astype(np.int32),
         block,
         _room(points, block, c, k, 1),
         _patches(m, max(c, k)),
