@@ -273,14 +273,14 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
                     panels[panel, 1],
                     x_set + 4 * panels[panel, 3] * depth,
                     zeros.ctypes.data,
-                    gather[0, pixel:].ctypes.data,
+                    gather.ctypes.data + 4 * pixel,
                     pixels,
                     taps,
                     depth,
                     packed.ctypes.data + 4 * panels[panel, 4] * taps * depth,
                     start.ctypes.data + 4 * column,
                     y_set + 4 * column,
-                    gather[taps, pixel:].ctypes.data,
+                    gather.ctypes.data + 4 * (taps * pixels + pixel),
                 )
 
 
@@ -310,15 +310,16 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
     columns: first columns of the vectors of x, int32; pair: two of them. tiles: int32 (3, tiles), see
     `_dw_tiles`. room: memory for each thread.
     """
-    chunks, groups, taps, pairs = sums.shape[:4]
+    chunks, groups, taps, pairs, in_group, tile_size = sums.shape
+    line = gather.shape[1]
     blocks = (pixels + block - 1) // block
     kg = dy.shape[3] // groups
     vector = block * lanes
     for task in prange(chunks * slices):
         chunk = task // slices
         part = task - chunk * slices
-        begin_tile = part * tiles.shape[1] // slices
-        end_tile = (part + 1) * tiles.shape[1] // slices
+        begin_tile = part * in_group // slices
+        end_tile = (part + 1) * in_group // slices
         copied_x = np.int64(room[get_thread_id()].ctypes.data)
         copied_dy = copied_x + 4 * VECTORS_IN_COPY * vector
         for piece in range(chunk * sets * blocks // chunks, (chunk + 1) * sets * blocks // chunks):
@@ -332,9 +333,9 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                     lanes,
                     dy_set + 4 * group * kg,
                     0,
-                    gather[taps, begin:].ctypes.data,
+                    gather.ctypes.data + 4 * (taps * line + begin),
                     count,
-                    tiles[2, begin_tile:].ctypes.data,
+                    tiles.ctypes.data + 4 * (2 * in_group + begin_tile),
                     end_tile - begin_tile,
                     copied_dy,
                     vector,
@@ -342,14 +343,15 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                 for tap in range(taps):
                     for pair in range(pairs):
                         first = 2 * pair
+                        place = (((chunk * groups + group) * taps + tap) * pairs + pair) * in_group
                         if first % VECTORS_IN_COPY == 0:
                             gather_rows(
                                 lanes,
                                 x_set + 4 * group * run,
                                 zeros.ctypes.data,
-                                gather[tap, begin:].ctypes.data,
+                                gather.ctypes.data + 4 * (tap * line + begin),
                                 count,
-                                columns[first:].ctypes.data,
+                                columns.ctypes.data + 4 * first,
                                 min(VECTORS_IN_COPY, len(columns) - first),
                                 copied_x,
                                 vector,
@@ -365,7 +367,7 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                                 lanes,
                                 vector,
                                 count,
-                                sums[chunk, group, tap, pair, tile].ctypes.data,
+                                sums.ctypes.data + 4 * (place + tile) * tile_size,
                             )
 
 
@@ -655,7 +657,6 @@ def conv2d_dw(
         gather = _forward_gather(
             pictures, (h, w, c), (p, q, k), taps, stride, padding, dilation, ROWS_HEIGHT[lanes]
         )
-        blocks = -(-gather.pixels // PIXELS_IN_SUM)
         _sum_outer_products(
             lanes,
             height,
@@ -670,7 +671,7 @@ def conv2d_dw(
             columns,
             tiles,
             sets,
-            -(-gather.pixels // blocks),
+            PIXELS_IN_SUM,
             slices,
             sums,
             room,
