@@ -44,6 +44,7 @@ Pair = tuple[int, int]
 
 TILES_IN_BLOCK = 8  # tiles of pixels that one panel of filters is used for before the next
 PIXELS_IN_SET = 1024  # pictures are taken together until they have about so many pixels
+LONGEST_SUM = 288  # products summed in registers before they are added to memory
 PIXELS_IN_SUM = 128
 TASKS = 16  # dw: independent pieces of work, for any number of threads up to this
 VECTORS_IN_COPY = 32  # dw: vectors of a row of x that are copied at a time
@@ -266,22 +267,30 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
         x_set = x.ctypes.data + 4 * picture_set * x_step
         y_set = y.ctypes.data + 4 * picture_set * y_step
         for panel in range(part * len(panels) // parts, (part + 1) * len(panels) // parts):
-            column = panels[panel, 0]
-            for pixel in range(begin, min(begin + block, pixels), height):
-                multiply_rows(
-                    lanes,
-                    panels[panel, 1],
-                    x_set + 4 * panels[panel, 3] * depth,
-                    zeros.ctypes.data,
-                    gather.ctypes.data + 4 * pixel,
-                    pixels,
-                    taps,
-                    depth,
-                    packed.ctypes.data + 4 * panels[panel, 4] * taps * depth,
-                    start.ctypes.data + 4 * column,
-                    y_set + 4 * column,
-                    gather.ctypes.data + 4 * (taps * pixels + pixel),
-                )
+            column, vectors = panels[panel, 0], panels[panel, 1]
+            filters = packed.ctypes.data + 4 * panels[panel, 4] * taps * depth
+            # One piece of the sum at a time: some whole taps, or a part of one.
+            some_taps = max(1, LONGEST_SUM // depth)
+            some_depth = (depth + LONGEST_SUM - 1) // LONGEST_SUM
+            some_depth = (depth + some_depth - 1) // some_depth
+            for tap in range(0, taps, some_taps):
+                for k in range(0, depth, some_depth):
+                    for pixel in range(begin, min(begin + block, pixels), height):
+                        multiply_rows(
+                            lanes,
+                            vectors,
+                            x_set + 4 * (panels[panel, 3] * depth + k),
+                            zeros.ctypes.data,
+                            gather.ctypes.data + 4 * (tap * pixels + pixel),
+                            pixels,
+                            min(some_taps, taps - tap),
+                            min(some_depth, depth - k),
+                            filters + 4 * (tap * depth + k) * vectors * lanes,
+                            start.ctypes.data + 4 * column,
+                            y_set + 4 * column,
+                            gather.ctypes.data + 4 * (taps * pixels + pixel),
+                            tap + k,
+                        )
 
 
 @kernel(parallel=True)

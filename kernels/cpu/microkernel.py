@@ -202,6 +202,7 @@ def _rows_tile(lanes: int, vectors: int) -> Callable[..., None]:
         start: ir.Value,
         c: ir.Value,
         c_table: ir.Value,
+        add: ir.Value,
     ) -> None:
         def tap(values: list[ir.Value]) -> list[ir.Value]:
             table, b, *sums = values
@@ -220,12 +221,20 @@ def _rows_tile(lanes: int, vectors: int) -> Callable[..., None]:
             _, b, *sums = emit.repeat_unrolled(depth, [I64(0), b, *sums], step)
             return [emit.at(table, table_step), b, *sums]
 
-        sums = emit.load_vectors(start, vectors) * height
+        sums = [emit.constant(0)] * (height * vectors)
         _, _, *sums = emit.repeat(taps, [table, b, *sums], tap)
+        adds = emit.builder.icmp_signed("!=", add, I64(0))
+        offsets = [emit.load(emit.at(c_table, i), I32) for i in range(height)]
+        rows = [emit.at(c, emit.builder.sext(offset, I64)) for offset in offsets]
+        # Everything is loaded before anything is stored: rows may be copies of each other.
         for i in range(height):
-            row = emit.at(c, emit.builder.sext(emit.load(emit.at(c_table, i), I32), I64))
+            before = emit.load_vectors(emit.builder.select(adds, rows[i], start), vectors)
             for j in range(vectors):
-                emit.store(sums[i * vectors + j], emit.at(row, j * lanes))
+                q = i * vectors + j
+                sums[q] = emit.builder.fadd(before[j], sums[q])
+        for i in range(height):
+            for j in range(vectors):
+                emit.store(sums[i * vectors + j], emit.at(rows[i], j * lanes))
 
     return write
 
@@ -298,7 +307,7 @@ _gather_rows = make_intrinsic({(8,): _write_gather, (16,): _write_gather})
 
 @kernel()
 def multiply_rows(  # type: ignore[no-untyped-def]
-    lanes, vectors, a, outside, table, table_step, taps, depth, b, start, c, c_table
+    lanes, vectors, a, outside, table, table_step, taps, depth, b, start, c, c_table, add
 ):
     """Compute one tile of a product whose left rows are found through a table.
 
@@ -307,9 +316,10 @@ def multiply_rows(  # type: ignore[no-untyped-def]
         c[c_table[i] + j] = start[j] + sum over t < taps, k < depth of A(t, i)[k] * b[(t * depth + k) * W + j]
 
     for i < ROWS_HEIGHT[lanes], j < W, where A(t, i) is a + table[t * table_step + i], or `outside` if that
-    entry is negative. Tables are int32, in floats.
+    entry is negative. Tables are int32, in floats. With add, the sum is added to c instead of to start: long
+    sums are taken in several calls, because one chain of thousands of additions loses too many digits.
     """
-    _rows((lanes, vectors, a, outside, table, table_step, taps, depth, b, start, c, c_table))
+    _rows((lanes, vectors, a, outside, table, table_step, taps, depth, b, start, c, c_table, add))
 
 
 @kernel()

@@ -32,7 +32,7 @@ from llvmlite import ir
 from numba import get_thread_id, prange  # type: ignore[attr-defined]
 
 from minitl.kernels.cpu import memory
-from minitl.kernels.cpu.conv2d_direct import _pack_dx, _pack_forward, _panels, _zeros
+from minitl.kernels.cpu.conv2d_direct import LONGEST_SUM, _pack_dx, _pack_forward, _panels, _zeros
 from minitl.kernels.cpu.jit import kernel, most_threads
 from minitl.kernels.cpu.microkernel import (
     I64,
@@ -278,22 +278,28 @@ def _multiply_tiles(  # type: ignore[no-untyped-def]
     """Multiply one point of `count` tiles, rows of channels, by the transformed filters."""
     pixels = tables.shape[1]
     k = panels[-1, 0] + panels[-1, 1] * lanes
+    pieces = (channels + LONGEST_SUM - 1) // LONGEST_SUM
+    depth = (channels + pieces - 1) // pieces
     for panel in range(len(panels)):
-        for tile in range(0, count, height):
-            multiply_rows(
-                lanes,
-                panels[panel, 1],
-                source + 4 * (point * step + tile * channels),
-                zeros.ctypes.data,
-                tables.ctypes.data,
-                pixels,
-                1,
-                channels,
-                filters + 4 * (point * filter_step + panels[panel, 4] * channels),
-                zeros.ctypes.data,
-                target + 4 * (point * target_step + tile * k + panels[panel, 0]),
-                tables.ctypes.data + 4 * pixels,
-            )
+        vectors = panels[panel, 1]
+        from_filters = filters + 4 * (point * filter_step + panels[panel, 4] * channels)
+        for c in range(0, channels, depth):
+            for tile in range(0, count, height):
+                multiply_rows(
+                    lanes,
+                    vectors,
+                    source + 4 * (point * step + tile * channels + c),
+                    zeros.ctypes.data,
+                    tables.ctypes.data,
+                    pixels,
+                    1,
+                    min(depth, channels - c),
+                    from_filters + 4 * c * vectors * lanes,
+                    zeros.ctypes.data,
+                    target + 4 * (point * target_step + tile * k + panels[panel, 0]),
+                    tables.ctypes.data + 4 * pixels,
+                    c,
+                )
 
 
 @kernel(parallel=True)

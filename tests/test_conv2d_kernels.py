@@ -1,0 +1,284 @@
+"""The convolution algorithms of the CPU, each on its own, for both widths of vectors."""
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from minitl.kernels.cpu import conv2d, conv2d_direct, conv2d_portable, microkernel, winograd
+from minitl.shapes import Padding2d, window_output_shape
+
+HOST = microkernel.host_lanes()
+LANES = [lanes for lanes in (8, 16) if lanes <= HOST]
+each_width = pytest.mark.parametrize("lanes", LANES)
+pytestmark = pytest.mark.skipif(not LANES, reason="this machine uses the portable path alone")
+
+# Largest error of F(m x m), in parts of the largest value the same sum has with all signs made positive:
+# then every rounding on the way is counted, and nothing that cancels makes the yardstick short. Inputs
+# without a common sign cancel to about 1/20 of it, which is where the 1e-4 of the largest result comes from.
+BOUND = {2: 1e-6, 4: 5e-6}
+
+
+def einsum(x, weight, bias, dy, stride, padding, dilation, groups):
+    """Return y, dx, dw in float64, from views of the padded picture: n p q r s (group) c."""
+    x, weight, dy = (a.astype(np.float64) for a in (x, weight, dy))
+    (n, h, w, c), (k, r, s, cg), (p, q) = x.shape, weight.shape, dy.shape[1:3]
+    top, bottom, left, right = padding
+    padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    dpadded = np.zeros_like(padded)
+    windows = np.empty((n, p, q, r, s, groups, cg))
+    weight = weight.reshape(groups, k // groups, r, s, cg)
+    dy = dy.reshape(n, p, q, groups, k // groups)
+    back = np.einsum("npqgk,gkrsc->npqrsgc", dy, weight)
+    for i in range(r):
+        for j in range(s):
+            rows = slice(i * dilation[0], i * dilation[0] + (p - 1) * stride[0] + 1, stride[0])
+            columns = slice(j * dilation[1], j * dilation[1] + (q - 1) * stride[1] + 1, stride[1])
+            windows[:, :, :, i, j] = padded[:, rows, columns].reshape(n, p, q, groups, cg)
+            dpadded[:, rows, columns] += back[:, :, :, i, j].reshape(n, p, q, c)
+    y = np.einsum("npqrsgc,gkrsc->npqgk", windows, weight).reshape(n, p, q, k)
+    dw = np.einsum("npqrsgc,npqgk->gkrsc", windows, dy).reshape(k, r, s, cg)
+    return y + (0 if bias is None else bias), dpadded[:, top : top + h, left : left + w], dw
+
+
+def make(x_shape, weight_shape, geometry, kind="normal", seed=0):
+    """Return x, weight, bias, dy: "normal", "integers", "mean" (x + 1000) or "large" (x * 1e4)."""
+    random = np.random.default_rng(seed)
+    p, q = window_output_shape(*x_shape[1:3], weight_shape[1:3], *geometry[:3])
+    shapes = x_shape, weight_shape, weight_shape[:1], (x_shape[0], p, q, weight_shape[0])
+    if kind == "integers":
+        return [random.integers(-4, 5, shape).astype(np.float32) for shape in shapes]
+    x, *others = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
+    if kind == "mean":
+        x += 1000
+    if kind == "large":
+        x *= 1e4
+    return [x, *others]
+
+
+def direct(arrays, geometry, lanes):
+    """Return y, dx, dw by the direct algorithm."""
+    x, weight, bias, dy = arrays
+    return (
+        conv2d_direct.conv2d_forward(x, weight, bias, *geometry, lanes),
+        conv2d_direct.conv2d_dx(dy, weight, x.shape, *geometry, lanes),
+        conv2d_direct.conv2d_dw(dy, x, weight.shape, *geometry, lanes),
+    )
+
+
+def by_winograd(arrays, padding, m, lanes):
+    """Return y, dx, dw by F(m x m)."""
+    x, weight, bias, dy = arrays
+    return (
+        winograd.conv2d_forward(x, weight, bias, padding, m, lanes),
+        winograd.conv2d_dx(dy, weight, x.shape, padding, m, lanes),
+        winograd.conv2d_dw(dy, x, weight.shape, padding, m, lanes),
+    )
+
+
+def by_entry(arrays, geometry):
+    """Return y, dx, dw by the functions that everybody calls."""
+    x, weight, bias, dy = arrays
+    return (
+        conv2d.conv2d_forward(x, weight, bias, *geometry),
+        conv2d.conv2d_dx(dy, weight, x.shape, *geometry),
+        conv2d.conv2d_dw(dy, x, weight.shape, *geometry),
+    )
+
+
+def check_equal(results, expected):
+    for name, a, e in zip(("y", "dx", "dw"), results, expected, strict=True):
+        assert a.dtype == np.float32, name
+        assert a.flags.c_contiguous, name
+        np.testing.assert_array_equal(a, e, err_msg=name)
+
+
+# x, weight, stride, padding, dilation, groups
+CASES = {
+    "1x1": ((2, 7, 5, 33), (48, 1, 1, 33), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+    "1x1 of one pixel": ((5, 1, 1, 100), (10, 1, 1, 100), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+    "1x1 stride 2": ((3, 7, 8, 40), (20, 1, 1, 40), (2, 2), (0, 0, 0, 0), (1, 1), 1),
+    "3x3": ((2, 9, 8, 32), (32, 3, 3, 32), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    "3x3 stride 2": ((2, 9, 8, 33), (17, 3, 3, 33), (2, 2), (1, 1, 1, 1), (1, 1), 1),
+    "several sets of pictures": ((7, 33, 31, 5), (17, 3, 3, 5), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    "many channels": ((2, 5, 5, 600), (160, 1, 1, 600), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+    "stem": ((3, 15, 12, 3), (64, 7, 7, 3), (2, 2), (3, 3, 3, 3), (1, 1), 1),
+    "cifar stem": ((3, 8, 8, 3), (16, 3, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    "dilation": ((2, 11, 12, 5), (17, 3, 2, 5), (1, 3), (0, 1, 2, 1), (2, 2), 1),
+    "stride over dilation": ((1, 13, 17, 17), (18, 3, 3, 17), (2, 3), (2, 3, 2, 3), (3, 2), 1),
+    "groups": ((2, 6, 6, 64), (96, 3, 3, 32), (2, 1), (1, 0, 1, 0), (1, 1), 2),
+    "narrow groups": ((2, 6, 6, 64), (32, 3, 3, 8), (2, 1), (1, 0, 1, 0), (1, 1), 8),
+    "groups of few channels in all": ((2, 6, 6, 12), (6, 3, 3, 4), (1, 1), (1, 1, 1, 1), (1, 1), 3),
+    "depthwise": ((2, 6, 6, 32), (32, 3, 3, 1), (1, 1), (1, 1, 1, 1), (1, 1), 32),
+    "one of everything": ((1, 1, 1, 1), (1, 1, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+}
+
+
+@each_width
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_direct_sums_of_small_integers_are_exact(case, lanes):
+    x, weight, stride, padding, dilation, groups = case
+    geometry = stride, Padding2d(*padding), dilation, groups
+    arrays = make(x, weight, geometry, "integers")
+    check_equal(direct(arrays, geometry, lanes), einsum(*arrays, *geometry))
+
+
+small = st.integers(1, 3)
+
+
+@st.composite
+def geometries(draw):
+    """Return shapes of x and weight, and a geometry, with every awkwardness at once."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    cg, kg = (draw(st.sampled_from([1, 3, 5, 17, 33])) for _ in range(2))
+    x = draw(small), draw(st.integers(1, 13)), draw(st.integers(1, 13)), groups * cg
+    weight = groups * kg, draw(st.integers(1, 5)), draw(st.integers(1, 5)), cg
+    padding = Padding2d(*(draw(st.integers(0, 3)) for _ in range(4)))
+    stride, dilation = ((draw(small), draw(small)) for _ in range(2))
+    extent = [d * (size - 1) + 1 for d, size in zip(dilation, weight[1:3], strict=True)]
+    assume(x[1] + padding.top + padding.bottom >= extent[0])
+    assume(x[2] + padding.left + padding.right >= extent[1])
+    return x, weight, (stride, padding, dilation, groups)
+
+
+@each_width
+@given(geometries())
+def test_direct_is_exact_for_every_geometry(lanes, shapes):
+    x, weight, geometry = shapes
+    arrays = make(x, weight, geometry, "integers")
+    check_equal(direct(arrays, geometry, lanes), einsum(*arrays, *geometry))
+
+
+def test_direct_is_about_as_exact_as_numpy():
+    geometry = (1, 1), Padding2d(1, 1, 1, 1), (1, 1), 1
+    arrays = make((2, 14, 14, 256), (64, 3, 3, 256), geometry)
+    x, weight, bias, dy = arrays
+    exact = einsum(*arrays, *geometry)
+    numpy = (
+        conv2d_portable.conv2d_forward(x, weight, bias, *geometry),
+        conv2d_portable.conv2d_dx(dy, weight, x.shape, *geometry),
+        conv2d_portable.conv2d_dw(dy, x, weight.shape, *geometry),
+    )
+    for a, b, e in zip(direct(arrays, geometry, HOST), numpy, exact, strict=True):
+        floor = 4 * np.finfo(np.float32).eps * np.abs(e).max()
+        assert np.abs(a - e).max() <= 2 * np.abs(b - e).max() + floor
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_winograd_matrices_give_the_convolution_of_polynomials(m):
+    butterfly, pixels, filters, results = (
+        np.array(matrix[m])
+        for matrix in (
+            winograd.BUTTERFLY,
+            winograd.PIXEL_HALVES,
+            winograd.FILTER_HALVES,
+            winograd.RESULT_HALVES,
+        )
+    )
+    random = np.random.default_rng(0)
+    d, g = random.standard_normal(m + 2), random.standard_normal(3)
+    y = (butterfly @ results).T @ ((butterfly @ filters @ g) * (butterfly @ pixels @ d))
+    np.testing.assert_allclose(y, np.correlate(d, g, "valid"), rtol=1e-12)
+
+
+WINOGRAD_CASES = {
+    "one tile": ((1, 3, 3, 16), 16, (1, 1, 1, 1)),
+    "cut tiles": ((3, 7, 9, 32), 48, (1, 1, 1, 1)),
+    "odd channels": ((2, 9, 14, 17), 33, (0, 2, 1, 0)),
+    "no padding": ((2, 6, 11, 40), 16, (0, 0, 0, 0)),
+    "padding 2": ((2, 4, 5, 16), 19, (2, 2, 2, 2)),
+    "several blocks": ((6, 20, 20, 64), 64, (1, 1, 1, 1)),
+    "many filters": ((2, 7, 7, 256), 192, (1, 1, 1, 1)),
+}
+
+
+@each_width
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("kind", ["normal", "mean", "large"])
+@pytest.mark.parametrize("case", WINOGRAD_CASES.values(), ids=WINOGRAD_CASES.keys())
+def test_winograd_keeps_its_bound(case, kind, m, lanes):
+    x_shape, k, padding = case
+    geometry = (1, 1), Padding2d(*padding), (1, 1), 1
+    arrays = make(x_shape, (k, 3, 3, x_shape[3]), geometry, kind)
+    exact = einsum(*arrays, *geometry)
+    yardstick = einsum(*(np.abs(a) for a in arrays), *geometry)
+    results = by_winograd(arrays, geometry[1], m, lanes)
+    for name, a, e, size in zip(("y", "dx", "dw"), results, exact, yardstick, strict=True):
+        assert a.shape == e.shape, name
+        assert np.abs(a - e).max() <= BOUND[m] * size.max(), name
+        if kind != "mean":
+            assert np.abs(a - e).max() <= 1e-4 * np.abs(e).max(), name
+
+
+@each_width
+@settings(max_examples=10)
+@given(
+    st.tuples(small, st.integers(1, 12), st.integers(1, 12), st.sampled_from([16, 17, 33])),
+    st.sampled_from([16, 19, 40]),
+    st.tuples(*[st.integers(0, 2)] * 4),
+    st.sampled_from([2, 4]),
+)
+def test_winograd_for_every_shape(lanes, x_shape, k, padding, m):
+    assume(x_shape[1] + sum(padding[:2]) >= 3 and x_shape[2] + sum(padding[2:]) >= 3)
+    geometry = (1, 1), Padding2d(*padding), (1, 1), 1
+    arrays = make(x_shape, (k, 3, 3, x_shape[3]), geometry)
+    exact = einsum(*arrays, *geometry)
+    for a, e in zip(by_winograd(arrays, geometry[1], m, lanes), exact, strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-4 * np.abs(e).max(initial=1))
+
+
+@pytest.mark.parametrize("setting", ["exact", "f2", "f4"])
+@pytest.mark.parametrize(
+    "x_shape, k, stride",
+    [((9, 20, 20, 64), 64, 1), ((9, 20, 20, 48), 40, 2), ((2, 7, 7, 256), 256, 1)],
+)
+def test_threads_do_not_change_a_bit(setting, x_shape, k, stride):
+    geometry = (stride, stride), Padding2d(1, 1, 1, 1), (1, 1), 1
+    arrays = make(x_shape, (k, 3, 3, x_shape[3]), geometry)
+    before, threads = conv2d.set_conv_algorithm(setting), numba.get_num_threads()
+    try:
+        many = by_entry(arrays, geometry)
+        numba.set_num_threads(1)
+        one = by_entry(arrays, geometry)
+    finally:
+        numba.set_num_threads(threads)
+        conv2d.set_conv_algorithm(before)
+    check_equal(many, one)
+
+
+def test_choice_of_the_algorithm():
+    def choose(x, weight, stride=1, padding=1, dilation=1, groups=1, setting="auto", dtype="f4"):
+        return conv2d.choose_algorithm(
+            x,
+            weight,
+            np.dtype(dtype),
+            (stride, stride),
+            Padding2d(*[padding] * 4),
+            (dilation, dilation),
+            groups,
+            setting,
+            16,
+        )
+
+    x, weight = (16, 56, 56, 64), (64, 3, 3, 64)
+    assert choose(x, weight) == "winograd_f4"
+    assert choose((64, 2, 2, 64), weight) == "winograd_f2"
+    assert choose((16, 1, 1, 64), weight) == "direct"
+    assert choose((1, 7, 7, 64), weight) == "direct"  # too few tiles to share transformed filters
+    assert choose(x, weight, setting="f2") == "winograd_f2"
+    assert choose(x, weight, setting="exact") == "direct"
+    assert choose(x, weight, stride=2) == "direct"
+    assert choose(x, weight, dilation=2) == "direct"
+    assert choose(x, weight, padding=3) == "direct"
+    assert choose(x, (64, 3, 3, 32), groups=2) == "direct"
+    assert choose((16, 56, 56, 8), (64, 3, 3, 8), setting="f4") == "direct"
+    assert choose(x, (64, 1, 1, 64), padding=0) == "direct"
+    assert choose(x, weight, dtype="f8") == "portable"
+    assert choose((0, 56, 56, 64), weight) == "portable"
+    assert choose((1, 2**15, 2**15, 64), weight) == "portable"  # offsets would not fit
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(ValueError, match="no convolution algorithm 'fast'; choose one of auto"):
+        conv2d.set_conv_algorithm("fast")
