@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: BaseException) -> str:
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return str(error)
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
     if isinstance(error, MemoryError):
@@ -218,6 +218,7 @@ def _add_inspect(commands: Any) -> argparse.ArgumentParser:
 
 def _inspect(options: argparse.Namespace) -> None:
     from minitl import hdf5
+    from minitl.train.console import printable
 
     contents = hdf5.read(options.file)
     classes = contents.class_names
@@ -238,7 +239,7 @@ def _inspect(options: argparse.Namespace) -> None:
     if contents.progress is not None:
         rows["checkpoint"] = f"after epoch {contents.progress.get('epoch')}"
     for name, value in rows.items():
-        print(f"{name + ':':16}{value}")
+        print(f"{name + ':':16}{printable(str(value))}")
     if options.keys:
         for name, array in contents.state.items():
             print(f"  {name:44} {array.dtype} {tuple(array.shape)}")

@@ -1,7 +1,6 @@
-"""Writing files whole or not at all, and their checksums."""
+"""Writing files whole or not at all."""
 
 import contextlib
-import hashlib
 import json
 import os
 import secrets
@@ -41,18 +40,6 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     _sync_folder(target.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, whole or not at all; folders on the way are made.
-
-    Raises UserError as `write_atomically` does.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-    write_atomically(path, text.encode())
-
-
 def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write `content` as readable JSON, as `write_atomically` does."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -71,10 +58,4 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal; OSError where it cannot be read."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-__all__ = ["sha256_of_file", "write_atomically", "write_text"]
+__all__ = ["write_atomically", "write_json"]

@@ -22,14 +22,12 @@ from minitl.convert import (
     ConversionError,
     Report,
     convert,
-    default_preprocessing,
     find_state,
     match,
 )
 from minitl.convert import pickles as pickles_module
 from minitl.convert.pickles import PickleError, TensorRecord, read_pickle
 from minitl.convert.torch_files import read_torch
-from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError, WeightsFileError
 
 torch = pytest.importorskip("torch")
@@ -730,7 +728,7 @@ def test_convert(path, tmp_path, form):
     assert back.arch == "cifar_resnet20" and back.class_names == names and back.license == "MIT"
     assert back.arch_options == {"shortcut": "A", "width": 16}
     assert back.source == "w.pth" and len(back.source_sha256) == 64
-    assert back.preprocessing == default_preprocessing("cifar_resnet20")
+    assert back.preprocessing == models.cifar_resnet20().preprocessing
     assert back.state.keys() == state.keys()
     assert all(same(tensor, back.state[name]) for name, tensor in state.items())
     assert models.load_model(target).num_classes == 7
@@ -811,12 +809,6 @@ def test_weights_that_are_no_numbers_are_refused(path, tmp_path, tensor, words):
     save(cifar_state() | {"linear.bias": tensor}, path)
     with pytest.raises(WeightsFileError, match=rf"linear\.bias.*{words}"):
         convert(path, tmp_path / "w.h5", arch="cifar_resnet20")
-
-
-@pytest.mark.parametrize("arch", ["resnet18", "cifar_resnet56", "inception_v3"])
-def test_the_default_preprocessing_is_valid(arch):
-    values = default_preprocessing(arch)
-    assert Preprocessing.from_dict(values).to_dict() == values
 
 
 def test_reading_needs_no_torch(path, tmp_path):

@@ -331,7 +331,7 @@ def test_interrupted_save_keeps_the_old_one(saved: tuple[Dataset, Path], monkeyp
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(json, "dump", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(KeyboardInterrupt):
         data.save_split(file)
     assert file.read_bytes() == before

@@ -6,6 +6,7 @@ import torch
 
 import minitl
 from minitl import models, ops
+from minitl.data.preprocessing import Preprocessing
 from tests.reference import torch_resnet
 
 CIFAR = [("cifar_resnet20", "A"), ("cifar_resnet20", "B"), ("cifar_resnet56", "A")]
@@ -99,6 +100,12 @@ def test_initial_weights_are_he_normal_and_seeded():
     assert not np.array_equal(weight, other.layer3.state_dict()["1.conv2.weight"])
     assert weight.std() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
     assert abs(weight.mean()) < 1e-3
+
+
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+def test_the_usual_preprocessing_is_valid(arch):
+    values = models.create(arch, seed=None).preprocessing
+    assert Preprocessing.from_dict(values).to_dict() == values
 
 
 def test_unknown_architecture_and_option_are_named():

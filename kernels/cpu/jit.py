@@ -64,7 +64,7 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable], Any]:
 def on_first_compile(announce: Callable[[], None]) -> None:
     """Call `announce` once, as soon as a kernel has to be compiled because no cache holds it."""
 
-    class Listener(event.Listener):  # type: ignore[misc]
+    class Listener(event.Listener):
         waiting = True
 
         def on_start(self, compilation: Any) -> None:
@@ -76,4 +76,5 @@ def on_first_compile(announce: Callable[[], None]) -> None:
         def on_end(self, compilation: Any) -> None:
             pass
 
-    event.register("numba:compile", Listener())
+    register: Any = event.register  # it carries no types
+    register("numba:compile", Listener())

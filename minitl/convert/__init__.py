@@ -11,16 +11,18 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minitl.convert.pickles import TensorRecord
-from minitl.convert.preprocessing import default_preprocessing
 from minitl.convert.report import ConversionError, Report, match
 from minitl.convert.state import find_state
 from minitl.convert.torch_files import TorchFile, read_bytes, read_torch
 from minitl.errors import UserError, WeightsFileError
+
+if TYPE_CHECKING:
+    from minitl.models import Classifier
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
@@ -43,7 +45,8 @@ def convert(
 
     src: a file of torch.save with a state dict in it. dst: the weights file to write.
     arch, arch_options: the network, as for `minitl.models.create`; the number of classes is read off the
-        weights. class_names: name of each output. preprocessing: None for the family's usual.
+        weights. class_names: name of each output. preprocessing: None for what is
+        usual for the network.
     source, license: recorded; the source is the file's name if None.
     entry: the checkpoint's key that holds the weights, as "model_ema"; None to look for it.
     drop_unexpected: leave out what the network has no place for, instead of refusing.
@@ -60,7 +63,9 @@ def convert(
     data = read_bytes(src)
     file = read_torch(src, data)
     found = find_state(file.content, str(src), entry)
-    options, classes, expected = _network(arch, arch_options or {}, found.tensors)
+    model = _network(arch, arch_options or {}, found.tensors)
+    expected = {name: array.shape for name, array in model.state_dict().items()}
+    classes = model.num_classes
     shapes = {name: record.shape for name, record in found.tensors.items()}
     report = match(expected, shapes, f"{src.name} as {arch}")
     report.ignored = found.ignored
@@ -74,13 +79,13 @@ def convert(
         raise UserError(
             f"{len(class_names)} class names were given, but {src} distinguishes {classes} classes"
         )
-    checked = _checked(preprocessing, arch)
+    checked = model.preprocessing if preprocessing is None else _checked(preprocessing)
     state = _weights(file, found.tensors, report)
     hdf5.write(
         dst,
         hdf5.WeightsFile(
             arch=arch,
-            arch_options=options,
+            arch_options=model.arch_options,
             state=state,
             class_names=None if class_names is None else list(class_names),
             preprocessing=checked,
@@ -94,11 +99,8 @@ def convert(
 
 def _network(
     arch: str, options: Mapping[str, Any], tensors: Mapping[str, TensorRecord]
-) -> tuple[dict[str, Any], int, dict[str, tuple[int, ...]]]:
-    """Return the network's full options, its classes, and its names and shapes.
-
-    Its head is made as wide as the file's.
-    """
+) -> "Classifier":
+    """Make the network with a head as wide as the file's."""
     from minitl import models
 
     try:
@@ -108,8 +110,7 @@ def _network(
     head = tensors.get(f"{model.head_name}.weight")
     if head is not None and head.shape and head.shape[0] > 0:
         model.replace_head(head.shape[0])
-    expected = {name: array.shape for name, array in model.state_dict().items()}
-    return model.arch_options, model.num_classes, expected
+    return model
 
 
 def _notes(entry: str, prefix: str, beside: Sequence[str]) -> list[str]:
@@ -150,9 +151,7 @@ def _weights(
     return state
 
 
-def _checked(preprocessing: Mapping[str, Any] | None, arch: str) -> dict[str, Any]:
-    if preprocessing is None:
-        return default_preprocessing(arch)
+def _checked(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     from minitl.data.preprocessing import Preprocessing
 
     return Preprocessing.from_dict(preprocessing).to_dict()
@@ -163,7 +162,6 @@ __all__ = [
     "Report",
     "TorchFile",
     "convert",
-    "default_preprocessing",
     "find_state",
     "match",
     "read_torch",

@@ -17,6 +17,17 @@ from minitl.errors import UserError
 SIDE = 32
 
 
+def digit_pictures() -> tuple[np.ndarray, np.ndarray]:
+    """Return all digits as 32 x 32 gray pictures, (1797, 32, 32) uint8, and their labels, int64."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    size = SIDE, SIDE
+    large = [Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR) for picture in small]
+    return np.stack([np.asarray(picture) for picture in large]), digits.target.astype(np.int64)
+
+
 def write_digits(folder: str | Path, labels_per_class: int | None = None, seed: int = 0) -> Path:
     """Write the digits as 32 x 32 gray PNGs and return the folder.
 
@@ -27,11 +38,9 @@ def write_digits(folder: str | Path, labels_per_class: int | None = None, seed: 
     A folder that holds exactly these files already is left as it is. The folder appears all at once,
     when every picture is written. Raises UserError where it exists with other contents.
     """
-    from sklearn.datasets import load_digits
-
     folder = Path(folder)
-    digits = load_digits()
-    names = _names(digits.target, labels_per_class, seed)
+    pictures, labels = digit_pictures()
+    names = _names(labels, labels_per_class, seed)
     if folder.is_dir() and any(folder.iterdir()):
         there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
         if there == set(names):
@@ -45,11 +54,10 @@ def write_digits(folder: str | Path, labels_per_class: int | None = None, seed: 
 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        for name, digit in zip(names, digits.images, strict=True):
-            picture = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
+        for name, picture in zip(names, pictures, strict=True):
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(path)
+            Image.fromarray(picture).save(path)
         if folder.exists():
             folder.rmdir()  # empty; Windows does not rename over it
         temporary.rename(folder)
@@ -79,4 +87,4 @@ def _names(labels: np.ndarray, labels_per_class: int | None, seed: int) -> list[
     return [f"{part[number]}/{label}/{number:04}.png" for number, label in enumerate(labels)]
 
 
-__all__ = ["write_digits"]
+__all__ = ["digit_pictures", "write_digits"]

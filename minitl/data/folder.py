@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
 
 from minitl.errors import UserError
+from minitl.files import write_json
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -67,7 +68,6 @@ class Dataset:
 
     def save_split(self, path: str | Path) -> None:
         """Write which picture is in which part, as JSON; `load_split` reads it. Atomic."""
-        path = Path(path)
         parts = {
             part: {
                 name: [sample.path for sample in getattr(self, part) if sample.label == label]
@@ -83,16 +83,7 @@ class Dataset:
             "classes": self.classes,
             **parts,
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(content, file, ensure_ascii=False, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_json(path, content)
 
 
 def scan(

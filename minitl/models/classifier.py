@@ -7,8 +7,8 @@ import numpy as np
 from minitl import nn
 from minitl.tensor import Tensor
 
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def preprocessing(resize: int, crop: int) -> dict[str, Any]:
@@ -19,8 +19,8 @@ def preprocessing(resize: int, crop: int) -> dict[str, Any]:
         "interpolation": "bilinear",
         "channel_order": "RGB",
         "scale": 1 / 255,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
     }
 
 

@@ -31,12 +31,14 @@ def from_weights_file(contents: WeightsFile, what: str) -> Classifier:
     from minitl.errors import UserError
     from minitl.hdf5 import check_state
 
+    if contents.arch_options.keys() & {"seed", "num_classes"}:
+        raise UserError(f"{what}: seed and num_classes are no options of an architecture")
     try:
         model = models.create(contents.arch, seed=None, **contents.arch_options)
-    except ValueError as error:
+    except (ValueError, TypeError, MemoryError) as error:
         raise UserError(f"{what}: {error}") from None
     head = contents.state.get(f"{model.head_name}.weight")
-    if head is not None:
+    if head is not None and head.ndim == 2:
         model.replace_head(len(head))
     check_state(
         {name: array.shape for name, array in model.state_dict().items()}, contents.state, what

@@ -1,0 +1,80 @@
+"""Models to weights files and back."""
+
+import numpy as np
+import pytest
+
+import minitl
+from minitl import hdf5, models
+from minitl.cli import main
+from minitl.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [("resnet18", {}), ("cifar_resnet20", {"shortcut": "A", "width": 4}), ("resnext50_32x4d", {})],
+)
+def test_a_model_comes_back_to_the_bit(tmp_path, arch, options):
+    model = models.create(arch, num_classes=3, seed=5, **options)
+    model.class_names = ["ash", "birch", "cedar"]
+    minitl.save_model(model, tmp_path / "m.h5", source="here", license="MIT")
+    again = minitl.load_model(tmp_path / "m.h5")
+    assert (again.arch, again.arch_options) == (model.arch, model.arch_options)
+    assert again.class_names == model.class_names
+    assert again.preprocessing == model.preprocessing
+    state = again.state_dict()
+    for name, array in model.state_dict().items():
+        assert array.tobytes() == state[name].tobytes(), name
+    contents = hdf5.read(tmp_path / "m.h5")
+    assert (contents.source, contents.license) == ("here", "MIT")
+
+
+def test_saving_replaces_an_older_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "m.h5"
+    for seed in (1, 2):
+        minitl.save_model(models.cifar_resnet20(width=4, seed=seed), path)
+    expected = models.cifar_resnet20(width=4, seed=2).state_dict()["conv1.weight"]
+    assert np.array_equal(minitl.load_model(path).state_dict()["conv1.weight"], expected)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.h5"]
+
+
+def test_weights_that_do_not_fit_their_architecture_are_refused(tmp_path):
+    contents = hdf5.WeightsFile(
+        arch="cifar_resnet32",
+        arch_options={"shortcut": "A", "width": 4},
+        state=models.cifar_resnet20(width=4).state_dict(),
+    )
+    hdf5.write(tmp_path / "m.h5", contents)
+    with pytest.raises(UserError, match=r"m\.h5.*(?s:.*)layer1\.3"):
+        minitl.load_model(tmp_path / "m.h5")
+    contents.arch = "perceptron"
+    hdf5.write(tmp_path / "m.h5", contents)
+    with pytest.raises(UserError, match="perceptron"):
+        minitl.load_model(tmp_path / "m.h5")
+
+
+def test_inspect_shows_what_a_file_holds(tmp_path, capsys):
+    model = models.cifar_resnet20(num_classes=2, width=4)
+    model.class_names = ["cat", "dog"]
+    minitl.save_model(model, tmp_path / "m.h5", license="MIT")
+    assert main(["inspect", str(tmp_path / "m.h5"), "--keys"]) == 0
+    text = capsys.readouterr().out
+    parameters = sum(p.data.size for p in model.parameters())
+    for part in (
+        "cifar_resnet20",
+        f"{parameters:,}",
+        "cat, dog",
+        "MIT",
+        "layer3.2.bn2.running_var",
+    ):
+        assert part in text
+    (tmp_path / "m.h5").write_bytes(b"nonsense")
+    assert main(["inspect", str(tmp_path / "m.h5")]) == 1
+    assert "m.h5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"width": 10**7}, {"seed": 3}, {"width": "x"}, {"depth": 3}])
+def test_hostile_options_of_an_architecture_are_refused(tmp_path, options):
+    contents = hdf5.WeightsFile("cifar_resnet20", {"linear.weight": np.ones((2, 4), "f")}, options)
+    hdf5.write(tmp_path / "m.h5", contents)
+    with pytest.raises(UserError, match=r"m\.h5"):
+        minitl.load_model(tmp_path / "m.h5")
