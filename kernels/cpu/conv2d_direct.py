@@ -223,15 +223,70 @@ def _pack_dx(weight, taps, groups, lanes, panels, packed):  # type: ignore[no-un
     """Copy the chosen taps of filters (K, taps, C) to panels (taps, K, columns of C)."""
     kg = weight.shape[0] // groups
     cg = weight.shape[2]
-    for task in prange(len(panels) * len(taps)):
-        panel = task // len(taps)
-        t = task - panel * len(taps)
-        group, width = panels[panel, 3], panels[panel, 1] * lanes
-        first = panels[panel, 0] - group * cg
-        place = (panels[panel, 4] * len(taps) + t * width) * kg
-        for k in range(kg):
-            for j in range(width):
-                packed[place + k * width + j] = weight[group * kg + k, taps[t], first + j]
+    in_group = len(panels) // groups
+    for task in prange((len(weight) + 7) // 8):
+        for k in range(8 * task, min(8 * task + 8, len(weight))):
+            group = k // kg
+            for t in range(len(taps)):
+                for panel in range(group * in_group, (group + 1) * in_group):
+                    width = panels[panel, 1] * lanes
+                    first = panels[panel, 0] - group * cg
+                    place = (panels[panel, 4] * len(taps) + t * width) * kg + (
+                        k - group * kg
+                    ) * width
+                    for j in range(width):
+                        packed[place + j] = weight[k, taps[t], first + j]
+
+
+@kernel()
+def _multiply_block(  # type: ignore[no-untyped-def]
+    lanes,
+    height,
+    x,
+    zeros,
+    gather,
+    depth,
+    packed,
+    panels,
+    start,
+    y,
+    begin,
+    end,
+    first_panel,
+    end_panel,
+):
+    """Compute pixels [begin, end) of one set of pictures, in the columns of some panels.
+
+    x, y: addresses of the set.
+    """
+    taps, pixels = len(gather) - 1, gather.shape[1]
+    sources = np.int64(gather.ctypes.data)
+    results = sources + 4 * taps * pixels
+    # One piece of the sum at a time: some whole taps, or a part of one.
+    some_taps = max(1, LONGEST_SUM // depth)
+    pieces = (depth + LONGEST_SUM - 1) // LONGEST_SUM
+    some_depth = (depth + pieces - 1) // pieces
+    for panel in range(first_panel, end_panel):
+        column, vectors, from_x = panels[panel, 0], panels[panel, 1], panels[panel, 3] * depth
+        filters = packed.ctypes.data + 4 * panels[panel, 4] * taps * depth
+        for tap in range(0, taps, some_taps):
+            for k in range(0, depth, some_depth):
+                for pixel in range(begin, end, height):
+                    multiply_rows(
+                        lanes,
+                        vectors,
+                        x + 4 * (from_x + k),
+                        np.int64(zeros.ctypes.data),
+                        sources + 4 * (tap * pixels + pixel),
+                        pixels,
+                        min(some_taps, taps - tap),
+                        min(some_depth, depth - k),
+                        filters + 4 * (tap * depth + k) * vectors * lanes,
+                        start.ctypes.data + 4 * column,
+                        y + 4 * column,
+                        results + 4 * pixel,
+                        tap + k,
+                    )
 
 
 @kernel(parallel=True)
@@ -257,40 +312,28 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
     x_step, y_step: floats from one set of pictures to the next. block: pixels in a task. parts: tasks that
     the panels are divided among.
     """
-    taps, pixels = len(gather) - 1, gather.shape[1]
+    pixels = gather.shape[1]
     blocks = (pixels + block - 1) // block
     for task in prange(sets * blocks * parts):
         part = task // (sets * blocks)
-        piece = task - part * sets * blocks
-        picture_set = piece // blocks
-        begin = (piece - picture_set * blocks) * block
-        x_set = x.ctypes.data + 4 * picture_set * x_step
-        y_set = y.ctypes.data + 4 * picture_set * y_step
-        for panel in range(part * len(panels) // parts, (part + 1) * len(panels) // parts):
-            column, vectors = panels[panel, 0], panels[panel, 1]
-            filters = packed.ctypes.data + 4 * panels[panel, 4] * taps * depth
-            # One piece of the sum at a time: some whole taps, or a part of one.
-            some_taps = max(1, LONGEST_SUM // depth)
-            some_depth = (depth + LONGEST_SUM - 1) // LONGEST_SUM
-            some_depth = (depth + some_depth - 1) // some_depth
-            for tap in range(0, taps, some_taps):
-                for k in range(0, depth, some_depth):
-                    for pixel in range(begin, min(begin + block, pixels), height):
-                        multiply_rows(
-                            lanes,
-                            vectors,
-                            x_set + 4 * (panels[panel, 3] * depth + k),
-                            zeros.ctypes.data,
-                            gather.ctypes.data + 4 * (tap * pixels + pixel),
-                            pixels,
-                            min(some_taps, taps - tap),
-                            min(some_depth, depth - k),
-                            filters + 4 * (tap * depth + k) * vectors * lanes,
-                            start.ctypes.data + 4 * column,
-                            y_set + 4 * column,
-                            gather.ctypes.data + 4 * (taps * pixels + pixel),
-                            tap + k,
-                        )
+        picture_set = task % (sets * blocks) // blocks
+        begin = task % blocks * block
+        _multiply_block(
+            lanes,
+            height,
+            x.ctypes.data + 4 * picture_set * x_step,
+            zeros,
+            gather,
+            depth,
+            packed,
+            panels,
+            start,
+            y.ctypes.data + 4 * picture_set * y_step,
+            begin,
+            min(begin + block, pixels),
+            part * len(panels) // parts,
+            (part + 1) * len(panels) // parts,
+        )
 
 
 @kernel(parallel=True)
@@ -341,7 +384,7 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                 gather_rows(
                     lanes,
                     dy_set + 4 * group * kg,
-                    0,
+                    np.int64(0),
                     gather.ctypes.data + 4 * (taps * line + begin),
                     count,
                     tiles.ctypes.data + 4 * (2 * in_group + begin_tile),
@@ -357,7 +400,7 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                             gather_rows(
                                 lanes,
                                 x_set + 4 * group * run,
-                                zeros.ctypes.data,
+                                np.int64(zeros.ctypes.data),
                                 gather.ctypes.data + 4 * (tap * line + begin),
                                 count,
                                 columns.ctypes.data + 4 * first,

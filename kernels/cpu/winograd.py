@@ -277,6 +277,7 @@ def _multiply_tiles(  # type: ignore[no-untyped-def]
 ):
     """Multiply one point of `count` tiles, rows of channels, by the transformed filters."""
     pixels = tables.shape[1]
+    table, no_bias = np.int64(tables.ctypes.data), np.int64(zeros.ctypes.data)
     k = panels[-1, 0] + panels[-1, 1] * lanes
     pieces = (channels + LONGEST_SUM - 1) // LONGEST_SUM
     depth = (channels + pieces - 1) // pieces
@@ -289,15 +290,15 @@ def _multiply_tiles(  # type: ignore[no-untyped-def]
                     lanes,
                     vectors,
                     source + 4 * (point * step + tile * channels + c),
-                    zeros.ctypes.data,
-                    tables.ctypes.data,
+                    no_bias,
+                    table,
                     pixels,
-                    1,
+                    np.int64(1),
                     min(depth, channels - c),
                     from_filters + 4 * c * vectors * lanes,
-                    zeros.ctypes.data,
+                    no_bias,
                     target + 4 * (point * target_step + tile * k + panels[panel, 0]),
-                    tables.ctypes.data + 4 * pixels,
+                    table + 4 * pixels,
                     c,
                 )
 
@@ -358,7 +359,7 @@ def _forward_by_blocks(  # type: ignore[no-untyped-def]
     step, target_step = block * channels + PAD, block * k + PAD
     for task in prange((tiles + block - 1) // block):
         thread = get_thread_id()
-        source = room[thread].ctypes.data
+        source = np.int64(room[thread].ctypes.data)
         target = source + 4 * points * step
         patch = patches[thread]
         first = task * block
@@ -370,11 +371,11 @@ def _forward_by_blocks(  # type: ignore[no-untyped-def]
             _multiply_tiles(
                 lanes,
                 height,
-                point,
+                np.int64(point),
                 source,
                 step,
                 channels,
-                filters.ctypes.data,
+                np.int64(filters.ctypes.data),
                 filter_step,
                 panels,
                 zeros,
@@ -415,7 +416,7 @@ def _forward_by_points(  # type: ignore[no-untyped-def]
     points = (m + 2) * (m + 2)
     tiles = n * rows * columns
     step, target_step = block * channels + PAD, block * k + PAD
-    source = room.ctypes.data
+    source = np.int64(room.ctypes.data)
     target = source + 4 * points * step
     for first in range(0, tiles, block):
         count = min(block, tiles - first)
@@ -439,11 +440,11 @@ def _forward_by_points(  # type: ignore[no-untyped-def]
             _multiply_tiles(
                 lanes,
                 height,
-                point,
+                np.int64(point),
                 source,
                 step,
                 channels,
-                filters.ctypes.data,
+                np.int64(filters.ctypes.data),
                 filter_step,
                 panels,
                 zeros,
@@ -472,14 +473,14 @@ def _forward_by_points(  # type: ignore[no-untyped-def]
 def _sum_tiles(  # type: ignore[no-untyped-def]
     lanes, height, m, dy, x, top, left, panels, starts, block, room, patches, sums
 ):
-    """Add to sums[point, panel, tile of K] the products of transformed dy and x over all tiles."""
+    """Add to sums[point][panel, tile of K] the products of transformed dy and x over all tiles."""
     n, p, q, k = dy.shape
     rows, columns = (p + m - 1) // m, (q + m - 1) // m
     channels = x.shape[3]
     points = (m + 2) * (m + 2)
     tiles = n * rows * columns
     step, dy_step = block * channels + PAD, block * k + PAD
-    pixels = room.ctypes.data
+    pixels = np.int64(room.ctypes.data)
     from_dy = pixels + 4 * points * step
     for first in range(0, tiles, block):
         count = min(block, tiles - first)
@@ -517,6 +518,7 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
                 patch,
             )
         for point in prange(points):
+            from_sums = np.int64(sums[point].ctypes.data)
             for panel in range(len(panels)):
                 for tile in range(len(starts)):
                     add_outer_products(
@@ -528,7 +530,7 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
                         channels,
                         lanes,
                         count,
-                        sums[point, panel, tile].ctypes.data,
+                        from_sums + 4 * ((panel * len(starts) + tile) * 2 * height * lanes),
                     )
 
 
@@ -537,14 +539,16 @@ def _finish_dw(lanes, height, m, sums, panels, starts, dw):  # type: ignore[no-u
     """Transform sums to dw (K, 3, 3, C)."""
     channels = dw.shape[3]
     points = m + 2
-    step = sums[0].size
+    step = sums.shape[1]
     for tile in prange(len(starts)):
         # The last tile was moved back; its rows that the tile before has as well are left to that.
         skip = tile * height - starts[tile]
         for panel in range(len(panels)):
             width = panels[panel, 1] * lanes
             for i in range(skip, height):
-                source = sums[0, panel, tile].ctypes.data + 4 * i * width
+                source = sums.ctypes.data + 4 * (
+                    (panel * len(starts) + tile) * 2 * height * lanes + i * width
+                )
                 target = dw[starts[tile] + i].ctypes.data + 4 * panels[panel, 0]
                 _dw(
                     (
@@ -682,7 +686,8 @@ def conv2d_dw(
     panels = _panels(c, 1, lanes)
     starts = np.minimum(np.arange(0, k, height), k - height)
     block = min(TILES_IN_SUM, n * -(-p // m) * -(-q // m))
-    sums = memory.zeros((points, len(panels), len(starts), height * 2 * lanes), x.dtype)
+    size = len(panels) * len(starts) * height * 2 * lanes
+    sums = memory.zeros((points, size + PAD), x.dtype)
     _sum_tiles(
         lanes,
         height,
