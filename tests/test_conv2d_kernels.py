@@ -279,6 +279,18 @@ def test_choice_of_the_algorithm():
     assert choose((1, 2**15, 2**15, 64), weight) == "portable"  # offsets would not fit
 
 
+def test_threads_do_not_meet_in_columns_that_two_panels_share():
+    geometry = (1, 1), Padding2d(1, 1, 1, 1), (1, 1), 1
+    arrays = make((5, 9, 9, HOST + 8), (HOST + 8, 3, 3, HOST + 8), geometry, "integers")
+    arrays[1] = np.concatenate([arrays[1]] * 3, axis=3)  # sums of several pieces
+    arrays[0] = np.concatenate([arrays[0]] * 3, axis=3)
+    x, weight, bias, dy = arrays
+    expected = conv2d_portable.conv2d_forward(x, weight, bias, *geometry)
+    for _ in range(50):
+        y = conv2d_direct.conv2d_forward(x, weight, bias, *geometry, HOST)
+        np.testing.assert_array_equal(y, expected)
+
+
 def test_an_unknown_setting_is_refused():
     with pytest.raises(ValueError, match="no convolution algorithm 'fast'; choose one of auto"):
         conv2d.set_conv_algorithm("fast")

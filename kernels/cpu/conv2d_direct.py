@@ -239,6 +239,18 @@ def _pack_dx(weight, taps, groups, lanes, panels, packed):  # type: ignore[no-un
 
 
 @kernel()
+def _first_panel(panels, part, parts):  # type: ignore[no-untyped-def]
+    """Return the first panel of a part.
+
+    Panels that share columns stay together: sums grow in memory, where two threads must not meet.
+    """
+    first = part * len(panels) // parts
+    while first < len(panels) and panels[first, 2] > 0:
+        first += 1
+    return first
+
+
+@kernel()
 def _multiply_block(  # type: ignore[no-untyped-def]
     lanes,
     height,
@@ -331,8 +343,8 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
             y.ctypes.data + 4 * picture_set * y_step,
             begin,
             min(begin + block, pixels),
-            part * len(panels) // parts,
-            (part + 1) * len(panels) // parts,
+            _first_panel(panels, part, parts),
+            _first_panel(panels, part + 1, parts),
         )
 
 

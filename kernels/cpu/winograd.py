@@ -95,7 +95,7 @@ RESULT_HALVES: dict[int, Matrix] = {  # A = butterfly @ these
 
 FLOATS_IN_BLOCK = 1 << 18  # transformed tiles that one thread keeps in its cache
 FILTERS_IN_CACHE = 1 << 20  # floats of transformed filters that stay in the cache between blocks
-TILES_IN_PHASE = 192
+TILES_IN_PHASE = 288
 TILES_IN_SUM = 128
 PAD = 16  # floats between points, against steps of a power of two
 
