@@ -262,17 +262,31 @@ class BatchNorm2d(Module):
         self.eps, self.momentum = eps, momentum
         self.frozen = False
 
-    def forward(self, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        relu: bool = False,
+        residual: Tensor | None = None,
+        maxpool: tuple[Pair, Pair, Padding] | None = None,
+    ) -> Tensor:
         """Normalise x (..., C); then add `residual` if given; then apply ReLU if asked.
 
-        A residual is always followed by a ReLU, as in residual networks.
+        A residual is always followed by a ReLU, as in residual networks. maxpool: (kernel size, stride,
+        padding) of a max pooling at the end, after a ReLU as in the stem of a ResNet.
+
+        Raises ValueError for a residual together with a max pooling: nothing fuses these.
         """
+        if maxpool is not None and residual is not None:
+            raise ValueError("BatchNorm2d fuses a residual or a max pooling, not both")
         arguments = (self.weight, self.bias, self.running_mean, self.running_var)
         options: dict[str, Any] = {
             "training": self.training and not self.frozen,
             "momentum": self.momentum,
             "eps": self.eps,
         }
+        if maxpool is not None:
+            return ops.batchnorm_relu_maxpool(x, *arguments, *maxpool, **options)
         if residual is not None:
             return ops.batchnorm_add_relu(x, residual, *arguments, **options)
         if relu:

@@ -6,6 +6,11 @@ from minitl.kernels.cpu.batchnorm import (
     batchnorm_reduce,
     batchnorm_statistics,
 )
+from minitl.kernels.cpu.batchnorm_relu_maxpool import (
+    batchnorm_relu_maxpool_dx,
+    batchnorm_relu_maxpool_forward,
+    batchnorm_relu_maxpool_reduce,
+)
 from minitl.kernels.cpu.conv2d import conv2d_db, conv2d_dw, conv2d_dx, conv2d_forward
 from minitl.kernels.cpu.elementwise import (
     add_forward,
@@ -43,6 +48,9 @@ __all__ = [
     "batchnorm_apply",
     "batchnorm_dx",
     "batchnorm_reduce",
+    "batchnorm_relu_maxpool_dx",
+    "batchnorm_relu_maxpool_forward",
+    "batchnorm_relu_maxpool_reduce",
     "batchnorm_statistics",
     "concat_dx",
     "concat_forward",

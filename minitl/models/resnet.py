@@ -110,8 +110,8 @@ class ResNet(Classifier):
 
     def features(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, 512 * expansion)."""
-        x = self.bn1(self.conv1(x), relu=True)  # H/2
-        x = ops.maxpool2d(x, 3, 2, 1)  # H/4
+        x = self.conv1(x)  # H/2
+        x = self.bn1(x, relu=True, maxpool=(3, 2, 1))  # H/4
         x = self.layer1(x)
         x = self.layer2(x)  # H/8
         x = self.layer3(x)  # H/16

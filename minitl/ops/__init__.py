@@ -3,6 +3,7 @@
 from minitl.ops.add import add
 from minitl.ops.avgpool2d import avgpool2d
 from minitl.ops.batchnorm import batchnorm, batchnorm_add_relu, batchnorm_relu
+from minitl.ops.batchnorm_relu_maxpool import batchnorm_relu_maxpool
 from minitl.ops.concat import concat
 from minitl.ops.conv2d import conv2d
 from minitl.ops.dropout import dropout
@@ -21,6 +22,7 @@ __all__ = [
     "batchnorm",
     "batchnorm_add_relu",
     "batchnorm_relu",
+    "batchnorm_relu_maxpool",
     "concat",
     "conv2d",
     "dropout",

@@ -12,6 +12,7 @@ With a ReLU, the result is kept as well: it shows where the gradient passes.
 """
 
 import math
+from types import ModuleType
 
 import numpy as np
 
@@ -39,14 +40,9 @@ class BatchNorm(Op):
         relu: bool,
     ) -> Array:
         """Compute y, of the shape of x; in training, update the running statistics."""
-        if training:
-            mean, var = self.kernels.batchnorm_statistics(x)
-            pixels = math.prod(x.shape[:-1])
-            running_mean += momentum * (mean - running_mean)
-            running_var += momentum * (var * (pixels / (pixels - 1)) - running_var)
-        else:
-            mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
-        inv_std = 1 / np.sqrt(var + eps)
+        mean, inv_std = statistics(
+            self.kernels, x, running_mean, running_var, training, momentum, eps
+        )
         scale = weight * inv_std
         y = self.kernels.batchnorm_apply(x, scale, bias - mean * scale, residual, relu)
 
@@ -95,6 +91,26 @@ class BatchNorm(Op):
         x = self.x if needs_x and self.training else None
         dx = k.batchnorm_dx(dy, y, x, scale, b, c) if needs_x else None
         return dx, dweight, dbias, dz
+
+
+def statistics(
+    kernels: ModuleType,
+    x: Array,
+    running_mean: Array,
+    running_var: Array,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    """Return mean and 1 / std of each channel, float64; in training, update the running statistics."""
+    if training:
+        mean, var = kernels.batchnorm_statistics(x)
+        pixels = math.prod(x.shape[:-1])
+        running_mean += momentum * (mean - running_mean)
+        running_var += momentum * (var * (pixels / (pixels - 1)) - running_var)
+    else:
+        mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
+    return mean, 1 / np.sqrt(var + eps)
 
 
 def batchnorm(
@@ -174,6 +190,31 @@ def _batchnorm(
     eps: float,
     relu: bool,
 ) -> Tensor:
+    check_batchnorm(x, residual, weight, bias, running_mean, running_var, training)
+    return BatchNorm.apply(
+        x,
+        weight,
+        bias,
+        residual,
+        running_mean=running_mean,
+        running_var=running_var,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        relu=relu,
+    )
+
+
+def check_batchnorm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Array,
+    running_var: Array,
+    training: bool,
+) -> None:
+    """Raise ValueError unless the shapes fit each other, and in training unless there is a variance."""
     if x.ndim not in (2, 4) or 0 in x.shape:
         raise ValueError(f"batchnorm needs x of shape (N, H, W, C) or (N, C); got {x.shape}")
     channels = x.shape[-1:]
@@ -198,15 +239,3 @@ def _batchnorm(
             f"batchnorm in training needs more than one value per channel; x has shape {x.shape}; "
             "use a larger batch, or freeze the layer (evaluation statistics)"
         )
-    return BatchNorm.apply(
-        x,
-        weight,
-        bias,
-        residual,
-        running_mean=running_mean,
-        running_var=running_var,
-        training=training,
-        momentum=momentum,
-        eps=eps,
-        relu=relu,
-    )

@@ -1,0 +1,115 @@
+"""Batch normalisation, ReLU and max pooling in one pass: the stem of a ResNet.
+
+x: N, H, W, C      weight, bias, running_mean, running_var: C      result: N, P, Q, C
+
+The normalised map, as large as x, exists neither in forward nor in backward. The three states are those
+of `batchnorm`; instead of a result for the ReLU, one byte for each pooled value is kept.
+"""
+
+from typing import Any
+
+from minitl.backend import Array
+from minitl.ops.batchnorm import check_batchnorm, statistics
+from minitl.ops.maxpool2d import pooling_window
+from minitl.shapes import Padding, Pair
+from minitl.tensor import Op, Tensor
+
+
+class BatchNormReluMaxPool(Op):
+    """y = the maximum over each window of relu((x - mean) / std * weight + bias)."""
+
+    saves = ("x", "x_shape", "index", "weight", "mean", "inv_std", "training", "window")
+
+    def forward(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        *,
+        running_mean: Array,
+        running_var: Array,
+        training: bool,
+        momentum: float,
+        eps: float,
+        window: dict[str, Any],
+    ) -> Array:
+        """Compute y, shape (N, P, Q, C); in training, update the running statistics."""
+        mean, inv_std = statistics(
+            self.kernels, x, running_mean, running_var, training, momentum, eps
+        )
+        scale = weight * inv_std
+        y, index = self.kernels.batchnorm_relu_maxpool_forward(
+            x, scale, bias - mean * scale, **window
+        )
+        needs_x, needs_weight, needs_bias = self.needs_grad
+        if needs_weight or needs_bias or (needs_x and training):
+            self.x, self.mean = x, mean
+        if any(self.needs_grad):
+            self.x_shape, self.training, self.window = x.shape, training, window
+            self.index, self.weight, self.inv_std = index, weight, inv_std
+        return y
+
+    # Each y is relu(z) of one pixel of its window, or 0 where no z is above 0. ReLU is monotone, so it
+    # may as well come after the maximum. dz of a pixel is then the sum of dy over the windows whose
+    # largest z it is, where that is above 0. From there on backward is that of `batchnorm`:
+    #     dbias = sum(dz),    dweight = sum(dz * xhat),    dx = a * dz + b * x + c.
+    # The sums go window by window, dx pixel by pixel; dz is gathered on the way both times.
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        """Compute dx, dweight and dbias."""
+        needs_x, needs_weight, needs_bias = self.needs_grad
+        k = self.kernels
+        scale = self.weight * self.inv_std
+        dweight = dbias = x = b = c = None
+        if needs_weight or needs_bias or (needs_x and self.training):
+            sum_dz, sum_dz_xhat = k.batchnorm_relu_maxpool_reduce(
+                dy, self.index, self.x, self.mean, self.inv_std, **self.window
+            )
+            dweight = sum_dz_xhat.astype(dy.dtype) if needs_weight else None
+            dbias = sum_dz.astype(dy.dtype) if needs_bias else None
+            if self.training:
+                n, height, width, _ = self.x_shape
+                pixels = n * height * width
+                x = self.x
+                b = -scale * self.inv_std * sum_dz_xhat / pixels
+                c = -scale * sum_dz / pixels - b * self.mean
+        if not needs_x:
+            return None, dweight, dbias
+        dx = k.batchnorm_relu_maxpool_dx(
+            dy, self.index, self.x_shape, x, scale, b, c, **self.window
+        )
+        return dx, dweight, dbias
+
+
+def batchnorm_relu_maxpool(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Array,
+    running_var: Array,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return maxpool2d(batchnorm_relu(x, ...), kernel_size, stride, padding), computed in one pass.
+
+    x: (N, H, W, C). The other arguments are as for `batchnorm` and `maxpool2d`.
+
+    Returns (N, P, Q, C). Raises ValueError as the two of them do.
+    """
+    window = pooling_window("batchnorm_relu_maxpool", x.shape, kernel_size, stride, padding)
+    check_batchnorm(x, None, weight, bias, running_mean, running_var, training)
+    return BatchNormReluMaxPool.apply(
+        x,
+        weight,
+        bias,
+        running_mean=running_mean,
+        running_var=running_var,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        window=window,
+    )
