@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minitl.kernels.cpu import conv2d, conv2d_direct, conv2d_portable, microkernel, winograd
+from minitl.kernels.cpu import winograd_transforms as transforms
 from minitl.shapes import Padding2d, window_output_shape
 
 HOST = microkernel.host_lanes()
@@ -170,10 +171,10 @@ def test_winograd_matrices_give_the_convolution_of_polynomials(m):
     butterfly, pixels, filters, results = (
         np.array(matrix[m])
         for matrix in (
-            winograd.BUTTERFLY,
-            winograd.PIXEL_HALVES,
-            winograd.FILTER_HALVES,
-            winograd.RESULT_HALVES,
+            transforms.BUTTERFLY,
+            transforms.PIXEL_HALVES,
+            transforms.FILTER_HALVES,
+            transforms.RESULT_HALVES,
         )
     )
     random = np.random.default_rng(0)
@@ -284,7 +285,7 @@ def test_threads_do_not_meet_in_columns_that_two_panels_share():
     arrays = make((5, 9, 9, HOST + 8), (HOST + 8, 3, 3, HOST + 8), geometry, "integers")
     arrays[1] = np.concatenate([arrays[1]] * 3, axis=3)  # sums of several pieces
     arrays[0] = np.concatenate([arrays[0]] * 3, axis=3)
-    x, weight, bias, dy = arrays
+    x, weight, bias, _ = arrays
     expected = conv2d_portable.conv2d_forward(x, weight, bias, *geometry)
     for _ in range(50):
         y = conv2d_direct.conv2d_forward(x, weight, bias, *geometry, HOST)

@@ -19,6 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from minitl.kernels.cpu import conv2d_direct, conv2d_portable, winograd
+from minitl.kernels.cpu.conv2d_tables import PIXELS_IN_SET
 from minitl.kernels.cpu.microkernel import host_lanes
 from minitl.shapes import Padding2d, window_output_shape
 
@@ -75,7 +76,7 @@ def choose_algorithm(
     if dtype != np.float32 or not lanes or not n * c * k:
         return "portable"
     # Offsets within a set of pictures are 32 bits wide.
-    pictures = -(-conv2d_direct.PIXELS_IN_SET // (p * q))
+    pictures = -(-PIXELS_IN_SET // (p * q))
     if pictures * max(h * w * c, p * q * k) >= 2**31:
         return "portable"
 

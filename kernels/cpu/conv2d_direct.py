@@ -23,13 +23,31 @@ Every sum is divided and ordered by the problem's size alone: results do not dep
 threads.
 """
 
-from functools import lru_cache
-from typing import NamedTuple
-
 import numpy as np
 from numba import get_thread_id, prange  # type: ignore[attr-defined]
 
 from minitl.kernels.cpu import memory
+from minitl.kernels.cpu.conv2d_pack import (
+    merge_count,
+    merge_groups,
+    narrow,
+    own_channels,
+    pack_dx,
+    pack_forward,
+    pad_axis,
+    pad_picture,
+    rows_as_one_tap,
+)
+from minitl.kernels.cpu.conv2d_tables import (
+    Gather,
+    cover_by_panels,
+    cover_by_tiles,
+    cover_by_vectors,
+    dx_gathers,
+    forward_gather,
+    picture_sets,
+    zeros_of,
+)
 from minitl.kernels.cpu.jit import kernel, most_threads
 from minitl.kernels.cpu.microkernel import (
     OUTER_HEIGHT,
@@ -43,199 +61,12 @@ from minitl.shapes import Padding2d, window_output_shape
 Pair = tuple[int, int]
 
 TILES_IN_BLOCK = 8  # tiles of pixels that one panel of filters is used for before the next
-PIXELS_IN_SET = 1024  # pictures are taken together until they have about so many pixels
 LONGEST_SUM = 288  # products summed in registers before they are added to memory
 PIXELS_IN_SUM = 128
 TASKS = 16  # dw: independent pieces of work, for any number of threads up to this
 VECTORS_IN_COPY = 32  # dw: vectors of a row of x that are copied at a time
 TILES_IN_SLICE = 4  # dw: tiles of filters at least, if they are divided among tasks
 PARTIAL_SUMS = 1 << 20  # dw: floats that partial sums may take when pixels are divided among tasks
-
-
-# ---- Tables
-
-
-class _Gather(NamedTuple):
-    """Where the rows of a product come from and where its results go, for one set of pictures."""
-
-    # int32 (taps + 1, pixels rounded up to whole tiles): where rows start, in floats from the set's start,
-    # and in the last line where results go.
-    table: np.ndarray
-    pixels: int
-    taps: np.ndarray  # int64: the taps' numbers in the weight
-
-
-def _window_index(
-    out: int, size: int, kernel: int, stride: int, dilation: int, before: int
-) -> np.ndarray:
-    """Return (kernel, out): which of `size` pixels each tap sees along one axis, -1 for padding."""
-    index = np.arange(out) * stride + np.arange(kernel)[:, None] * dilation - before
-    return np.where((index >= 0) & (index < size), index, -1)
-
-
-def _seen_by(
-    positions: np.ndarray, out: int, kernel: int, stride: int, dilation: int, before: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the taps that see `positions` of one residue, and (taps, positions): from which output."""
-    shifted = positions + before - np.arange(kernel)[:, None] * dilation
-    taps = np.flatnonzero(shifted[:, 0] % stride == 0)
-    index = shifted[taps] // stride
-    return taps, np.where((index >= 0) & (index < out), index, -1)
-
-
-def _offsets(
-    rows: np.ndarray, columns: np.ndarray, pictures: int, shape: tuple[int, int, int], height: int
-) -> np.ndarray:
-    """Combine two axes into the int32 table (taps, pixels), filled up to whole tiles.
-
-    rows: (R, U), columns: (S, V), -1 for padding. shape: height, width, channels of what is read.
-    """
-    h, w, c = shape
-    n = np.arange(pictures)[:, None, None]
-    i = rows[:, None, None, :, None]
-    j = columns[None, :, None, None, :]
-    offsets = np.where((i < 0) | (j < 0), -1, ((n * h + i) * w + j) * c)
-    table = offsets.reshape(len(rows) * len(columns), -1).astype(np.int32)
-    fill = -table.shape[1] % height
-    return np.ascontiguousarray(np.pad(table, ((0, 0), (0, fill)), mode="edge"))
-
-
-@lru_cache(maxsize=256)
-def _forward_gather(
-    pictures: int,
-    x_shape: tuple[int, int, int],
-    y_shape: tuple[int, int, int],
-    kernel: Pair,
-    stride: Pair,
-    padding: Padding2d,
-    dilation: Pair,
-    height: int,
-) -> _Gather:
-    (h, w, _), (p, q, _) = x_shape, y_shape
-    rows = _window_index(p, h, kernel[0], stride[0], dilation[0], padding.top)
-    columns = _window_index(q, w, kernel[1], stride[1], dilation[1], padding.left)
-    here = np.arange(p)[None], np.arange(q)[None]
-    return _Gather(
-        np.concatenate(
-            [
-                _offsets(rows, columns, pictures, x_shape, height),
-                _offsets(*here, pictures, y_shape, height),
-            ]
-        ),
-        pictures * p * q,
-        np.arange(kernel[0] * kernel[1]),
-    )
-
-
-@lru_cache(maxsize=256)
-def _dx_gathers(
-    pictures: int,
-    x_shape: tuple[int, int, int],
-    y_shape: tuple[int, int, int],
-    kernel: Pair,
-    stride: Pair,
-    padding: Padding2d,
-    dilation: Pair,
-    height: int,
-) -> tuple[_Gather, ...]:
-    """Return one gather for each kind of input pixel that some tap sees."""
-    (h, w, _), (p, q, _) = x_shape, y_shape
-    gathers = []
-    for first_row in range(min(stride[0], h)):
-        i = np.arange(first_row, h, stride[0])
-        r, rows = _seen_by(i, p, kernel[0], stride[0], dilation[0], padding.top)
-        for first_column in range(min(stride[1], w)):
-            j = np.arange(first_column, w, stride[1])
-            s, columns = _seen_by(j, q, kernel[1], stride[1], dilation[1], padding.left)
-            if len(r) and len(s):
-                gathers.append(
-                    _Gather(
-                        np.concatenate(
-                            [
-                                _offsets(rows, columns, pictures, y_shape, height),
-                                _offsets(i[None], j[None], pictures, x_shape, height),
-                            ]
-                        ),
-                        pictures * len(i) * len(j),
-                        (r[:, None] * kernel[1] + s).reshape(-1),
-                    )
-                )
-    return tuple(gathers)
-
-
-def _picture_sets(pictures: int, pixels: int) -> list[tuple[int, int, int]]:
-    """Divide the batch into sets of equal size: (first picture, pictures in a set, number of sets).
-
-    Small pictures are taken together, so that few tiles are partly empty. What is left over makes a last,
-    smaller set.
-    """
-    size = min(pictures, -(-PIXELS_IN_SET // pixels))
-    sets, rest = divmod(pictures, size)
-    whole = [(0, size, sets)]
-    return [*whole, (pictures - rest, rest, 1)] if rest else whole
-
-
-@lru_cache(maxsize=256)
-def _panels(size: int, groups: int, lanes: int) -> np.ndarray:
-    """Cover `groups` times `size` columns by panels, int64 (panels, 5).
-
-    first column, vectors, columns that the panel before has covered already, group, columns before this
-    panel in packed filters.
-    """
-    panels, packed = [], 0
-    for group in range(groups):
-        start = 0
-        while start < size:
-            vectors = 2 if size >= 2 * lanes and size - start > lanes else 1
-            first = min(start, size - vectors * lanes)
-            panels.append((group * size + first, vectors, start - first, group, packed))
-            start = first + vectors * lanes
-            packed += vectors * lanes
-    return np.array(panels, np.int64)
-
-
-@lru_cache(maxsize=32)
-def _zeros(size: int) -> np.ndarray:
-    return np.zeros(size, np.float32)
-
-
-# ---- Kernels
-
-
-@kernel(parallel=True)
-def _pack_forward(weight, lanes, panels, packed):  # type: ignore[no-untyped-def]
-    """Transpose filters (K, depth) to panels (depth, columns)."""
-    depth = weight.shape[1]
-    pieces = (depth + 255) // 256
-    for task in prange(len(panels) * pieces):
-        panel = task // pieces
-        first, width = panels[panel, 0], panels[panel, 1] * lanes
-        begin = (task - panel * pieces) * 256
-        place = panels[panel, 4] * depth
-        for k0 in range(begin, min(begin + 256, depth), 16):
-            for j in range(width):
-                for k in range(k0, min(k0 + 16, depth)):
-                    packed[place + k * width + j] = weight[first + j, k]
-
-
-@kernel(parallel=True)
-def _pack_dx(weight, taps, groups, lanes, panels, packed):  # type: ignore[no-untyped-def]
-    """Copy the chosen taps of filters (K, taps, C) to panels (taps, K, columns of C)."""
-    kg = weight.shape[0] // groups
-    cg = weight.shape[2]
-    in_group = len(panels) // groups
-    for task in prange((len(weight) + 7) // 8):
-        for k in range(8 * task, min(8 * task + 8, len(weight))):
-            group = k // kg
-            for t in range(len(taps)):
-                for panel in range(group * in_group, (group + 1) * in_group):
-                    width = panels[panel, 1] * lanes
-                    first = panels[panel, 0] - group * cg
-                    place = (panels[panel, 4] * len(taps) + t * width) * kg + (
-                        k - group * kg
-                    ) * width
-                    for j in range(width):
-                        packed[place + j] = weight[k, taps[t], first + j]
 
 
 @kernel()
@@ -372,7 +203,7 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
 
     gather: the table of x, and below it where dy's pixels start. run: floats from group to group in x.
     columns: first columns of the vectors of x, int32; pair: two of them. tiles: int32 (3, tiles), see
-    `_dw_tiles`. room: memory for each thread.
+    `cover_by_tiles`. room: memory for each thread.
     """
     chunks, groups, taps, pairs, in_group, tile_size = sums.shape
     line = gather.shape[1]
@@ -460,73 +291,6 @@ def _combine_sums(lanes, height, sums, run, columns, tiles, dw):  # type: ignore
                             dw[row, tap * run + column] = total[j]
 
 
-# ---- Shapes that the kernels take: groups merged, few channels padded
-
-
-def _merge_count(groups: int, kg: int, cg: int, lanes: int) -> int:
-    """Return how many groups to treat as one, so that each has at least a vector of channels."""
-    return next(
-        m
-        for m in range(1, groups + 1)
-        if groups % m == 0 and (m == groups or m * min(kg, cg) >= lanes)
-    )
-
-
-def _merge_groups(weight: np.ndarray, groups: int, merged: int) -> np.ndarray:
-    """Return filters over `merged` groups each: every filter's own channels, and zeros for the others'."""
-    if merged == 1:
-        return weight
-    k, r, s, cg = weight.shape
-    wide = np.zeros((groups // merged, merged, k // groups, r, s, merged, cg), weight.dtype)
-    for i in range(merged):
-        wide[:, i, ..., i, :] = weight.reshape(groups // merged, merged, -1, r, s, cg)[:, i]
-    return wide.reshape(k, r, s, merged * cg)
-
-
-def _pad_axis(array: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Return the array with zeros appended along one axis up to `size`."""
-    shape = list(array.shape)
-    old, shape[axis] = shape[axis], size
-    wide = memory.zeros(tuple(shape), array.dtype)
-    wide[(slice(None),) * (axis % array.ndim) + (slice(old),)] = array
-    return wide
-
-
-def _narrow(array: np.ndarray, size: int) -> np.ndarray:
-    """Return a copy of the first `size` channels."""
-    narrow = memory.empty((*array.shape[:-1], size), array.dtype)
-    narrow[...] = array[..., :size]
-    return narrow
-
-
-def _rows_as_one_tap(channels: int, kernel: Pair, dilation: Pair, groups: int, lanes: int) -> bool:
-    """Say whether, the channels being few, a row of the kernel counts as one tap of S * C channels."""
-    return groups == 1 and channels < lanes and kernel[1] > 1 and dilation[1] == 1
-
-
-def _pad_picture(x: np.ndarray, padding: Padding2d, slack: int) -> np.ndarray:
-    """Return x with its padding written out, and `slack` readable floats behind it."""
-    n, h, w, c = x.shape
-    shape = n, h + padding.top + padding.bottom, w + padding.left + padding.right, c
-    size = int(np.prod(shape))
-    flat = memory.empty((size + slack,), x.dtype)
-    flat[size:] = 0
-    padded = flat[:size].reshape(shape)
-    if any(padding):
-        inside = padded[:, padding.top : padding.top + h, padding.left : padding.left + w]
-        padded[:, : padding.top] = 0
-        padded[:, padding.top + h :] = 0
-        padded[:, :, : padding.left] = 0
-        padded[:, :, padding.left + w :] = 0
-    else:
-        inside = padded
-    inside[...] = x
-    return padded
-
-
-# ---- The three functions
-
-
 def conv2d_forward(
     x: np.ndarray,
     weight: np.ndarray,
@@ -541,28 +305,28 @@ def conv2d_forward(
     n, h, w, c = x.shape
     k, r, s, cg = weight.shape
     if k < lanes:
-        merged = _pad_axis(_merge_groups(weight, groups, groups), 0, lanes)
-        wide_bias = None if bias is None else _pad_axis(bias, 0, lanes)
+        merged = pad_axis(merge_groups(weight, groups, groups), 0, lanes)
+        wide_bias = None if bias is None else pad_axis(bias, 0, lanes)
         y = conv2d_forward(x, merged, wide_bias, stride, padding, dilation, 1, lanes)
-        return _narrow(y, k)
+        return narrow(y, k)
     p, q = window_output_shape(h, w, (r, s), stride, padding, dilation)
-    merge = _merge_count(groups, k // groups, cg, lanes)
-    weight, groups = _merge_groups(weight, groups, merge), groups // merge
+    merge = merge_count(groups, k // groups, cg, lanes)
+    weight, groups = merge_groups(weight, groups, merge), groups // merge
     y = memory.empty((n, p, q, k), x.dtype)
     depth = weight.shape[3]
-    if _rows_as_one_tap(c, (r, s), dilation, groups, lanes):
-        x = _pad_picture(x, padding, 0)
+    if rows_as_one_tap(c, (r, s), dilation, groups, lanes):
+        x = pad_picture(x, padding, 0)
         padding, s, depth = Padding2d(0, 0, 0, 0), 1, s * c
         h, w = x.shape[1:3]
 
-    panels = _panels(k // groups, groups, lanes)
+    panels = cover_by_panels(k // groups, groups, lanes)
     filters = weight.reshape(k, -1)
     packed = memory.empty((filters.shape[1] * int(panels[:, 1].sum()) * lanes,), x.dtype)
-    _pack_forward(filters, lanes, panels, packed)
-    start = _zeros(k) if bias is None else bias
+    pack_forward(filters, lanes, panels, packed)
+    start = zeros_of(k) if bias is None else bias
     height = ROWS_HEIGHT[lanes]
-    for first, pictures, sets in _picture_sets(n, p * q):
-        gather = _forward_gather(
+    for first, pictures, sets in picture_sets(n, p * q):
+        gather = forward_gather(
             pictures, (h, w, c), (p, q, k), (r, s), stride, padding, dilation, height
         )
         _multiply(lanes, x[first:], depth, gather, packed, panels, start, y[first:], pictures, sets)
@@ -573,7 +337,7 @@ def _multiply(
     lanes: int,
     x: np.ndarray,
     depth: int,
-    gather: _Gather,
+    gather: Gather,
     packed: np.ndarray,
     panels: np.ndarray,
     start: np.ndarray,
@@ -589,7 +353,7 @@ def _multiply(
         height,
         x,
         pictures * x[0].size,
-        _zeros(depth),
+        zeros_of(depth),
         gather.table,
         depth,
         packed,
@@ -617,28 +381,28 @@ def conv2d_dx(
     n, h, w, c = x_shape
     k, r, s, cg = weight.shape
     if c < lanes:
-        merged = _pad_axis(_merge_groups(weight, groups, groups), 3, lanes)
+        merged = pad_axis(merge_groups(weight, groups, groups), 3, lanes)
         dx = conv2d_dx(dy, merged, (n, h, w, lanes), stride, padding, dilation, 1, lanes)
-        return _narrow(dx, c)
-    merge = _merge_count(groups, k // groups, cg, lanes)
-    weight, groups = _merge_groups(weight, groups, merge), groups // merge
+        return narrow(dx, c)
+    merge = merge_count(groups, k // groups, cg, lanes)
+    weight, groups = merge_groups(weight, groups, merge), groups // merge
     p, q = dy.shape[1:3]
     dx = memory.empty((n, h, w, c), dy.dtype)
-    panels = _panels(c // groups, groups, lanes)
+    panels = cover_by_panels(c // groups, groups, lanes)
     columns = int(panels[:, 1].sum()) * lanes
     filters = weight.reshape(k, r * s, -1)
     height = ROWS_HEIGHT[lanes]
-    zeros = _zeros(c)
+    zeros = zeros_of(c)
     sizes = (h, w, c), (p, q, k), (r, s), stride, padding, dilation, height
     packed_filters = []
-    for gather in _dx_gathers(1, *sizes):
+    for gather in dx_gathers(1, *sizes):
         packed = memory.empty((len(gather.taps) * (k // groups) * columns,), dy.dtype)
-        _pack_dx(filters, gather.taps, groups, lanes, panels, packed)
+        pack_dx(filters, gather.taps, groups, lanes, panels, packed)
         packed_filters.append(packed)
     if len(packed_filters) < stride[0] * stride[1]:
         dx.fill(0)
-    for first, pictures, sets in _picture_sets(n, h * w // (stride[0] * stride[1]) or 1):
-        for gather, packed in zip(_dx_gathers(pictures, *sizes), packed_filters, strict=True):
+    for first, pictures, sets in picture_sets(n, h * w // (stride[0] * stride[1]) or 1):
+        for gather, packed in zip(dx_gathers(pictures, *sizes), packed_filters, strict=True):
             _multiply(
                 lanes,
                 dy[first:],
@@ -654,24 +418,6 @@ def conv2d_dx(
     return dx
 
 
-@lru_cache(maxsize=256)
-def _dw_tiles(kg: int, lanes: int) -> np.ndarray:
-    """Cover `kg` columns of dy by tiles, int32 (3, tiles).
-
-    first column, columns that the tile before has covered already, first of the `lanes` columns to copy.
-    """
-    height = OUTER_HEIGHT[lanes]
-    starts = np.arange(0, kg, height)
-    firsts = np.minimum(starts, kg - height)
-    return np.stack([firsts, starts - firsts, np.minimum(firsts, kg - lanes)]).astype(np.int32)
-
-
-@lru_cache(maxsize=256)
-def _dw_columns(run: int, lanes: int) -> np.ndarray:
-    """Return the first columns of the vectors that cover a row of x, the last one moved back, int32."""
-    return np.maximum(np.minimum(np.arange(0, run, lanes), run - lanes), 0).astype(np.int32)
-
-
 def conv2d_dw(
     dy: np.ndarray,
     x: np.ndarray,
@@ -685,29 +431,29 @@ def conv2d_dw(
     """Return the gradient of the weight, shape (K, R, S, C/groups)."""
     k, r, s, cg = weight_shape
     if k < lanes:
-        dy = _pad_axis(dy, 3, lanes)
+        dy = pad_axis(dy, 3, lanes)
         wide = conv2d_dw(dy, x, (lanes, r, s, x.shape[3]), stride, padding, dilation, 1, lanes)
-        return _own_channels(wide[:k], groups, groups)
-    merge = _merge_count(groups, k // groups, cg, lanes)
+        return own_channels(wide[:k], groups, groups)
+    merge = merge_count(groups, k // groups, cg, lanes)
     if merge > 1:
         wide_shape = k, r, s, merge * cg
         wide = conv2d_dw(dy, x, wide_shape, stride, padding, dilation, groups // merge, lanes)
-        return _own_channels(wide, groups, merge)
+        return own_channels(wide, groups, merge)
 
     n, p, q = dy.shape[:3]
     taps, run = (r, s), cg
-    if _rows_as_one_tap(cg, (r, s), dilation, groups, lanes):
-        x = _pad_picture(x, padding, lanes)
+    if rows_as_one_tap(cg, (r, s), dilation, groups, lanes):
+        x = pad_picture(x, padding, lanes)
         padding, taps, run = Padding2d(0, 0, 0, 0), (r, 1), s * cg
     elif cg < lanes:
-        x = _pad_axis(x, 3, lanes)
+        x = pad_axis(x, 3, lanes)
     h, w, c = x.shape[1:]
     height = OUTER_HEIGHT[lanes]
-    columns = _dw_columns(run, lanes)
-    tiles = _dw_tiles(k // groups, lanes)
-    picture_sets = _picture_sets(n, p * q)
+    columns = cover_by_vectors(run, lanes)
+    tiles = cover_by_tiles(k // groups, lanes)
+    divided = picture_sets(n, p * q)
     size = k * r * s * cg
-    blocks = sum(sets * -(-pictures * p * q // PIXELS_IN_SUM) for _, pictures, sets in picture_sets)
+    blocks = sum(sets * -(-pictures * p * q // PIXELS_IN_SUM) for _, pictures, sets in divided)
     chunks = max(1, min(TASKS, blocks, PARTIAL_SUMS // size))
     in_group = tiles.shape[1]
     pairs = -(-len(columns) // 2)
@@ -717,8 +463,8 @@ def conv2d_dw(
     slices = min(-(-in_group // TILES_IN_SLICE), -(-TASKS // chunks))
     copied = VECTORS_IN_COPY + -(-in_group // slices)  # vectors for each pixel
     room = memory.empty((most_threads(), PIXELS_IN_SUM * copied * lanes), dy.dtype)
-    for first, pictures, sets in picture_sets:
-        gather = _forward_gather(
+    for first, pictures, sets in divided:
+        gather = forward_gather(
             pictures, (h, w, c), (p, q, k), taps, stride, padding, dilation, ROWS_HEIGHT[lanes]
         )
         _sum_outer_products(
@@ -728,7 +474,7 @@ def conv2d_dw(
             pictures * p * q * k,
             x[first:],
             pictures * h * w * c,
-            _zeros(max(c, lanes)),
+            zeros_of(max(c, lanes)),
             gather.table,
             gather.pixels,
             run,
@@ -743,14 +489,3 @@ def conv2d_dw(
     dw = memory.empty((k, r, s, cg), dy.dtype)
     _combine_sums(lanes, height, sums, run, columns, tiles, dw.reshape(k, -1))
     return dw
-
-
-def _own_channels(wide: np.ndarray, groups: int, merged: int) -> np.ndarray:
-    """Undo `_merge_groups`: from filters over `merged` groups each, keep every filter's own channels."""
-    k, r, s, c = wide.shape
-    own = memory.empty((k, r, s, c // merged), wide.dtype)
-    from_wide = wide.reshape(groups // merged, merged, k // groups, r, s, merged, c // merged)
-    to_own = own.reshape(groups // merged, merged, k // groups, r, s, c // merged)
-    for i in range(merged):
-        to_own[:, i] = from_wide[:, i, ..., i, :]
-    return own

@@ -17,180 +17,43 @@ one matrix product of [tiles, C] and [C, K]. The gradients follow from the same 
     dw: with L the loss, dL = <dY, A^T [dU * V] A> = <A dY A^T * V, dU>, U = G g G^T, so
         dg = G^T [sum over tiles of (B^T d B) * (A dY A^T)] G
 
-Points come in pairs a, -a, whose rows differ only in the sign of the odd columns. So each matrix is kept as
-a butterfly (sum and difference) times a matrix of even and odd halves, which saves half the work.
-
 Accuracy. The transforms of F(4x4) have entries up to 8 and lose about two binary digits more than direct
 sums; F(2x2) is as accurate as direct convolution. See `choose_algorithm` in conv2d.py for the bounds.
 """
 
-from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
-from llvmlite import ir
 from numba import get_thread_id, prange  # type: ignore[attr-defined]
 
 from minitl.kernels.cpu import memory
-from minitl.kernels.cpu.conv2d_direct import LONGEST_SUM, _pack_dx, _pack_forward, _panels, _zeros
+from minitl.kernels.cpu.conv2d_direct import LONGEST_SUM
+from minitl.kernels.cpu.conv2d_pack import pack_dx, pack_forward
+from minitl.kernels.cpu.conv2d_tables import cover_by_panels, zeros_of
 from minitl.kernels.cpu.jit import kernel, most_threads
 from minitl.kernels.cpu.microkernel import (
-    I64,
     OUTER_HEIGHT,
     ROWS_HEIGHT,
-    Emitter,
     add_outer_products,
-    make_intrinsic,
     multiply_rows,
+)
+from minitl.kernels.cpu.winograd_transforms import (
+    transform_dw,
+    transform_dy,
+    transform_filters,
+    transform_pixels,
+    transform_results,
 )
 from minitl.shapes import Padding2d
 
-Matrix = Sequence[Sequence[float]]
-
-# Points 0, +-1, (+-2,) infinity. Halves: for a pair of points the even columns, then the odd columns.
-BUTTERFLY: dict[int, Matrix] = {
-    2: [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, -1, 0], [0, 0, 0, 1]],
-    4: [
-        [1, 0, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0],
-        [0, 1, -1, 0, 0, 0],
-        [0, 0, 0, 1, 1, 0],
-        [0, 0, 0, 1, -1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ],
-}
-PIXEL_HALVES: dict[int, Matrix] = {  # B^T = butterfly @ these
-    2: [[1, 0, -1, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, -1, 0, 1]],
-    4: [
-        [4, 0, -5, 0, 1, 0],
-        [0, 0, -4, 0, 1, 0],
-        [0, -4, 0, 1, 0, 0],
-        [0, 0, -1, 0, 1, 0],
-        [0, -2, 0, 2, 0, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-}
-FILTER_HALVES: dict[int, Matrix] = {  # G = butterfly @ these
-    2: [[1, 0, 0], [1 / 2, 0, 1 / 2], [0, 1 / 2, 0], [0, 0, 1]],
-    4: [
-        [1 / 4, 0, 0],
-        [-1 / 6, 0, -1 / 6],
-        [0, -1 / 6, 0],
-        [1 / 24, 0, 1 / 6],
-        [0, 1 / 12, 0],
-        [0, 0, 1],
-    ],
-}
-RESULT_HALVES: dict[int, Matrix] = {  # A = butterfly @ these
-    2: [[1, 0], [1, 0], [0, 1], [0, 1]],
-    4: [
-        [1, 0, 0, 0],
-        [1, 0, 1, 0],
-        [0, 1, 0, 1],
-        [1, 0, 4, 0],
-        [0, 2, 0, 8],
-        [0, 0, 0, 1],
-    ],
-}
-
 FLOATS_IN_BLOCK = 1 << 18  # transformed tiles that one thread keeps in its cache
 FILTERS_IN_CACHE = 1 << 20  # floats of transformed filters that stay in the cache between blocks
-TILES_IN_PHASE = 288
-TILES_IN_SUM = 128
+TILES_IN_PHASE = (
+    288  # tiles taken through each step together, where the filters do not stay in a cache
+)
+TILES_IN_SUM = 128  # dw: at least so many tiles between additions to memory,
+FLOATS_IN_SUM = 1 << 20  # dw: or as many as have so many floats when transformed
 PAD = 16  # floats between points, against steps of a power of two
-
-
-# ---- Transforms, written as IR: all of a tile at once, `lanes` channels at a time
-
-
-def _combine(emit: Emitter, row: Sequence[float], values: list[ir.Value]) -> ir.Value:
-    """Return the sum of coefficient * value over the entries of the row that are not zero."""
-    terms = sorted(
-        ((c, v) for c, v in zip(row, values, strict=True) if c), key=lambda term: term[0] != 1
-    )
-    coefficient, total = terms[0]
-    if coefficient != 1:
-        total = emit.builder.fmul(emit.constant(coefficient), total)
-    for coefficient, value in terms[1:]:
-        if coefficient == 1:
-            total = emit.builder.fadd(total, value)
-        elif coefficient == -1:
-            total = emit.builder.fsub(total, value)
-        else:
-            total = emit.multiply_add(emit.constant(coefficient), value, total)
-    return total
-
-
-def _transform(*matrices: Matrix, with_added: bool = False) -> Callable[..., None]:
-    """Return what writes: target = M source M^T (+ added), with M the product of the matrices.
-
-    Steps and channels are in floats; `added` is a row of channels. The last vector of channels is moved back
-    to end with the row, so there must be at least one vector's worth.
-    """
-
-    def apply(emit: Emitter, values: list[ir.Value]) -> list[ir.Value]:
-        for matrix in reversed(matrices):
-            values = [_combine(emit, row, values) for row in matrix]
-        return values
-
-    def write(
-        emit: Emitter,
-        source: ir.Value,
-        row_step: ir.Value,
-        column_step: ir.Value,
-        target: ir.Value,
-        target_row_step: ir.Value,
-        target_column_step: ir.Value,
-        added: ir.Value,
-        channels: ir.Value,
-    ) -> None:
-        builder = emit.builder
-        size = len(matrices[-1][0])
-
-        def place(base: ir.Value, i: int, i_step: ir.Value, j: int, j_step: ir.Value) -> ir.Value:
-            rows, columns = builder.mul(i_step, I64(i)), builder.mul(j_step, I64(j))
-            return emit.at(base, builder.add(rows, columns))
-
-        def some_channels(values: list[ir.Value]) -> list[ir.Value]:
-            (channel,) = values
-            last = builder.sub(channels, I64(emit.lanes))
-            here = builder.select(builder.icmp_signed("<", channel, last), channel, last)
-            base = emit.at(source, here)
-            columns = []
-            for j in range(size):
-                places = [place(base, i, row_step, j, column_step) for i in range(size)]
-                columns.append(apply(emit, [emit.load(at, emit.vector) for at in places]))
-            base = emit.at(target, here)
-            plus = emit.load(emit.at(added, here), emit.vector) if with_added else None
-            for i in range(len(columns[0])):
-                for j, value in enumerate(apply(emit, [column[i] for column in columns])):
-                    result = builder.fadd(value, plus) if with_added else value
-                    emit.store(result, place(base, i, target_row_step, j, target_column_step))
-            return [builder.add(channel, I64(emit.lanes))]
-
-        rounds = builder.sdiv(builder.add(channels, I64(emit.lanes - 1)), I64(emit.lanes))
-        emit.repeat(rounds, [I64(0)], some_channels)
-
-    return write
-
-
-def _transposed(matrix: Matrix) -> Matrix:
-    return list(zip(*matrix, strict=True))
-
-
-VARIANTS = [(lanes, m) for lanes in (8, 16) for m in (2, 4)]
-_pixels = make_intrinsic({v: _transform(BUTTERFLY[v[1]], PIXEL_HALVES[v[1]]) for v in VARIANTS})
-_filters = make_intrinsic({v: _transform(BUTTERFLY[v[1]], FILTER_HALVES[v[1]]) for v in VARIANTS})
-_results = make_intrinsic(
-    {
-        v: _transform(_transposed(RESULT_HALVES[v[1]]), BUTTERFLY[v[1]], with_added=True)
-        for v in VARIANTS
-    }
-)
-_dy = make_intrinsic({v: _transform(BUTTERFLY[v[1]], RESULT_HALVES[v[1]]) for v in VARIANTS})
-_dw = make_intrinsic(
-    {v: _transform(_transposed(FILTER_HALVES[v[1]]), BUTTERFLY[v[1]]) for v in VARIANTS}
-)
 
 
 @kernel()
@@ -230,9 +93,13 @@ def _transform_tiles(  # type: ignore[no-untyped-def]
             source, row_step = np.int64(patch.ctypes.data), size * channels
         into = target + 4 * tile * channels
         if is_dy:
-            _dy((lanes, m, source, row_step, channels, into, points * step, step, 0, channels))
+            transform_dy(
+                (lanes, m, source, row_step, channels, into, points * step, step, 0, channels)
+            )
         else:
-            _pixels((lanes, m, source, row_step, channels, into, points * step, step, 0, channels))
+            transform_pixels(
+                (lanes, m, source, row_step, channels, into, points * step, step, 0, channels)
+            )
 
 
 @kernel()
@@ -249,9 +116,11 @@ def _finish_tiles(lanes, m, source, step, bias, y, rows, columns, first, count, 
         start = source + 4 * tile * k
         if i + m <= p and j + m <= q:
             into = y.ctypes.data + 4 * (((picture * p + i) * q + j) * k)
-            _results((lanes, m, start, points * step, step, into, q * k, k, add, k))
+            transform_results((lanes, m, start, points * step, step, into, q * k, k, add, k))
         else:
-            _results((lanes, m, start, points * step, step, patch.ctypes.data, m * k, k, add, k))
+            transform_results(
+                (lanes, m, start, points * step, step, patch.ctypes.data, m * k, k, add, k)
+            )
             for a in range(min(m, p - i)):
                 for b in range(min(m, q - j)):
                     for c in range(k):
@@ -315,7 +184,7 @@ def _transform_filters(lanes, m, packed, depth, panels, filters, step):  # type:
         source = packed.ctypes.data + 4 * panels[panel, 4] * 9 * depth
         target = filters.ctypes.data + 4 * panels[panel, 4] * depth
         for c in range(begin, min(begin + 32, depth)):
-            _filters(
+            transform_filters(
                 (
                     lanes,
                     m,
@@ -550,7 +419,7 @@ def _finish_dw(lanes, height, m, sums, panels, starts, dw):  # type: ignore[no-u
                     (panel * len(starts) + tile) * 2 * height * lanes + i * width
                 )
                 target = dw[starts[tile] + i].ctypes.data + 4 * panels[panel, 0]
-                _dw(
+                transform_dw(
                     (
                         lanes,
                         m,
@@ -623,7 +492,7 @@ def _convolve(
         filters,
         filter_step,
         panels,
-        _zeros(max(channels, k)),
+        zeros_of(max(channels, k)),
         _tile_tables(height, channels, k),
         bias,
         y,
@@ -645,11 +514,11 @@ def conv2d_forward(
     """Return y, shape (N, P, Q, K), by F(m x m). C and K must be at least `lanes`."""
     n, h, w, c = x.shape
     k = len(weight)
-    panels = _panels(k, 1, lanes)
+    panels = cover_by_panels(k, 1, lanes)
     packed = memory.empty((9 * c * int(panels[:, 1].sum()) * lanes,), x.dtype)
-    _pack_forward(weight.reshape(k, -1), lanes, panels, packed)
+    pack_forward(weight.reshape(k, -1), lanes, panels, packed)
     p, q = h + padding.top + padding.bottom - 2, w + padding.left + padding.right - 2
-    start = _zeros(k) if bias is None else bias
+    start = zeros_of(k) if bias is None else bias
     return _convolve(x, packed, panels, start, (n, p, q, k), padding.top, padding.left, m, lanes)
 
 
@@ -663,11 +532,11 @@ def conv2d_dx(
 ) -> np.ndarray:
     """Return the gradient of x: dy convolved with the filters rotated, padded by what `padding` left of 2."""
     k, c = len(weight), x_shape[3]
-    panels = _panels(c, 1, lanes)
+    panels = cover_by_panels(c, 1, lanes)
     packed = memory.empty((9 * k * int(panels[:, 1].sum()) * lanes,), dy.dtype)
-    _pack_dx(weight.reshape(k, 9, c), np.arange(8, -1, -1), 1, lanes, panels, packed)
+    pack_dx(weight.reshape(k, 9, c), np.arange(8, -1, -1), 1, lanes, panels, packed)
     top, left = 2 - padding.top, 2 - padding.left
-    return _convolve(dy, packed, panels, _zeros(c), x_shape, top, left, m, lanes)
+    return _convolve(dy, packed, panels, zeros_of(c), x_shape, top, left, m, lanes)
 
 
 def conv2d_dw(
@@ -683,9 +552,10 @@ def conv2d_dw(
     c = x.shape[3]
     points = (m + 2) ** 2
     height = OUTER_HEIGHT[lanes]
-    panels = _panels(c, 1, lanes)
+    panels = cover_by_panels(c, 1, lanes)
     starts = np.minimum(np.arange(0, k, height), k - height)
-    block = min(TILES_IN_SUM, n * -(-p // m) * -(-q // m))
+    block = max(TILES_IN_SUM, FLOATS_IN_SUM // (points * (c + k)))
+    block = min(block, n * -(-p // m) * -(-q // m))
     size = len(panels) * len(starts) * height * 2 * lanes
     sums = memory.zeros((points, size + PAD), x.dtype)
     _sum_tiles(

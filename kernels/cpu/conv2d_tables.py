@@ -1,0 +1,185 @@
+"""Tables for direct convolution: where rows start in memory, and how results are divided into tiles.
+
+x: N, H, W, C      weight: K, R, S, C/groups      y: N, P, Q, K
+
+All are made once for a shape and kept.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from minitl.kernels.cpu.microkernel import OUTER_HEIGHT
+from minitl.shapes import Padding2d
+
+Pair = tuple[int, int]
+
+PIXELS_IN_SET = 1024  # pictures are taken together until they have about so many pixels
+
+
+class Gather(NamedTuple):
+    """Where the rows of a product come from and where its results go, for one set of pictures."""
+
+    # int32 (taps + 1, pixels rounded up to whole tiles): where rows start, in floats from the set's start,
+    # and in the last line where results go.
+    table: np.ndarray
+    pixels: int
+    taps: np.ndarray  # int64: the taps' numbers in the weight
+
+
+def _window_index(
+    out: int, size: int, kernel: int, stride: int, dilation: int, before: int
+) -> np.ndarray:
+    """Return (kernel, out): which of `size` pixels each tap sees along one axis, -1 for padding."""
+    index = np.arange(out) * stride + np.arange(kernel)[:, None] * dilation - before
+    return np.where((index >= 0) & (index < size), index, -1)
+
+
+def _seen_by(
+    positions: np.ndarray, out: int, kernel: int, stride: int, dilation: int, before: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the taps that see `positions` of one residue, and (taps, positions): from which output."""
+    shifted = positions + before - np.arange(kernel)[:, None] * dilation
+    taps = np.flatnonzero(shifted[:, 0] % stride == 0)
+    index = shifted[taps] // stride
+    return taps, np.where((index >= 0) & (index < out), index, -1)
+
+
+def _offsets(
+    rows: np.ndarray, columns: np.ndarray, pictures: int, shape: tuple[int, int, int], height: int
+) -> np.ndarray:
+    """Combine two axes into the int32 table (taps, pixels), filled up to whole tiles.
+
+    rows: (R, U), columns: (S, V), -1 for padding. shape: height, width, channels of what is read.
+    """
+    h, w, c = shape
+    n = np.arange(pictures)[:, None, None]
+    i = rows[:, None, None, :, None]
+    j = columns[None, :, None, None, :]
+    offsets = np.where((i < 0) | (j < 0), -1, ((n * h + i) * w + j) * c)
+    table = offsets.reshape(len(rows) * len(columns), -1).astype(np.int32)
+    fill = -table.shape[1] % height
+    return np.ascontiguousarray(np.pad(table, ((0, 0), (0, fill)), mode="edge"))
+
+
+@lru_cache(maxsize=256)
+def forward_gather(
+    pictures: int,
+    x_shape: tuple[int, int, int],
+    y_shape: tuple[int, int, int],
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding2d,
+    dilation: Pair,
+    height: int,
+) -> Gather:
+    """Return where the taps of each output pixel read x, for so many pictures.
+
+    x_shape, y_shape: height, width, channels. height: rows of a tile.
+    """
+    (h, w, _), (p, q, _) = x_shape, y_shape
+    rows = _window_index(p, h, kernel[0], stride[0], dilation[0], padding.top)
+    columns = _window_index(q, w, kernel[1], stride[1], dilation[1], padding.left)
+    here = np.arange(p)[None], np.arange(q)[None]
+    return Gather(
+        np.concatenate(
+            [
+                _offsets(rows, columns, pictures, x_shape, height),
+                _offsets(*here, pictures, y_shape, height),
+            ]
+        ),
+        pictures * p * q,
+        np.arange(kernel[0] * kernel[1]),
+    )
+
+
+@lru_cache(maxsize=256)
+def dx_gathers(
+    pictures: int,
+    x_shape: tuple[int, int, int],
+    y_shape: tuple[int, int, int],
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding2d,
+    dilation: Pair,
+    height: int,
+) -> tuple[Gather, ...]:
+    """Return one gather for each kind of input pixel that some tap sees."""
+    (h, w, _), (p, q, _) = x_shape, y_shape
+    gathers = []
+    for first_row in range(min(stride[0], h)):
+        i = np.arange(first_row, h, stride[0])
+        r, rows = _seen_by(i, p, kernel[0], stride[0], dilation[0], padding.top)
+        for first_column in range(min(stride[1], w)):
+            j = np.arange(first_column, w, stride[1])
+            s, columns = _seen_by(j, q, kernel[1], stride[1], dilation[1], padding.left)
+            if len(r) and len(s):
+                gathers.append(
+                    Gather(
+                        np.concatenate(
+                            [
+                                _offsets(rows, columns, pictures, y_shape, height),
+                                _offsets(i[None], j[None], pictures, x_shape, height),
+                            ]
+                        ),
+                        pictures * len(i) * len(j),
+                        (r[:, None] * kernel[1] + s).reshape(-1),
+                    )
+                )
+    return tuple(gathers)
+
+
+def picture_sets(pictures: int, pixels: int) -> list[tuple[int, int, int]]:
+    """Divide the batch into sets of equal size: (first picture, pictures in a set, number of sets).
+
+    Small pictures are taken together, so that few tiles are partly empty. What is left over makes a last,
+    smaller set.
+    """
+    size = min(pictures, -(-PIXELS_IN_SET // pixels))
+    sets, rest = divmod(pictures, size)
+    whole = [(0, size, sets)]
+    return [*whole, (pictures - rest, rest, 1)] if rest else whole
+
+
+@lru_cache(maxsize=256)
+def cover_by_panels(size: int, groups: int, lanes: int) -> np.ndarray:
+    """Cover `groups` times `size` columns by panels, int64 (panels, 5).
+
+    first column, vectors, columns that the panel before has covered already, group, columns before this
+    panel in packed filters.
+    """
+    panels, packed = [], 0
+    for group in range(groups):
+        start = 0
+        while start < size:
+            vectors = 2 if size >= 2 * lanes and size - start > lanes else 1
+            first = min(start, size - vectors * lanes)
+            panels.append((group * size + first, vectors, start - first, group, packed))
+            start = first + vectors * lanes
+            packed += vectors * lanes
+    return np.array(panels, np.int64)
+
+
+@lru_cache(maxsize=32)
+def zeros_of(size: int) -> np.ndarray:
+    """Return zeros that are only read: a row outside the picture, or no bias."""
+    return np.zeros(size, np.float32)
+
+
+@lru_cache(maxsize=256)
+def cover_by_tiles(kg: int, lanes: int) -> np.ndarray:
+    """Cover `kg` columns of dy by tiles, int32 (3, tiles).
+
+    first column, columns that the tile before has covered already, first of the `lanes` columns to copy.
+    """
+    height = OUTER_HEIGHT[lanes]
+    starts = np.arange(0, kg, height)
+    firsts = np.minimum(starts, kg - height)
+    return np.stack([firsts, starts - firsts, np.minimum(firsts, kg - lanes)]).astype(np.int32)
+
+
+@lru_cache(maxsize=256)
+def cover_by_vectors(run: int, lanes: int) -> np.ndarray:
+    """Return the first columns of the vectors that cover a row of x, the last one moved back, int32."""
+    return np.maximum(np.minimum(np.arange(0, run, lanes), run - lanes), 0).astype(np.int32)
