@@ -16,8 +16,9 @@ Array = Any  # a NumPy array; once there is a CUDA backend, a CuPy array as well
 
 
 @cache
-def _kernel_module(name: str) -> ModuleType:
-    return importlib.import_module(f"minitl.kernels.{name}")
+def kernel_module(device: str) -> ModuleType:
+    """Return the kernel module of a device by its name, such as "cpu"; for its settings."""
+    return importlib.import_module(f"minitl.kernels.{device}")
 
 
 def kernels_for(array: Array) -> ModuleType:
@@ -26,7 +27,7 @@ def kernels_for(array: Array) -> ModuleType:
     Raises TypeError for anything but an array of a known device.
     """
     if isinstance(array, np.ndarray):
-        return _kernel_module("cpu")
+        return kernel_module("cpu")
     raise TypeError(
         f"no kernels for {type(array).__module__}.{type(array).__name__}; give a NumPy array"
     )

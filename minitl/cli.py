@@ -59,7 +59,14 @@ def _add_finetune(commands: Any) -> argparse.ArgumentParser:
     what.add_argument(
         "--weights", metavar="FILE.h5", help="pretrained weights (see minitl convert)"
     )
-    what.add_argument("--arch", metavar="NAME", help="train this network from scratch instead")
+    what.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="start the network of --weights from random weights: what did transfer buy?",
+    )
+    what.add_argument(
+        "--arch", metavar="NAME", help="without --weights: the network to train from scratch"
+    )
     what.add_argument("--demo", action="store_true", help="built-in example: handwritten digits")
     what.add_argument(
         "--resume", metavar="RUN", help="continue a run after its last finished epoch"
@@ -73,7 +80,12 @@ def _add_finetune(commands: Any) -> argparse.ArgumentParser:
     train = command.add_argument_group("training")
     train.add_argument("--epochs", type=int, metavar="N", help="passes over the pictures (10)")
     train.add_argument("--batch-size", type=int, metavar="N", help="pictures in a step (16)")
-    train.add_argument("--lr", type=float, metavar="X", help="learning rate (0.001)")
+    train.add_argument(
+        "--lr",
+        type=float,
+        metavar="X",
+        help="learning rate (0.001, or 0.01 where only the head trains)",
+    )
     train.add_argument("--schedule", help="of the learning rate: cosine (default) or constant")
     train.add_argument("--warmup-steps", type=int, metavar="N", help="steps of linear warm-up (0)")
     train.add_argument("--momentum", type=float, metavar="X", help="of SGD (0.9)")
@@ -110,6 +122,7 @@ def _add_finetune(commands: Any) -> argparse.ArgumentParser:
     data.add_argument("--workers", type=int, metavar="N", help="threads that decode pictures (1)")
     machine = command.add_argument_group("computing")
     machine.add_argument("--device", help="cpu (default)")
+    _add_threads(machine)
     machine.add_argument(
         "--conv",
         metavar="HOW",
@@ -117,6 +130,21 @@ def _add_finetune(commands: Any) -> argparse.ArgumentParser:
         "bounded, exact never, f2 and f4 always",
     )
     return command
+
+
+def _add_threads(command: Any) -> None:
+    command.add_argument(
+        "--threads",
+        type=_count,
+        metavar="N",
+        help="threads that compute (default: all cores); results do not depend on it",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
 def _finetune(options: argparse.Namespace) -> None:
@@ -136,7 +164,7 @@ def _finetune(options: argparse.Namespace) -> None:
     config_file = given.pop("config", None)
     out, overwrite = given.pop("out", None), given.pop("overwrite", False)
     if given.pop("demo", False):
-        if given.keys() & {"data", "weights", "arch"}:
+        if given.keys() & {"data", "weights", "arch", "from_scratch"}:
             raise UserError("--demo brings its own DATA and --weights; leave yours out")
         demo(prepare_folder(out, "demo", overwrite), **given)
         return
@@ -155,6 +183,7 @@ def _add_evaluate(commands: Any) -> argparse.ArgumentParser:
         "--part", choices=("train", "val", "test", "all"), help="default: test, else val"
     )
     command.add_argument("--workers", type=int, default=1, metavar="N", help="decoding threads (1)")
+    _add_threads(command)
     command.add_argument("--json", action="store_true", help="print the figures as JSON")
     return command
 
@@ -163,7 +192,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from minitl.train.console import percent
     from minitl.train.evaluate import evaluate
 
-    figures = evaluate(options.model, options.data, options.part, options.workers)
+    figures = evaluate(options.model, options.data, options.part, options.workers, options.threads)
     if options.json:
         print(json.dumps(figures, indent=2))
         return
@@ -189,6 +218,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--top", type=int, default=3, metavar="N", help="classes shown for each (3)"
     )
+    _add_threads(command)
     command.add_argument("--json", action="store_true", help="print a JSON list")
     return command
 
@@ -197,7 +227,7 @@ def _predict(options: argparse.Namespace) -> None:
     from minitl.train.console import percent
     from minitl.train.evaluate import predict
 
-    results = predict(options.model, options.images, max(1, options.top))
+    results = predict(options.model, options.images, max(1, options.top), threads=options.threads)
     if options.json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
         return

@@ -86,9 +86,9 @@ def test_a_run_learns_and_leaves_its_files(run, capsys, pictures):
     assert tomllib.loads((folder / "config.toml").read_text())["data"] == str(pictures)
 
 
-def test_same_seed_same_bits_whatever_the_number_of_workers(run):
+def test_same_seed_same_bits_whatever_the_number_of_workers_and_threads(run):
     _, first = run(out="a")
-    _, second = run("--workers", 3, out="b")
+    _, second = run("--workers", 3, "--threads", 1, out="b")
     _, other = run("--seed", 1, out="c")
     digests = [hdf5.read(folder / "last.h5").state for folder in (first, second, other)]
     assert all(np.array_equal(digests[0][name], digests[1][name]) for name in digests[0])
@@ -139,6 +139,24 @@ def test_freezing_the_backbone_trains_the_head_alone(run, weights):
     assert after["linear.weight"].shape == (3, 16)
 
 
+def test_from_scratch_takes_the_network_but_not_its_weights(run, weights):
+    code, folder = run("--from-scratch", "--epochs", 1, "--lr", 1e-6)
+    assert code == 0
+    before, after = hdf5.read(weights), hdf5.read(folder / "best.h5")
+    assert after.arch_options == before.arch_options
+    assert after.preprocessing == before.preprocessing
+    name = "layer1.0.conv1.weight"
+    assert np.abs(after.state[name] - before.state[name]).max() > 0.01
+
+
+def test_the_learning_rate_follows_what_trains(tmp_path, pictures, weights):
+    for freeze, lr in (("backbone", 0.01), ("layer1", 0.001)):
+        out = tmp_path / freeze
+        command = ["finetune", pictures, "--weights", weights, "--out", out, "--freeze", freeze]
+        assert main([str(part) for part in (*command, "--epochs", 1)]) == 0
+        assert tomllib.loads((out / "config.toml").read_text())["lr"] == lr
+
+
 def test_freezing_by_pattern(run, weights):
     code, folder = run("--freeze", "conv1,bn1,layer?.0.*")
     assert code == 0
@@ -161,7 +179,7 @@ def test_evaluate_and_predict(run, pictures, capsys, tmp_path):
     results = json.loads(capsys.readouterr().out)
     assert [r["class"] for r in results] == list(CLASSES)
     assert sum(p for _, p in results[0]["top"]) == pytest.approx(1, abs=1e-4)
-    assert main(["predict", str(folder / "best.h5"), files[0]]) == 0
+    assert main(["predict", str(folder / "best.h5"), files[0], "--threads", "1"]) == 0
     assert "blue" in capsys.readouterr().out
 
 

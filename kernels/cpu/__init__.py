@@ -11,7 +11,13 @@ from minitl.kernels.cpu.batchnorm_relu_maxpool import (
     batchnorm_relu_maxpool_forward,
     batchnorm_relu_maxpool_reduce,
 )
-from minitl.kernels.cpu.conv2d import conv2d_db, conv2d_dw, conv2d_dx, conv2d_forward
+from minitl.kernels.cpu.conv2d import (
+    conv2d_db,
+    conv2d_dw,
+    conv2d_dx,
+    conv2d_forward,
+    set_conv_algorithm,
+)
 from minitl.kernels.cpu.elementwise import (
     add_forward,
     concat_dx,
@@ -21,6 +27,7 @@ from minitl.kernels.cpu.elementwise import (
     relu_dx,
     relu_forward,
 )
+from minitl.kernels.cpu.jit import on_first_compile
 from minitl.kernels.cpu.linear import linear_db, linear_dw, linear_dx, linear_forward
 from minitl.kernels.cpu.loss import (
     mean_squared_error_dx,
@@ -39,6 +46,7 @@ from minitl.kernels.cpu.pool import (
     maxpool2d_dx,
     maxpool2d_forward,
 )
+from minitl.kernels.cpu.threads import set_threads
 
 __all__ = [
     "adam_step",
@@ -70,8 +78,11 @@ __all__ = [
     "maxpool2d_forward",
     "mean_squared_error_dx",
     "mean_squared_error_forward",
+    "on_first_compile",
     "relu_dx",
     "relu_forward",
+    "set_conv_algorithm",
+    "set_threads",
     "sgd_step",
     "sigmoid_binary_cross_entropy_dx",
     "sigmoid_binary_cross_entropy_forward",

@@ -23,8 +23,8 @@ def _controller() -> threadpoolctl.ThreadpoolController:
 
 
 @cache
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(numba.get_num_threads(), "minitl-blas")
+def _workers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "minitl-blas")
 
 
 def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -39,10 +39,12 @@ def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
         i, j = block
         np.matmul(a[i], b[:, j], out=out[i, j])
 
+    threads = min(numba.get_num_threads(), len(blocks))
     # The limit is one number for the whole process: two threads must not set and restore it crosswise.
     with _lock, _controller().limit(limits=1, user_api="blas"):
-        if len(blocks) < 2:
-            compute(blocks[0])
+        if threads < 2:
+            for block in blocks:
+                compute(block)
         else:
-            list(_workers().map(compute, blocks))
+            list(_workers(threads).map(compute, blocks))
     return out

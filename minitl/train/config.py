@@ -11,23 +11,30 @@ import tomli_w
 from minitl.errors import UserError
 from minitl.files import write_atomically
 
+LR = 0.001  # all layers together: more destroys what pretraining learned
+LR_HEAD = 0.01
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of `minitl finetune`. A run's config.toml holds them resolved: nothing is left open.
 
-    data: the image folder. weights: the pretrained HDF5 file, or None to train from scratch, which
-    needs `arch`. freeze: name patterns, or "backbone", or "none". augment: random crops, and mirrored
-    pictures if `flip`. conv: how 3x3 convolutions are computed, see `set_conv_algorithm`.
+    data: the image folder.
+    weights: the pretrained HDF5 file. from_scratch: take only its network and preprocessing.
+    arch: without `weights`, the network to train from scratch.
+    lr: None takes LR, or LR_HEAD where only the head trains.
+    freeze: name patterns, or "backbone", or "none".
+    augment: random crops, and mirrored pictures if `flip`.
+    conv: how 3x3 convolutions are computed, see `set_conv_algorithm`.
     """
 
     data: str
     weights: str | None
     arch: str | None = None
-    arch_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    from_scratch: bool = False
     epochs: int = 10
     batch_size: int = 16
-    lr: float = 0.001
+    lr: float | None = None
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
@@ -43,13 +50,14 @@ class Config:
     skip_bad: bool = False
     device: str = "cpu"
     conv: str = "auto"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         checks = {
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size >= 1,
-            "lr": math.isfinite(self.lr) and self.lr > 0,
+            "lr": self.lr is None or (math.isfinite(self.lr) and self.lr > 0),
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": math.isfinite(self.weight_decay) and self.weight_decay >= 0,
             "warmup_steps": self.warmup_steps >= 0,
@@ -57,6 +65,7 @@ class Config:
             "val_fraction": 0 < self.val_fraction < 1,
             "seed": self.seed >= 0,
             "workers": self.workers >= 1,
+            "threads": self.threads is None or self.threads >= 1,
             "conv": self.conv in ("auto", "exact", "f2", "f4"),
             "schedule": self.schedule in ("cosine", "constant"),
         }
@@ -113,6 +122,7 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
 
 
 _HINTS = {
+    "threads": "give at least 1, or leave it out for all cores",
     "conv": "choose auto, exact, f2 or f4",
     "epochs": "give at least 1",
     "batch_size": "give at least 1",

@@ -10,6 +10,8 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
+from minitl.backend import kernel_module
+
 LOG_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
@@ -21,9 +23,7 @@ def say(text: str = "") -> None:
 
 def announce_compilation() -> None:
     """Say so if CPU kernels have to be compiled, which makes the first steps slow."""
-    from minitl.kernels.cpu.jit import on_first_compile
-
-    on_first_compile(
+    kernel_module("cpu").on_first_compile(
         lambda: say("  compiling CPU kernels for this machine: once, up to half a minute ...")
     )
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from minitl import models
+from minitl.backend import kernel_module
 from minitl.data.folder import Sample, list_pictures, scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
@@ -30,12 +31,17 @@ def load(run_or_weights: Path) -> Classifier:
 
 
 def evaluate(
-    run_or_weights: Path, data: Path, part: str | None, workers: int = 1
+    run_or_weights: Path,
+    data: Path,
+    part: str | None,
+    workers: int = 1,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Compare a model's predictions with the labels of an image folder.
 
     Folders are matched with the model's classes by name, never by position. part: "train", "val",
-    "test" or "all"; None takes test, else val. A folder without parts is all "test".
+    "test" or "all"; None takes test, else val. A folder without parts is all "test". workers decode
+    pictures; threads compute (None: one for each core).
 
     Returns the metrics with "part" and "classes" added. Raises UserError for folders that are
     unknown to the model or a part that is not there.
@@ -49,12 +55,16 @@ def evaluate(
     samples = [s for p in parts.values() for s in p] if part == "all" else parts[part]
     if not samples:
         raise UserError(f"{data} has no {part} part; use --part all")
-    logits, labels = _predict(model, samples, data, f"evaluating {part}", workers)
+    logits, labels = _predict(model, samples, data, f"evaluating {part}", workers, threads)
     return {"part": part, **classification_metrics(logits, labels, model.class_names)}
 
 
 def predict(
-    run_or_weights: Path, images: list[Path], top: int = 5, workers: int = 1
+    run_or_weights: Path,
+    images: list[Path],
+    top: int = 5,
+    workers: int = 1,
+    threads: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return for each picture {"image", "class", "probability", "top": [[class, probability], ...]}.
 
@@ -63,7 +73,7 @@ def predict(
     model = load(run_or_weights)
     assert model.class_names is not None
     samples = [Sample(str(path.absolute()), 0) for path in list_pictures(images)]
-    logits, _ = _predict(model, samples, Path(), "predicting", workers)
+    logits, _ = _predict(model, samples, Path(), "predicting", workers, threads)
     results = []
     for sample, row in zip(samples, softmax(logits), strict=True):
         order = (-row).argsort(kind="stable")[:top]
@@ -75,10 +85,16 @@ def predict(
 
 
 def _predict(
-    model: Classifier, samples: list[Sample], root: Path, label: str, workers: int
+    model: Classifier,
+    samples: list[Sample],
+    root: Path,
+    label: str,
+    workers: int,
+    threads: int | None,
 ) -> tuple[Any, Any]:
     preprocessing = Preprocessing.from_dict(model.preprocessing)
     loader = Loader(samples, root, preprocessing, EVALUATION_BATCH, workers=workers)
     announce_compilation()
+    kernel_module("cpu").set_threads(threads)
     with Progress(label, len(samples)) as progress:
         return Forward(model, loader, False, label).logits(progress.update)

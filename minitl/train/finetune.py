@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 
 from minitl import hdf5, models, ops, optim
+from minitl.backend import kernel_module
 from minitl.data.decode import check_images
 from minitl.data.folder import Dataset, Sample, load_split, scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Augmentation, Preprocessing
 from minitl.errors import UserError
 from minitl.files import write_atomically, write_json
-from minitl.kernels.cpu.conv2d import set_conv_algorithm
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
-from minitl.train.config import Config
+from minitl.train.config import LR, LR_HEAD, Config
 from minitl.train.console import Progress, announce_compilation, duration, percent, say
 from minitl.train.forward import EVALUATION_BATCH, Forward, trunk_is_frozen
 from minitl.train.freezing import apply_freeze
@@ -78,6 +78,8 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     """
     dataset = scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
     model = _make_model(config, dataset)
+    if config.lr is None:
+        config = dataclasses.replace(config, lr=LR_HEAD if trunk_is_frozen(model) else LR)
     _say_data(dataset)
     dataset = _without_bad_images(dataset, config)
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
@@ -105,37 +107,44 @@ def resume(folder: Path) -> dict[str, Any]:
 
 
 def _make_model(config: Config, dataset: Dataset) -> Classifier:
+    classes = len(dataset.classes)
     if config.weights is None:
         if config.arch is None:
             raise UserError("give --weights FILE.h5, or --arch NAME to train from scratch")
         try:
-            model = models.create(
-                config.arch,
-                num_classes=len(dataset.classes),
-                seed=config.seed,
-                **config.arch_options,
-            )
+            model = models.create(config.arch, num_classes=classes, seed=config.seed)
         except ValueError as error:
             raise UserError(f"--arch: {error}") from None
-        say(f"{config.arch}, from scratch (seed {config.seed})")
+        say(f"{model.arch}, from scratch (seed {config.seed})")
     else:
-        model = models.load_model(config.weights)
-        if config.arch is not None and config.arch != model.arch:
-            raise UserError(
-                f"{config.weights} holds a {model.arch}, not a {config.arch}; leave out --arch"
+        model = _load(config.weights, config.arch)
+        if config.from_scratch:
+            preprocessing = model.preprocessing
+            model = models.create(
+                model.arch, num_classes=classes, seed=config.seed, **model.arch_options
             )
-        if not model.preprocessing:
-            raise UserError(
-                f"{config.weights} does not say how pictures are prepared for it; convert it again with "
-                "minitl convert, which records the preprocessing"
+            model.preprocessing = preprocessing
+            say(f"{model.arch} as in {config.weights}, but from scratch (seed {config.seed})")
+        else:
+            say(
+                f"{model.arch} from {config.weights}; its head for {model.num_classes} classes is "
+                f"replaced by a new one for {classes} (seed {config.seed})"
             )
-        say(
-            f"{model.arch} from {config.weights}; its head for {model.num_classes} classes is replaced by a "
-            f"new one for {len(dataset.classes)} (seed {config.seed})"
-        )
-        model.replace_head(len(dataset.classes), seed=config.seed)
+            model.replace_head(classes, seed=config.seed)
     model.class_names = list(dataset.classes)
     apply_freeze(model, config.freeze)
+    return model
+
+
+def _load(weights: str, arch: str | None) -> Classifier:
+    model = models.load_model(weights)
+    if arch is not None and arch != model.arch:
+        raise UserError(f"{weights} holds a {model.arch}, not a {arch}; leave out --arch")
+    if not model.preprocessing:
+        raise UserError(
+            f"{weights} does not say how pictures are prepared for it; convert it again with "
+            "minitl convert, which records the preprocessing"
+        )
     return model
 
 
@@ -152,6 +161,7 @@ def make_schedule(config: Config, steps: int) -> optim.Schedule:
 
 
 def _make_optimizer(model: Classifier, config: Config) -> optim.Optimizer:
+    assert config.lr is not None
     return optim.SGD(
         model.parameters(),
         lr=config.lr,
@@ -178,6 +188,10 @@ def _say_model(model: Classifier, config: Config) -> None:
         "" if trained == total else f"; frozen: {', '.join(config.freeze)}, statistics included"
     )
     say(f"  training {trained:,} of {total:,} parameters{frozen}")
+    say(
+        f"  {config.epochs} epochs, batch {config.batch_size}, learning rate {config.lr:g} "
+        f"({config.schedule}), momentum {config.momentum:g}, weight decay {config.weight_decay:g}"
+    )
 
 
 def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
@@ -211,7 +225,8 @@ def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
 def _train(run: Run) -> dict[str, Any]:
     config = run.config
     announce_compilation()
-    set_conv_algorithm(config.conv)
+    kernel_module(config.device).set_conv_algorithm(config.conv)
+    kernel_module(config.device).set_threads(config.threads)
     keep = not config.augment and trunk_is_frozen(run.model)
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
     train_loader = Loader(
@@ -261,6 +276,7 @@ def _evaluation_loader(run: Run, samples: list[Sample]) -> Loader:
 
 def _train_epoch(run: Run, forward: Forward) -> dict[str, float]:
     config, model = run.config, run.model
+    lr = run.optimizer.param_groups[0]["lr"]
     model.train()
     steps = len(forward.loader)
     schedule = make_schedule(config, steps)
@@ -276,7 +292,7 @@ def _train_epoch(run: Run, forward: Forward) -> dict[str, float]:
                 saved = f"; the state after epoch {run.epoch} is in last.h5" if run.epoch else ""
                 raise UserError(
                     f"the loss became {losses[-1]} in epoch {run.epoch + 1}, step {number + 1}, at learning "
-                    f"rate {config.lr * factor:g}; try a lower --lr, for example {config.lr / 10:g}{saved}"
+                    f"rate {lr * factor:g}; try a lower --lr, for example {lr / 10:g}{saved}"
                 )
             run.optimizer.lr_factor = factor
             loss.backward()
@@ -287,7 +303,7 @@ def _train_epoch(run: Run, forward: Forward) -> dict[str, float]:
             recent = np.mean(losses[-20:])
             progress.update(len(labels), f"loss {recent:.3f}, accuracy {percent(correct / seen)}")
     return {
-        "lr": config.lr * factor,
+        "lr": lr * factor,
         "train_loss": float(np.mean(losses)),
         "train_accuracy": correct / seen,
     }
