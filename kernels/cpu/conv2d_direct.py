@@ -60,13 +60,13 @@ from minitl.shapes import Padding2d, window_output_shape
 
 Pair = tuple[int, int]
 
-TILES_IN_BLOCK = 8  # tiles of pixels that one panel of filters is used for before the next
+TILES_IN_BLOCK = 4  # tiles of pixels that one panel of filters is used for before the next
 LONGEST_SUM = 288  # products summed in registers before they are added to memory
-PIXELS_IN_SUM = 128
+PIXELS_IN_SUM = 128  # dw: the same, in pixels
 TASKS = 16  # dw: independent pieces of work, for any number of threads up to this
 VECTORS_IN_COPY = 32  # dw: vectors of a row of x that are copied at a time
-TILES_IN_SLICE = 4  # dw: tiles of filters at least, if they are divided among tasks
-PARTIAL_SUMS = 1 << 20  # dw: floats that partial sums may take when pixels are divided among tasks
+TILES_IN_SLICE = 8  # dw: tiles of filters at least, if they are divided among tasks
+PARTIAL_SUMS = 1 << 19  # dw: floats that partial sums may take when pixels are divided among tasks
 
 
 @kernel()
