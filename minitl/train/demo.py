@@ -4,24 +4,19 @@ The weights were pretrained on drawings made by a formula (weights/README.md). T
 same pictures and the same number of steps are then used twice: from these weights, and from scratch.
 """
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from minitl.data.digits import write_digits
 from minitl.files import write_json
-from minitl.hdf5 import read
 from minitl.train.config import Config
 from minitl.train.console import percent, say
 from minitl.train.finetune import finetune
+from minitl.weights import STROKES
 
-WEIGHTS = "strokes_resnet20.h5"
 LABELS_PER_CLASS = 10
-
-
-def weights_path() -> Path:
-    """Return the weights file that is installed with minitl."""
-    return Path(str(resources.files("minitl.weights") / WEIGHTS))
+# The best for each on other splits (python -m minitl.weights.transfer --tune).
+LR_PRETRAINED, LR_FROM_SCRATCH = 0.02, 0.1
 
 
 def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
@@ -29,12 +24,12 @@ def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
     data = folder / "digits"
     say(f"writing scikit-learn's handwritten digits to {data} as an image folder")
     write_digits(data, labels_per_class=LABELS_PER_CLASS)
-    pretrained = read(weights_path())
     settings: dict[str, Any] = {
         "data": str(data),
+        "weights": str(STROKES),
         "epochs": 30,
         "batch_size": 25,
-        "lr": 0.02,
+        "lr": LR_PRETRAINED,
         "nesterov": True,
         "weight_decay": 5e-4,
         "warmup_steps": 10,
@@ -42,10 +37,10 @@ def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
         **overrides,
     }
     say("\n1. fine-tuning the pretrained network")
-    tuned = finetune(Config(weights=str(weights_path()), **settings), folder / "finetuned")
+    tuned = finetune(Config(**settings), folder / "finetuned")
     say("\n2. the same network from scratch, same pictures, same steps")
-    scratch_settings = settings | {"arch": pretrained.arch, "arch_options": pretrained.arch_options}
-    scratch = finetune(Config(weights=None, **scratch_settings), folder / "scratch")
+    settings |= {"from_scratch": True, "lr": overrides.get("lr", LR_FROM_SCRATCH)}
+    scratch = finetune(Config(**settings), folder / "scratch")
     summary = {
         **tuned,
         "transfer": {
