@@ -1,0 +1,1 @@
+"""Measurements beside PyTorch, run from a checkout: `python -m benchmarks --help`."""
