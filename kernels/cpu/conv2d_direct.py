@@ -63,7 +63,9 @@ Pair = tuple[int, int]
 TILES_IN_BLOCK = 4  # tiles of pixels that one panel of filters is used for before the next
 LONGEST_SUM = 288  # products summed in registers before they are added to memory
 PIXELS_IN_SUM = 128  # dw: the same, in pixels
-TASKS = 16  # dw: independent pieces of work, for any number of threads up to this
+TASKS = (
+    12  # dw: independent pieces of work, for any number of threads up to this; each costs copies
+)
 VECTORS_IN_COPY = 32  # dw: vectors of a row of x that are copied at a time
 TILES_IN_SLICE = 8  # dw: tiles of filters at least, if they are divided among tasks
 PARTIAL_SUMS = 1 << 19  # dw: floats that partial sums may take when pixels are divided among tasks
@@ -195,7 +197,8 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
     tiles,
     sets,
     block,
-    slices,
+    unit_slices,
+    tile_slices,
     sums,
     room,
 ):
@@ -203,20 +206,26 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
 
     gather: the table of x, and below it where dy's pixels start. run: floats from group to group in x.
     columns: first columns of the vectors of x, int32; pair: two of them. tiles: int32 (3, tiles), see
-    `cover_by_tiles`. room: memory for each thread.
+    `cover_by_tiles`. room: memory for each thread. A unit is a tap and a pair; a task has a chunk of the
+    pixels and a slice of either the units or the tiles.
     """
     chunks, groups, taps, pairs, in_group, tile_size = sums.shape
     line = gather.shape[1]
     blocks = (pixels + block - 1) // block
     kg = dy.shape[3] // groups
-    vector = block * lanes
-    for task in prange(chunks * slices):
-        chunk = task // slices
-        part = task - chunk * slices
-        begin_tile = part * in_group // slices
-        end_tile = (part + 1) * in_group // slices
+    vector = (block + 1) * lanes  # one more, against steps of a power of two
+    units = taps * pairs
+    for task in prange(chunks * unit_slices * tile_slices):
+        chunk = task // (unit_slices * tile_slices)
+        unit_part = task // tile_slices % unit_slices
+        begin_unit = unit_part * units // unit_slices
+        end_unit = (unit_part + 1) * units // unit_slices
+        tile_part = task % tile_slices
+        begin_tile = tile_part * in_group // tile_slices
+        end_tile = (tile_part + 1) * in_group // tile_slices
         copied_x = np.int64(room[get_thread_id()].ctypes.data)
         copied_dy = copied_x + 4 * VECTORS_IN_COPY * vector
+        from_x = copied_x
         for piece in range(chunk * sets * blocks // chunks, (chunk + 1) * sets * blocks // chunks):
             picture_set = piece // blocks
             begin = (piece - picture_set * blocks) * block
@@ -235,35 +244,40 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                     copied_dy,
                     vector,
                 )
-                for tap in range(taps):
-                    for pair in range(pairs):
-                        first = 2 * pair
-                        place = (((chunk * groups + group) * taps + tap) * pairs + pair) * in_group
-                        if first % VECTORS_IN_COPY == 0:
-                            gather_rows(
-                                lanes,
-                                x_set + 4 * group * run,
-                                np.int64(zeros.ctypes.data),
-                                gather.ctypes.data + 4 * (tap * line + begin),
-                                count,
-                                columns.ctypes.data + 4 * first,
-                                min(VECTORS_IN_COPY, len(columns) - first),
-                                copied_x,
-                                vector,
-                            )
-                        for tile in range(begin_tile, end_tile):
-                            in_row = tiles[0, tile] - tiles[2, tile]
-                            add_outer_products(
-                                lanes,
-                                min(2, len(columns) - first),
-                                copied_dy + 4 * ((tile - begin_tile) * vector + in_row),
-                                lanes,
-                                copied_x + 4 * (first % VECTORS_IN_COPY) * vector,
-                                lanes,
-                                vector,
-                                count,
-                                sums.ctypes.data + 4 * (place + tile) * tile_size,
-                            )
+                copied = 0  # pairs of columns that have been copied and not yet used
+                for unit in range(begin_unit, end_unit):
+                    tap, pair = unit // pairs, unit % pairs
+                    first = 2 * pair
+                    if copied == 0:
+                        copied = min(VECTORS_IN_COPY // 2, pairs - pair, end_unit - unit)
+                        from_x = copied_x
+                        gather_rows(
+                            lanes,
+                            x_set + 4 * group * run,
+                            np.int64(zeros.ctypes.data),
+                            gather.ctypes.data + 4 * (tap * line + begin),
+                            count,
+                            columns.ctypes.data + 4 * first,
+                            min(2 * copied, len(columns) - first),
+                            copied_x,
+                            vector,
+                        )
+                    place = ((chunk * groups + group) * units + unit) * in_group
+                    for tile in range(begin_tile, end_tile):
+                        in_row = tiles[0, tile] - tiles[2, tile]
+                        add_outer_products(
+                            lanes,
+                            min(2, len(columns) - first),
+                            copied_dy + 4 * ((tile - begin_tile) * vector + in_row),
+                            lanes,
+                            from_x,
+                            lanes,
+                            vector,
+                            count,
+                            sums.ctypes.data + 4 * (place + tile) * tile_size,
+                        )
+                    copied -= 1
+                    from_x += 4 * 2 * vector
 
 
 @kernel(parallel=True)
@@ -460,9 +474,14 @@ def conv2d_dw(
     sums = memory.zeros(
         (chunks, groups, taps[0] * taps[1], pairs, in_group, height * 2 * lanes), dy.dtype
     )
-    slices = min(-(-in_group // TILES_IN_SLICE), -(-TASKS // chunks))
-    copied = VECTORS_IN_COPY + -(-in_group // slices)  # vectors for each pixel
-    room = memory.empty((most_threads(), PIXELS_IN_SUM * copied * lanes), dy.dtype)
+    # Dividing the units, every task copies all of dy; dividing the tiles, all of x. Divide the longer.
+    unit_slices, tile_slices = 1, 1
+    if taps[0] * taps[1] * run >= k // groups:
+        unit_slices = min(taps[0] * taps[1] * pairs, -(-TASKS // chunks))
+    else:
+        tile_slices = min(-(-in_group // TILES_IN_SLICE), -(-TASKS // chunks))
+    copied = VECTORS_IN_COPY + -(-in_group // tile_slices)  # vectors for each pixel
+    room = memory.empty((most_threads(), (PIXELS_IN_SUM + 1) * copied * lanes), dy.dtype)
     for first, pictures, sets in divided:
         gather = forward_gather(
             pictures, (h, w, c), (p, q, k), taps, stride, padding, dilation, ROWS_HEIGHT[lanes]
@@ -482,7 +501,8 @@ def conv2d_dw(
             tiles,
             sets,
             PIXELS_IN_SUM,
-            slices,
+            unit_slices,
+            tile_slices,
             sums,
             room,
         )
