@@ -134,6 +134,7 @@ def test_importing_minitl_is_light():
 GEOMETRY = "stride padding dilation groups"
 INTERFACE = {
     "on_first_compile": "announce",
+    "release_memory": "",
     "set_conv_algorithm": "name",
     "set_threads": "count",
     "conv2d_forward": f"x weight bias {GEOMETRY}",

@@ -37,6 +37,7 @@ from minitl.kernels.cpu.loss import (
     softmax_cross_entropy_dx,
     softmax_cross_entropy_forward,
 )
+from minitl.kernels.cpu.memory import release as release_memory
 from minitl.kernels.cpu.optim import adam_step, sgd_step
 from minitl.kernels.cpu.pool import (
     avgpool2d_dx,
@@ -79,6 +80,7 @@ __all__ = [
     "mean_squared_error_dx",
     "mean_squared_error_forward",
     "on_first_compile",
+    "release_memory",
     "relu_dx",
     "relu_forward",
     "set_conv_algorithm",

@@ -264,6 +264,7 @@ def _train(run: Run) -> dict[str, Any]:
             f"interrupted; the state after epoch {run.epoch} is safe in {run.folder / 'last.h5'}; continue "
             f"with: minitl finetune --resume {run.folder}"
         ) from None
+    kernel_module(config.device).release_memory()  # judging takes much less than training did
     return _finish(run)
 
 
