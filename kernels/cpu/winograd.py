@@ -51,7 +51,7 @@ FLOATS_IN_BLOCK = 1 << 18  # transformed tiles that one thread keeps in its cach
 FILTERS_IN_CACHE = 1 << 20  # floats of transformed filters that stay in the cache between blocks
 TILES_IN_PHASE = 288  # tiles taken through each step together, where filters fill more than that
 TILES_IN_SUM = 128  # dw: at least so many tiles between additions to memory,
-FLOATS_IN_SUM = 1 << 20  # dw: or as many as have so many floats when transformed
+FLOATS_IN_SUM = 1 << 18  # dw: or as many as have so many floats when transformed
 PAD = 16  # floats between points, against steps of a power of two
 
 
