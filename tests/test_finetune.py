@@ -80,7 +80,8 @@ def test_a_run_learns_and_leaves_its_files(run, capsys, pictures):
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert [row["epoch"] for row in rows] == [str(n) for n in range(1, 11)]
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
-    best = max(rows, key=lambda row: float(row["val_accuracy"]))
+    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert summary["best_epoch"] == int(best["epoch"])
     assert float(best["val_accuracy"]) == pytest.approx(summary["val"]["accuracy"], abs=1e-5)
     assert hdf5.read(folder / "best.h5").class_names == list(CLASSES)
     assert tomllib.loads((folder / "config.toml").read_text())["data"] == str(pictures)

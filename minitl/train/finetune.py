@@ -4,7 +4,7 @@ A run folder holds
     config.toml    every setting, resolved; `minitl finetune --config` repeats the run
     split.json     which picture was used for training and which for validation
     last.h5        the state after the last finished epoch, with all that resuming needs
-    best.h5        the weights of the epoch with the highest validation accuracy (the earlier of equals)
+    best.h5        the weights of the epoch with the highest validation accuracy; of equals, the lowest loss
     metrics.csv    a line for each epoch
     summary.json   the result
 """
@@ -66,7 +66,7 @@ class Run:
     @property
     def best(self) -> dict[str, float]:
         """The line of the epoch that best.h5 holds."""
-        return max(self.history, key=lambda row: row["val_accuracy"])
+        return max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
 
 
 def finetune(config: Config, folder: Path) -> dict[str, Any]:
