@@ -145,9 +145,15 @@ def test_what_each_state_keeps_for_backward():
         assert op.index.dtype == np.uint8
         return names - {"weight", "inv_std", "training", "window", "x_shape"}
 
-    assert kept(True, NAMES) == {"x", "mean", "index"}
-    assert kept(False, NAMES) == {"x", "mean", "index"}
-    assert kept(True, ("x",)) == {"x", "mean", "index"}
+    assert kept(True, NAMES) == {"x", "y", "chosen", "mean", "index"}
+    assert kept(True, ("x",)) == {"x", "y", "chosen", "mean", "index"}
+    assert kept(True, ("weight", "bias")) == {
+        "y",
+        "chosen",
+        "mean",
+        "index",
+    }  # the first layer trains
+    assert kept(False, NAMES) == {"y", "chosen", "mean", "index"}
     assert kept(False, ("x",)) == {"index"}  # frozen
 
 
@@ -155,7 +161,9 @@ def test_the_first_of_equals_counts_and_zero_passes_no_gradient():
     x = np.array([[1, 2, 2], [-1, 0, 2], [-3, -1, 0]], np.float32).reshape(1, 3, 3, 1)
     scale, shift = np.ones(1), np.zeros(1)
     window = (2, 2), (1, 1), Padding2d(0, 0, 0, 0)
-    y, index = batchnorm_relu_maxpool_forward(x, scale, shift, *window)
+    y, index, chosen = batchnorm_relu_maxpool_forward(x, 2 * scale, shift, *window)
+    np.testing.assert_array_equal(chosen.ravel(), [2, 2, 0, 2])
+    y /= 2
     np.testing.assert_array_equal(y.ravel(), [2, 2, 0, 2])
     np.testing.assert_array_equal(index.ravel(), [1, 0, 255, 1])
 
@@ -170,7 +178,7 @@ def test_the_first_of_equals_counts_and_zero_passes_no_gradient():
 def test_a_nan_wins():
     x = np.array([1, np.nan, 3, 2], np.float32).reshape(1, 2, 2, 1)
     window = (2, 2), (2, 2), Padding2d(0, 0, 0, 0)
-    y, index = batchnorm_relu_maxpool_forward(x, np.ones(1), np.zeros(1), *window)
+    y, index, _ = batchnorm_relu_maxpool_forward(x, np.ones(1), np.zeros(1), *window)
     assert np.isnan(y).all()
     assert index.item() == 1
 

@@ -157,7 +157,6 @@ INTERFACE = {
     "batchnorm_reduce": "dy y x mean inv_std keep_dz",
     "batchnorm_dx": "dy y x a b c",
     "batchnorm_relu_maxpool_forward": "x scale shift kernel stride padding",
-    "batchnorm_relu_maxpool_reduce": "dy index x mean inv_std kernel stride padding",
     "batchnorm_relu_maxpool_dx": "dy index x_shape x a b c kernel stride padding",
     "maxpool2d_forward": "x kernel stride padding",
     "maxpool2d_dx": "dy index x_shape kernel stride padding",

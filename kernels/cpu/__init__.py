@@ -9,7 +9,6 @@ from minitl.kernels.cpu.batchnorm import (
 from minitl.kernels.cpu.batchnorm_relu_maxpool import (
     batchnorm_relu_maxpool_dx,
     batchnorm_relu_maxpool_forward,
-    batchnorm_relu_maxpool_reduce,
 )
 from minitl.kernels.cpu.conv2d import (
     conv2d_db,
@@ -59,7 +58,6 @@ __all__ = [
     "batchnorm_reduce",
     "batchnorm_relu_maxpool_dx",
     "batchnorm_relu_maxpool_forward",
-    "batchnorm_relu_maxpool_reduce",
     "batchnorm_statistics",
     "concat_dx",
     "concat_forward",

@@ -1,32 +1,26 @@
 """Batch normalisation, ReLU and max pooling in one pass on the CPU: the stem of a ResNet.
 
-x: N, H, W, C      y, dy, index: N, P, Q, C      mean, inv_std, scale, shift, a, b, c and sums: C
+x: N, H, W, C      y, dy, index, chosen: N, P, Q, C      scale, shift, a, b, c: C
 
 The normalised map is as large as x and is never stored: it is four times the size of the result, and
 writing and reading it would cost more than normalising each pixel for each of the windows that see it.
 
 index tells which pixel of its window each result is, as `maxpool2d_forward` counts them, or that it is
-none: where no pixel is above zero the ReLU's 0 is the result, and no gradient passes.
+none: where no pixel is above zero the ReLU's 0 is the result, and no gradient passes. chosen is that pixel
+of x; with it the sums over the map that the gradients need are sums over the windows, `batchnorm_reduce`.
 """
 
 import numpy as np
 from numba import prange
 
 from minitl.kernels.cpu import jit, memory
-from minitl.kernels.cpu.batchnorm import _add_partial, _line
+from minitl.kernels.cpu.batchnorm import _line
 from minitl.kernels.cpu.pool import Pair, _chunks, _seeing, _seen
 from minitl.shapes import Padding2d, window_output_shape
 
-BLOCK = 96  # windows whose gradients are summed in the input's precision
-
-
-def _none(index: np.ndarray) -> int:
-    """Return the index that stands for no pixel."""
-    return int(np.iinfo(index.dtype).max)
-
 
 @jit.kernel()
-def _forward_chunk(x, lines, y, index, none, kernel, stride, before, first, last):  # type: ignore[no-untyped-def]
+def _forward_chunk(x, lines, y, index, chosen, none, kernel, stride, before, first, last):  # type: ignore[no-untyped-def]
     _, height, width, channels = x.shape
     _, p, q, _ = y.shape
     zero, slope, rest = lines[0], lines[1], lines[2]
@@ -36,9 +30,10 @@ def _forward_chunk(x, lines, y, index, none, kernel, stride, before, first, last
         for j in range(q):
             left, right = _seen(j, width, kernel[1], stride[1], before[1])
             corner = (before[0] - i * stride[0]) * kernel[1] + before[1] - j * stride[1]
-            best, at = y[n, i, j], index[n, i, j]
+            best, at, source = y[n, i, j], index[n, i, j], chosen[n, i, j]
             best[:] = 0
             at[:] = none
+            source[:] = 0
             for h in range(top, bottom):
                 for w in range(left, right):
                     value = x[n, h, w]
@@ -48,16 +43,17 @@ def _forward_chunk(x, lines, y, index, none, kernel, stride, before, first, last
                         better = (v > best[c]) | (v != v)  # a NaN wins, as in max pooling
                         best[c] = v if better else best[c]
                         at[c] = here if better else at[c]
+                        source[c] = value[c] if better else source[c]
 
 
 @jit.kernel(parallel=True)
-def _forward(x, scale, shift, y, index, none, kernel, stride, before, chunks):  # type: ignore[no-untyped-def]
+def _forward(x, scale, shift, y, index, chosen, none, kernel, stride, before, chunks):  # type: ignore[no-untyped-def]
     lines = np.empty((3, x.shape[3]), x.dtype)
     _line(scale, shift, lines)
     rows = y.shape[0] * y.shape[1]
     for chunk in prange(chunks):
         first, last = rows * chunk // chunks, rows * (chunk + 1) // chunks
-        _forward_chunk(x, lines, y, index, none, kernel, stride, before, first, last)
+        _forward_chunk(x, lines, y, index, chosen, none, kernel, stride, before, first, last)
 
 
 def batchnorm_relu_maxpool_forward(
@@ -67,114 +63,30 @@ def batchnorm_relu_maxpool_forward(
     kernel: Pair,
     stride: Pair,
     padding: Padding2d,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest of x * scale + shift and 0 in each window, (N, P, Q, C), and its index.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the largest of x * scale + shift and 0 in each window, (N, P, Q, C), its index and its x.
 
-    The index is uint8, or int32 for windows of more than 255 pixels.
+    Where that is 0, so is the x. The index is uint8, or int32 for windows of more than 255 pixels.
     """
     n, h, w, c = x.shape
     p, q = window_output_shape(h, w, kernel, stride, padding)
     y = memory.empty((n, p, q, c), x.dtype)
     index = memory.empty(y.shape, np.uint8 if kernel[0] * kernel[1] <= 255 else np.int32)
+    chosen = memory.empty(y.shape, x.dtype)
     _forward(
         np.ascontiguousarray(x),
         np.asarray(scale, np.float64),
         np.asarray(shift, np.float64),
         y,
         index,
-        index.dtype.type(_none(index)),
+        chosen,
+        index.dtype.type(np.iinfo(index.dtype).max),
         kernel,
         stride,
         (padding.top, padding.left),
         _chunks(n * p, y.size * kernel[0] * kernel[1]),
     )
-    return y, index
-
-
-@jit.kernel()
-def _reduce_chunk(dy, index, none, x, mean, kernel, stride, before, first, last, total, product):  # type: ignore[no-untyped-def]
-    """Sum dz and dz * (x - mean) over the rows of windows first..last."""
-    _, height, width, channels = x.shape
-    _, p, q, _ = dy.shape
-    nothing = dy.dtype.type(0)
-    total[:] = 0.0
-    product[:] = 0.0
-    s = np.zeros(channels, dy.dtype)
-    t = np.zeros(channels, dy.dtype)
-    summed = 0
-    for row in range(first, last):
-        n, i = row // p, row % p
-        top, bottom = _seen(i, height, kernel[0], stride[0], before[0])
-        for j in range(q):
-            left, right = _seen(j, width, kernel[1], stride[1], before[1])
-            corner = (before[0] - i * stride[0]) * kernel[1] + before[1] - j * stride[1]
-            g, at = dy[n, i, j], index[n, i, j]
-            for c in range(channels):
-                s[c] += nothing if at[c] == none else g[c]
-            for h in range(top, bottom):
-                for w in range(left, right):
-                    value = x[n, h, w]
-                    here = index.dtype.type(corner + h * kernel[1] + w)
-                    for c in range(channels):
-                        t[c] += (value[c] - mean[c]) * (g[c] if at[c] == here else nothing)
-            summed += 1
-            if summed == BLOCK or (row == last - 1 and j == q - 1):
-                for c in range(channels):
-                    total[c] += s[c]
-                    product[c] += t[c]
-                s[:] = 0
-                t[:] = 0
-                summed = 0
-
-
-@jit.kernel(parallel=True)
-def _reduce(dy, index, none, x, mean, kernel, stride, before, chunks, total, product):  # type: ignore[no-untyped-def]
-    channels = len(mean)
-    means = np.empty(channels, x.dtype)
-    for c in range(channels):
-        means[c] = mean[c]
-    partial = np.empty((chunks, 2, channels), np.float64)
-    rows = dy.shape[0] * dy.shape[1]
-    for chunk in prange(chunks):
-        first, last = rows * chunk // chunks, rows * (chunk + 1) // chunks
-        sums = partial[chunk]
-        _reduce_chunk(
-            dy, index, none, x, means, kernel, stride, before, first, last, sums[0], sums[1]
-        )
-    _add_partial(partial, total, product)
-    for c in range(channels):  # the mean was rounded to the precision of x
-        product[c] -= (mean[c] - np.float64(means[c])) * total[c]
-
-
-def batchnorm_relu_maxpool_reduce(
-    dy: np.ndarray,
-    index: np.ndarray,
-    x: np.ndarray,
-    mean: np.ndarray,
-    inv_std: np.ndarray,
-    kernel: Pair,
-    stride: Pair,
-    padding: Padding2d,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return sum(dz) and sum(dz * xhat) of each channel, float64, with xhat = (x - mean) * inv_std.
-
-    dz, the gradient of the normalised map, is dy at the pixels that `index` names and 0 elsewhere.
-    """
-    total, product = np.empty(x.shape[3]), np.empty(x.shape[3])
-    _reduce(
-        np.ascontiguousarray(dy),
-        index,
-        index.dtype.type(_none(index)),
-        np.ascontiguousarray(x),
-        np.asarray(mean, np.float64),
-        kernel,
-        stride,
-        (padding.top, padding.left),
-        _chunks(dy.shape[0] * dy.shape[1], dy.size * kernel[0] * kernel[1]),
-        total,
-        product,
-    )
-    return total, product * inv_std
+    return y, index, chosen
 
 
 @jit.kernel()
@@ -230,8 +142,9 @@ def batchnorm_relu_maxpool_dx(
     stride: Pair,
     padding: Padding2d,
 ) -> np.ndarray:
-    """Return a * dz + b * x + c, shape (N, H, W, C), with dz as in `batchnorm_relu_maxpool_reduce`.
+    """Return a * dz + b * x + c, shape (N, H, W, C).
 
+    dz, the gradient of the normalised map, is dy at the pixels that `index` names and 0 elsewhere.
     With fixed statistics the gradient is a * dz: then x, b and c are None.
     """
     dx = memory.empty(x_shape, dy.dtype)

@@ -3,7 +3,7 @@
 x: N, H, W, C      weight, bias, running_mean, running_var: C      result: N, P, Q, C
 
 The normalised map, as large as x, exists neither in forward nor in backward. The three states are those
-of `batchnorm`; instead of a result for the ReLU, one byte for each pooled value is kept.
+of `batchnorm`; for each pooled value, backward knows from which pixel it came: its place, a byte, and its x.
 """
 
 from typing import Any
@@ -18,7 +18,18 @@ from minitl.tensor import Op, Tensor
 class BatchNormReluMaxPool(Op):
     """y = the maximum over each window of relu((x - mean) / std * weight + bias)."""
 
-    saves = ("x", "x_shape", "index", "weight", "mean", "inv_std", "training", "window")
+    saves = (
+        "x",
+        "x_shape",
+        "y",
+        "index",
+        "chosen",
+        "weight",
+        "mean",
+        "inv_std",
+        "training",
+        "window",
+    )
 
     def forward(
         self,
@@ -38,12 +49,14 @@ class BatchNormReluMaxPool(Op):
             self.kernels, x, running_mean, running_var, training, momentum, eps
         )
         scale = weight * inv_std
-        y, index = self.kernels.batchnorm_relu_maxpool_forward(
+        y, index, chosen = self.kernels.batchnorm_relu_maxpool_forward(
             x, scale, bias - mean * scale, **window
         )
         needs_x, needs_weight, needs_bias = self.needs_grad
         if needs_weight or needs_bias or (needs_x and training):
-            self.x, self.mean = x, mean
+            self.y, self.chosen, self.mean = y, chosen, mean
+        if needs_x and training:
+            self.x = x
         if any(self.needs_grad):
             self.x_shape, self.training, self.window = x.shape, training, window
             self.index, self.weight, self.inv_std = index, weight, inv_std
@@ -53,7 +66,8 @@ class BatchNormReluMaxPool(Op):
     # may as well come after the maximum. dz of a pixel is then the sum of dy over the windows whose
     # largest z it is, where that is above 0. From there on backward is that of `batchnorm`:
     #     dbias = sum(dz),    dweight = sum(dz * xhat),    dx = a * dz + b * x + c.
-    # The sums go window by window, dx pixel by pixel; dz is gathered on the way both times.
+    # The sums are taken over windows instead of pixels, each with the x that it chose; in dx, dz is gathered
+    # on the way.
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         """Compute dx, dweight and dbias."""
         needs_x, needs_weight, needs_bias = self.needs_grad
@@ -61,12 +75,12 @@ class BatchNormReluMaxPool(Op):
         scale = self.weight * self.inv_std
         dweight = dbias = x = b = c = None
         if needs_weight or needs_bias or (needs_x and self.training):
-            sum_dz, sum_dz_xhat = k.batchnorm_relu_maxpool_reduce(
-                dy, self.index, self.x, self.mean, self.inv_std, **self.window
+            sum_dz, sum_dz_xhat, _ = k.batchnorm_reduce(
+                dy, self.y, self.chosen, self.mean, self.inv_std
             )
             dweight = sum_dz_xhat.astype(dy.dtype) if needs_weight else None
             dbias = sum_dz.astype(dy.dtype) if needs_bias else None
-            if self.training:
+            if needs_x and self.training:
                 n, height, width, _ = self.x_shape
                 pixels = n * height * width
                 x = self.x
