@@ -48,7 +48,8 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable], Any]:
         # Numba reads CACHE_DIR when it decorates; other users of Numba keep their own setting.
         before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
         try:
-            return numba.njit(
+            compiler: Any = numba.njit  # its types do not know all of its options
+            return compiler(
                 parallel=parallel,
                 nogil=True,
                 cache=True,
