@@ -205,6 +205,7 @@ import resource, sys
 import numpy as np
 import minitl
 from minitl import models, ops, optim
+from minitl.kernels.cpu import memory
 
 def usage():
     return resource.getrusage(resource.RUSAGE_SELF)
@@ -227,6 +228,7 @@ before = usage().ru_maxrss
 for batch in range(7, 1, -1):
     step(batch)
 print(usage().ru_maxrss - before)
+print(memory._arena.held(), memory._arena._peak)
 """
 
 
@@ -235,6 +237,7 @@ def test_steps_after_the_first_take_no_new_memory():
         [sys.executable, "-c", STEPS], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    faults, growth = map(int, done.stdout.split())
+    faults, growth, held, needed = map(int, done.stdout.split())
     assert faults < 500  # of 4 kB; the activations alone would be some 20,000
+    assert held <= 1.25 * needed + memory.REGION
     assert growth < 30_000  # kB; a batch less by one, kept apart, would be some 10,000 each time
