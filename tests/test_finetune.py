@@ -305,6 +305,23 @@ def test_a_run_is_never_overwritten_unasked(run, capsys):
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_overwriting_spares_the_earlier_run_until_the_new_one_can_start(run, capsys):
+    _, folder = run("--epochs", 1)
+    before = (folder / "best.h5").read_bytes()
+    capsys.readouterr()
+    code, _ = run("--overwrite", "--weights", "nowhere.h5")
+    expect_error(capsys, code, "nowhere.h5")
+    assert (folder / "best.h5").read_bytes() == before
+    assert run("--epochs", 1, "--overwrite", "--weights", folder / "best.h5")[0] == 0
+
+
+def test_overwriting_a_folder_spares_the_runs_inside_it(run):
+    _, inner = run("--epochs", 1, out="runs/first")
+    before = (inner / "best.h5").read_bytes()
+    assert run("--epochs", 1, "--overwrite", out="runs")[0] == 0
+    assert (inner / "best.h5").read_bytes() == before
+
+
 def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_checkpoint(
     run, capsys, monkeypatch
 ):

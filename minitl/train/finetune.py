@@ -31,6 +31,7 @@ from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
 from minitl.train.config import LR, LR_HEAD, Config
 from minitl.train.console import Progress, announce_compilation, duration, percent, say
+from minitl.train.folder import clear_run
 from minitl.train.forward import EVALUATION_BATCH, Forward, trunk_is_frozen
 from minitl.train.freezing import apply_freeze
 from minitl.train.metrics import classification_metrics
@@ -72,7 +73,8 @@ class Run:
 def finetune(config: Config, folder: Path) -> dict[str, Any]:
     """Carry a run through, from the data folder to summary.json; return what that holds.
 
-    folder: where the run goes, as `prepare_folder` returns it.
+    folder: where the run goes, as `prepare_folder` returns it; an earlier run in it is replaced once
+        data, weights and settings have been found good.
 
     Raises UserError for anything wrong with the data, the weights, the settings or the folder.
     """
@@ -85,6 +87,7 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
     _say_model(model, config)
     folder.mkdir(parents=True, exist_ok=True)
+    clear_run(folder)
     config.save(folder / "config.toml")
     dataset.save_split(folder / "split.json")
     return _train(Run(config, folder, dataset, model, _make_optimizer(model, config), []))

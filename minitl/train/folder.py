@@ -9,10 +9,10 @@ RUN_FILES = ("config.toml", "split.json", "last.h5", "best.h5", "metrics.csv", "
 
 
 def prepare_folder(out: str | None, name: str, overwrite: bool) -> Path:
-    """Return a folder for a new run; it need not exist yet.
+    """Return a folder for a new run; it need not exist yet. Nothing is written or deleted here.
 
     out: the folder asked for; None takes runs/<name>, or runs/<name>-2, -3, ... if that is taken.
-    overwrite: delete the files of the run that is there, by their names, and nothing else.
+    overwrite: a run may be there already; `clear_run` makes room once the new one is ready to start.
 
     Raises UserError where something stands in the way.
     """
@@ -25,14 +25,16 @@ def prepare_folder(out: str | None, name: str, overwrite: bool) -> Path:
             folder = RUNS / f"{name}-{number}"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; choose a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise UserError(
-                f"{folder} is not empty; choose another --out, continue the run in it with "
-                f"--resume {folder}, or replace it with --overwrite"
-            )
-        for part in (folder, *(child for child in folder.iterdir() if child.is_dir())):
-            if (part / "config.toml").exists():
-                for file in RUN_FILES:
-                    (part / file).unlink(missing_ok=True)
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        resume = f"continue the run in it with --resume {folder}, "
+        raise UserError(
+            f"{folder} is not empty; choose another --out, "
+            f"{resume if (folder / 'last.h5').exists() else ''}or replace what is in it with --overwrite"
+        )
     return folder
+
+
+def clear_run(folder: Path) -> None:
+    """Delete the files of an earlier run, by their names, and nothing else."""
+    for file in RUN_FILES:
+        (folder / file).unlink(missing_ok=True)
