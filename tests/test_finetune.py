@@ -293,6 +293,18 @@ def test_bad_options(run, capsys, arguments, words):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    "line", ["epochs = 2.5", "epochs = true", 'epochs = "3"', "data = 5", 'freeze = "backbone"']
+)
+def test_settings_of_a_wrong_type_are_named(tmp_path, capsys, line):
+    settings = {"data": '"pictures"', "arch": '"resnet18"'}
+    name, value = line.split(" = ")
+    file = tmp_path / "c.toml"
+    file.write_text("".join(f"{k} = {v}\n" for k, v in (settings | {name: value}).items()))
+    code = main(["finetune", "--config", str(file), "--out", str(tmp_path / "run")])
+    expect_error(capsys, code, file, name)
+
+
 def test_a_run_is_never_overwritten_unasked(run, capsys):
     _, folder = run("--epochs", 1)
     (folder / "notes.txt").write_text("mine")

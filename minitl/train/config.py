@@ -100,11 +100,28 @@ class Config:
         if unknown:
             raise UserError(f"{path} has unknown settings: {', '.join(unknown)}; remove them")
         values.setdefault("weights", None)
+        for field in dataclasses.fields(cls):
+            if field.name in values and not _fits(values[field.name], field.type):
+                raise UserError(
+                    f"{path}: {field.name} cannot be {values[field.name]!r}; write it as the config.toml "
+                    "of a run does"
+                )
         values["freeze"] = tuple(values.get("freeze", ("none",)))
         try:
             return cls(**values)
         except TypeError as error:
             raise UserError(f"{path}: {error}") from None
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value as TOML gives it suits a field with this annotation."""
+    if annotation == tuple[str, ...]:
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+    if isinstance(value, bool):  # Python counts them among the integers
+        return annotation is bool
+    if annotation in (float, float | None):
+        return isinstance(value, int | float)
+    return value is None or isinstance(value, annotation)
 
 
 def make_config(file: Path | None, given: dict[str, Any]) -> Config:
