@@ -164,8 +164,8 @@ def _finetune(options: argparse.Namespace) -> None:
     config_file = given.pop("config", None)
     out, overwrite = given.pop("out", None), given.pop("overwrite", False)
     if given.pop("demo", False):
-        if given.keys() & {"data", "weights", "arch", "from_scratch"}:
-            raise UserError("--demo brings its own DATA and --weights; leave yours out")
+        if config_file or given.keys() & {"data", "weights", "arch", "from_scratch"}:
+            raise UserError("--demo brings its own DATA, --weights and settings; leave yours out")
         demo(prepare_folder(out, "demo", overwrite), **given)
         return
     config = make_config(config_file and Path(config_file), given)
@@ -182,7 +182,9 @@ def _add_evaluate(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--part", choices=("train", "val", "test", "all"), help="default: test, else val"
     )
-    command.add_argument("--workers", type=int, default=1, metavar="N", help="decoding threads (1)")
+    command.add_argument(
+        "--workers", type=_count, default=1, metavar="N", help="decoding threads (1)"
+    )
     _add_threads(command)
     command.add_argument("--json", action="store_true", help="print the figures as JSON")
     return command
@@ -216,7 +218,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("model", metavar="RUN_OR_WEIGHTS", type=Path)
     command.add_argument("images", metavar="IMAGE", type=Path, nargs="+")
     command.add_argument(
-        "--top", type=int, default=3, metavar="N", help="classes shown for each (3)"
+        "--top", type=_count, default=3, metavar="N", help="classes shown for each (3)"
     )
     _add_threads(command)
     command.add_argument("--json", action="store_true", help="print a JSON list")
@@ -227,7 +229,7 @@ def _predict(options: argparse.Namespace) -> None:
     from minitl.train.console import percent
     from minitl.train.evaluate import predict
 
-    results = predict(options.model, options.images, max(1, options.top), threads=options.threads)
+    results = predict(options.model, options.images, options.top, threads=options.threads)
     if options.json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
         return
@@ -306,12 +308,18 @@ def _convert(options: argparse.Namespace) -> None:
         options.target,
         arch=options.arch,
         arch_options=dict(_name_value(text) for text in options.arch_option),
-        class_names=options.class_names
-        and options.class_names.read_text(encoding="utf-8").splitlines(),
+        class_names=options.class_names and _lines(options.class_names),
         license=options.license,
         overwrite=options.overwrite,
     )
     print(report)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text; give a file with one name a line") from None
 
 
 def _name_value(text: str) -> tuple[str, Any]:

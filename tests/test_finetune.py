@@ -391,3 +391,17 @@ def test_ctrl_c_in_the_middle_of_an_epoch(pictures, weights, tmp_path):
 def test_debug_shows_the_traceback(run):
     with pytest.raises(minitl.errors.UserError):
         run("--debug", "--lr", "-1")
+
+
+def test_the_demo_compares_with_training_from_scratch(tmp_path, capsys):
+    folder = tmp_path / "demo"
+    assert main(["finetune", "--demo", "--out", str(folder), "--epochs", "2"]) == 0
+    transfer = json.loads((folder / "summary.json").read_text())["transfer"]
+    assert transfer["pretrained_test_accuracy"] > transfer["scratch_test_accuracy"]
+    assert "What transfer bought" in capsys.readouterr().out
+    assert (folder / "finetuned" / "best.h5").exists()
+
+
+def test_the_demo_takes_no_settings_file(tmp_path, capsys):
+    code = main(["finetune", "--demo", "--config", "c.toml", "--out", str(tmp_path / "demo")])
+    expect_error(capsys, code, "--demo", "settings")

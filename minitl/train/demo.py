@@ -32,7 +32,8 @@ def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
         "lr": LR_PRETRAINED,
         "nesterov": True,
         "weight_decay": 5e-4,
-        "warmup_steps": 10,
+        # 10 of the 120 steps, and always fewer than there are.
+        "warmup_steps": min(10, overrides.get("epochs", 30) - 1),
         "augment": False,
         **overrides,
     }
