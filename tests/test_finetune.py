@@ -405,3 +405,20 @@ def test_the_demo_compares_with_training_from_scratch(tmp_path, capsys):
 def test_the_demo_takes_no_settings_file(tmp_path, capsys):
     code = main(["finetune", "--demo", "--config", "c.toml", "--out", str(tmp_path / "demo")])
     expect_error(capsys, code, "--demo", "settings")
+
+
+def test_a_frozen_trunk_computes_the_features_of_every_picture(run, monkeypatch):
+    """Also where the last batch of an epoch would hold a single picture: 18 in batches of 17."""
+    from minitl.data.loader import Loader
+
+    seen = {True: 0, False: 0}  # pictures, by whether the loader shuffles: training does
+    original = Loader.epoch
+
+    def epoch(self, number):
+        for batch in original(self, number):
+            seen[self.shuffle] += len(batch.indices)
+            yield batch
+
+    monkeypatch.setattr(Loader, "epoch", epoch)
+    assert run("--freeze", "backbone", "--no-augment", "--batch-size", 17)[0] == 0
+    assert seen[True] == 18

@@ -241,11 +241,10 @@ def _train(run: Run) -> dict[str, Any]:
         shuffle=True,
         augment=Augmentation(flip=0.5 if config.flip else 0.0) if config.augment else None,
         workers=config.workers,
-        # A rest of one picture has no batch statistics.
-        drop_last=len(run.dataset.train) % config.batch_size
-        == 1
-        < config.batch_size
-        < len(run.dataset.train),
+        # A rest of one picture has no batch statistics; kept features need none.
+        drop_last=not keep
+        and len(run.dataset.train) % config.batch_size == 1
+        and 1 < config.batch_size < len(run.dataset.train),
     )
     train = Forward(run.model, train_loader, keep, "train")
     val = Forward(run.model, _evaluation_loader(run, run.dataset.val), keep, "validation")

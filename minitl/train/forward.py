@@ -35,8 +35,10 @@ class Forward:
     """
 
     def __init__(self, model: Classifier, loader: Loader, keep_features: bool, label: str) -> None:
-        if keep_features and loader.augment is not None:
-            raise ValueError("features can be kept only where the pictures are not varied")
+        if keep_features and (loader.augment is not None or loader.drop_last):
+            raise ValueError(
+                "features can be kept only where every picture is used and none is varied"
+            )
         self.model, self.loader, self.label = model, loader, label
         self._keep_features = keep_features
         self._features: np.ndarray | None = None
