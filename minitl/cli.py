@@ -191,18 +191,18 @@ def _add_evaluate(commands: Any) -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from minitl.train.console import percent
+    from minitl.train.console import percent, printable
     from minitl.train.evaluate import evaluate
 
     figures = evaluate(options.model, options.data, options.part, options.workers, options.threads)
     if options.json:
         print(json.dumps(figures, indent=2))
         return
-    width = max(len(name) for name in [*figures["per_class"], "class"])
+    width = max(len(printable(name)) for name in [*figures["per_class"], "class"])
     print(f"{'class':{width}}  images  precision  recall      F1")
     for name, row in figures["per_class"].items():
         print(
-            f"{name:{width}}  {row['images']:6d}  {percent(row['precision']):>9}  "
+            f"{printable(name):{width}}  {row['images']:6d}  {percent(row['precision']):>9}  "
             f"{percent(row['recall']):>6}  {percent(row['f1']):>6}"
         )
     top5 = f", top-5 {percent(figures['top5'])}" if "top5" in figures else ""
@@ -226,7 +226,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from minitl.train.console import percent
+    from minitl.train.console import percent, printable
     from minitl.train.evaluate import predict
 
     results = predict(options.model, options.images, options.top, threads=options.threads)
@@ -235,7 +235,7 @@ def _predict(options: argparse.Namespace) -> None:
         return
     for result in results:
         best = ", ".join(f"{name} {percent(probability)}" for name, probability in result["top"])
-        print(f"{result['image']}: {best}")
+        print(printable(f"{result['image']}: {best}"))
 
 
 def _add_inspect(commands: Any) -> argparse.ArgumentParser:

@@ -422,3 +422,25 @@ def test_a_frozen_trunk_computes_the_features_of_every_picture(run, monkeypatch)
     monkeypatch.setattr(Loader, "epoch", epoch)
     assert run("--freeze", "backbone", "--no-augment", "--batch-size", 17)[0] == 0
     assert seen[True] == 18
+
+
+@pytest.mark.parametrize("change", [("lr = ", "# "), ('"none"', '"backbone"')])
+def test_resuming_with_other_settings_than_the_checkpoint(run, capsys, change):
+    _, folder = run("--epochs", 1)
+    file = folder / "config.toml"
+    file.write_text(file.read_text().replace(*change))
+    capsys.readouterr()
+    expect_error(capsys, main(["finetune", "--resume", str(folder)]), file)
+
+
+def test_class_names_are_checked_and_cannot_command_a_terminal(tmp_path, capsys, pictures):
+    model = models.cifar_resnet20(num_classes=3, width=4, seed=1)
+    picture = str(next(pictures.rglob("*.png")))
+    file = tmp_path / "w.h5"
+    model.class_names = ["\x1b[31mred", "b", "c"]
+    minitl.save_model(model, file)
+    assert main(["predict", str(file), picture]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    model.class_names = ["a"]
+    minitl.save_model(model, file)
+    expect_error(capsys, main(["predict", str(file), picture]), file, "1 classes", "3")

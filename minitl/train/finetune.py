@@ -102,8 +102,16 @@ def resume(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / 'last.h5'} holds weights only, no state to resume from")
     model = from_weights_file(checkpoint, str(folder / "last.h5"))
     apply_freeze(model, config.freeze)
+    if config.lr is None:
+        raise UserError(f"{folder / 'config.toml'} does not say the lr; write the run's back")
     optimizer = _make_optimizer(model, config)
-    optimizer.load_state_dict(checkpoint.optimizer)
+    try:
+        optimizer.load_state_dict(checkpoint.optimizer)
+    except ValueError:
+        raise UserError(
+            f"{folder / 'last.h5'} does not fit {folder / 'config.toml'}: other parameters train, or "
+            "with another momentum; write the run's own freeze and momentum back"
+        ) from None
     run = Run(config, folder, dataset, model, optimizer, checkpoint.progress["history"])
     say(f"{folder}: continuing after epoch {run.epoch} of {config.epochs}")
     return _train(run)
