@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import minitl
-from minitl import models, ops
+from minitl import init, models, ops
 from minitl.data.preprocessing import Preprocessing
 from tests.reference import torch_resnet
 
@@ -100,6 +100,19 @@ def test_initial_weights_are_he_normal_and_seeded():
     assert not np.array_equal(weight, other.layer3.state_dict()["1.conv2.weight"])
     assert weight.std() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
     assert abs(weight.mean()) < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (32, 3, 3, 16)])
+def test_xavier_uniform_fills_its_bound_and_is_seeded(shape):
+    taps = np.prod(shape[1:-1], dtype=int)
+    bound = (6 / (taps * (shape[0] + shape[-1]))) ** 0.5
+    weight = init.xavier_uniform(shape, np.random.default_rng(3))
+    assert weight.shape == shape
+    assert weight.dtype == np.float32
+    assert 0.99 * bound < weight.max() <= bound * 1.000001
+    assert -bound * 1.000001 <= weight.min() < -0.99 * bound
+    assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.03)
+    assert np.array_equal(weight, init.xavier_uniform(shape, np.random.default_rng(3)))
 
 
 @pytest.mark.parametrize("arch", models.ARCHITECTURES)
