@@ -11,6 +11,7 @@ One matrix product for each tap (r, s): the pixels a tap sees, as rows, times th
 import numpy as np
 
 from minitl.kernels.cpu import memory
+from minitl.kernels.cpu.blas import multiply
 from minitl.shapes import Padding2d, window_output_shape
 
 Pair = tuple[int, int]
@@ -25,6 +26,14 @@ def _pad(x: np.ndarray, padding: Padding2d) -> np.ndarray:
     )
     padded[:, padding.top : padding.top + h, padding.left : padding.left + w] = x
     return padded
+
+
+def _multiply(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return pixels (N, P, Q, c) times matrix (c, k), the same bits for any number of threads."""
+    n, p, q, c = pixels.shape
+    product = memory.empty((n, p, q, matrix.shape[1]), pixels.dtype)
+    multiply(pixels.reshape(n * p * q, c), matrix, product.reshape(n * p * q, matrix.shape[1]))
+    return product
 
 
 def _tap(
@@ -61,7 +70,7 @@ def conv2d_forward(
         for r in range(kr):
             for s in range(ks):
                 seen = _tap(padded, r, s, p, q, stride, dilation)[..., g * cg : (g + 1) * cg]
-                into += seen @ weight[g * kg : (g + 1) * kg, r, s].T
+                into += _multiply(seen, weight[g * kg : (g + 1) * kg, r, s].T)
     return y
 
 
@@ -87,7 +96,7 @@ def conv2d_dx(
         for r in range(kr):
             for s in range(ks):
                 seen = _tap(padded, r, s, p, q, stride, dilation)[..., g * cg : (g + 1) * cg]
-                seen += from_y @ weight[g * kg : (g + 1) * kg, r, s]
+                seen += _multiply(from_y, weight[g * kg : (g + 1) * kg, r, s])
     return np.ascontiguousarray(
         padded[:, padding.top : padding.top + h, padding.left : padding.left + w]
     )
@@ -113,7 +122,8 @@ def conv2d_dw(
         for r in range(kr):
             for s in range(ks):
                 seen = _tap(padded, r, s, p, q, stride, dilation)[..., g * cg : (g + 1) * cg]
-                dw[g * kg : (g + 1) * kg, r, s] = from_y.T @ seen.reshape(-1, cg)
+                product = np.empty((kg, cg), dy.dtype)
+                dw[g * kg : (g + 1) * kg, r, s] = multiply(from_y.T, seen.reshape(-1, cg), product)
     return dw
 
 
