@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minitl import __version__
-from minitl.errors import UserError
+from minitl.errors import InterruptedRunError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         print(f"minitl: {_explain(error)}", file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else 1
+        return 130 if isinstance(error, KeyboardInterrupt | InterruptedRunError) else 1
 
 
 def _explain(error: BaseException) -> str:
@@ -86,7 +86,9 @@ def _add_finetune(commands: Any) -> argparse.ArgumentParser:
         metavar="X",
         help="learning rate (0.001, or 0.01 where only the head trains)",
     )
-    train.add_argument("--schedule", help="of the learning rate: cosine (default) or constant")
+    train.add_argument(
+        "--schedule", metavar="NAME", help="of the learning rate: cosine (default), constant"
+    )
     train.add_argument("--warmup-steps", type=int, metavar="N", help="steps of linear warm-up (0)")
     train.add_argument("--momentum", type=float, metavar="X", help="of SGD (0.9)")
     train.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
@@ -121,7 +123,7 @@ def _add_finetune(commands: Any) -> argparse.ArgumentParser:
     data.add_argument("--skip-bad", action="store_true", help="go on without unreadable pictures")
     data.add_argument("--workers", type=int, metavar="N", help="threads that decode pictures (1)")
     machine = command.add_argument_group("computing")
-    machine.add_argument("--device", help="cpu (default)")
+    machine.add_argument("--device", metavar="NAME", help="cpu (default)")
     _add_threads(machine)
     machine.add_argument(
         "--conv",
@@ -151,7 +153,7 @@ def _finetune(options: argparse.Namespace) -> None:
     from minitl.train.config import make_config
     from minitl.train.demo import demo
     from minitl.train.finetune import finetune, resume
-    from minitl.train.folder import prepare_folder
+    from minitl.train.run_folder import prepare_folder
 
     given = {k: v for k, v in vars(options).items() if k not in ("run", "debug")}
     if "resume" in given:

@@ -9,8 +9,12 @@ class UserError(Exception):
     """
 
 
+class InterruptedRunError(UserError):
+    """Ctrl-C in the middle of a run; the message says what is safe and how to go on."""
+
+
 class WeightsFileError(UserError, ValueError):
     """A file of weights that cannot be read, trusted or written."""
 
 
-__all__ = ["UserError", "WeightsFileError"]
+__all__ = ["InterruptedRunError", "UserError", "WeightsFileError"]

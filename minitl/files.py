@@ -20,6 +20,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     permission); an earlier file is then untouched and the temporary one removed.
     """
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UserError(f"cannot write {path}: it exists and is not a file; choose another name")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:

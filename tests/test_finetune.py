@@ -125,9 +125,9 @@ def test_resume_after_a_lost_epoch_gives_the_same_weights(run, monkeypatch):
     assert main(["finetune", "--resume", str(folder)]) == 0
     a, b = (hdf5.read(f / "last.h5") for f in (whole, folder))
     assert all(np.array_equal(a.state[name], b.state[name]) for name in a.state)
-    assert [{**r, "seconds": 0} for r in a.progress["history"]] == [
-        {**r, "seconds": 0} for r in b.progress["history"]
-    ]
+    clock = {"seconds": 0, "images_per_second": 0}
+    histories = [[row | clock for row in file.progress["history"]] for file in (a, b)]
+    assert histories[0] == histories[1]
 
 
 def test_freezing_the_backbone_trains_the_head_alone(run, weights):
@@ -388,6 +388,29 @@ def test_ctrl_c_in_the_middle_of_an_epoch(pictures, weights, tmp_path):
     assert hdf5.read(folder / "last.h5").progress["epoch"] >= 1
 
 
+def test_an_interrupt_before_anything_is_saved_leaves_the_folder_free(run, capsys, monkeypatch):
+    from minitl.train import finetune
+
+    def interrupt(run, forward):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "_train_epoch", interrupt)
+    code, folder = run()
+    assert code == 130
+    assert "nothing was saved" in capsys.readouterr().err
+    assert not folder.exists()
+    monkeypatch.undo()
+    assert run("--epochs", 1)[0] == 0
+
+
+def test_a_run_is_resumed_from_any_folder(pictures, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    command = ["finetune", pictures.name, "--weights", weights, "--out", tmp_path / "run"]
+    assert main([str(part) for part in (*command, "--epochs", 1)]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["finetune", "--resume", "run"]) == 0
+
+
 def test_debug_shows_the_traceback(run):
     with pytest.raises(minitl.errors.UserError):
         run("--debug", "--lr", "-1")
@@ -443,4 +466,4 @@ def test_class_names_are_checked_and_cannot_command_a_terminal(tmp_path, capsys,
     assert "\x1b" not in capsys.readouterr().out
     model.class_names = ["a"]
     minitl.save_model(model, file)
-    expect_error(capsys, main(["predict", str(file), picture]), file, "1 classes", "3")
+    expect_error(capsys, main(["predict", str(file), picture]), file, "1 class names", "3 classes")

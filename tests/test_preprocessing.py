@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -259,3 +260,15 @@ def test_every_field_and_no_other() -> None:
 def test_wrong_values_are_named(field: str, value: object) -> None:
     with pytest.raises(UserError, match=f"preprocessing: {field} must be"):
         Preprocessing.from_dict(IMAGENET.to_dict() | {field: value})
+
+
+@pytest.mark.parametrize("shape", [(1, 20000), (20000, 1), (3, 200)])
+def test_a_strip_is_cut_before_it_is_resized(shape: tuple[int, int]) -> None:
+    picture = np.zeros((*shape, 3), np.uint8)
+    picture[shape[0] // 2 - shape[0] // 8 :, :, 1] = 90
+    tracemalloc.start()
+    result = Preprocessing().evaluation_crop(picture)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.shape == (224, 224, 3)
+    assert peak < 50 * 2**20

@@ -1,5 +1,7 @@
 """Models to weights files and back."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -72,9 +74,27 @@ def test_inspect_shows_what_a_file_holds(tmp_path, capsys):
     assert "m.h5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [{"width": 10**7}, {"seed": 3}, {"width": "x"}, {"depth": 3}])
+@pytest.mark.parametrize(
+    "options", [{"width": 10**7}, {"width": 0}, {"seed": 3}, {"width": "x"}, {"depth": 3}]
+)
 def test_hostile_options_of_an_architecture_are_refused(tmp_path, options):
     contents = hdf5.WeightsFile("cifar_resnet20", {"linear.weight": np.ones((2, 4), "f")}, options)
     hdf5.write(tmp_path / "m.h5", contents)
     with pytest.raises(UserError, match=r"m\.h5"):
         minitl.load_model(tmp_path / "m.h5")
+
+
+def test_too_few_class_names_are_refused(tmp_path):
+    model = models.cifar_resnet20(num_classes=3, width=4)
+    model.class_names = ["ash"]
+    minitl.save_model(model, tmp_path / "m.h5")
+    with pytest.raises(UserError, match="1 class names for 3"):
+        minitl.load_model(tmp_path / "m.h5")
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="no device files here")
+def test_what_is_not_a_file_is_never_replaced(tmp_path):
+    for target in ("/dev/null", tmp_path):
+        with pytest.raises(UserError, match="not a file"):
+            minitl.save_model(models.cifar_resnet20(width=4), target)
+    assert not Path("/dev/null").is_file()

@@ -59,7 +59,7 @@ def convert(
 
     src, dst = Path(src), Path(dst)
     if dst.exists() and not overwrite:
-        raise UserError(f"{dst} exists; choose another name, or ask to overwrite it")
+        raise UserError(f"{dst} exists; choose another name, or or replace it with --overwrite")
     data = read_bytes(src)
     file = read_torch(src, data)
     found = find_state(file.content, str(src), entry)
@@ -101,12 +101,9 @@ def _network(
     arch: str, options: Mapping[str, Any], tensors: Mapping[str, TensorRecord]
 ) -> "Classifier":
     """Make the network with a head as wide as the file's."""
-    from minitl import models
+    from minitl.models.saving import empty_model
 
-    try:
-        model = models.create(arch, seed=None, **options)
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
+    model = empty_model(arch, options, "--arch")
     head = tensors.get(f"{model.head_name}.weight")
     if head is not None and head.shape and head.shape[0] > 0:
         model.replace_head(head.shape[0])

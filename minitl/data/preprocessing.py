@@ -26,6 +26,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+LONGEST = 64  # times the shorter side: longer pictures are cut before they are resized
 Triple = tuple[float, float, float]
 Picture = np.ndarray | Image.Image
 
@@ -143,7 +144,11 @@ class Preprocessing:
     def evaluation_crop(self, image: Picture) -> np.ndarray:
         """Resize the shorter side and cut out the middle: (crop, crop, 3) uint8, RGB."""
         height, width = _height_width(image)
-        short = min(height, width)
+        short, long = min(height, width), LONGEST * min(height, width)
+        if max(height, width) > long:  # a strip, of which the middle is all that is needed
+            top, left = max(0, height - long) // 2, max(0, width - long) // 2
+            height, width = min(height, long), min(width, long)
+            image = _part(image, top, left, height, width)
         # As torchvision rounds: down.
         new_width = int(self.resize * width / short)
         new_height = int(self.resize * height / short)

@@ -58,6 +58,8 @@ def create(
     if arch not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {arch!r}; known are: {', '.join(ARCHITECTURES)}")
     if num_classes is not None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1; got {num_classes}")
         options["num_classes"] = num_classes
     try:
         return ARCHITECTURES[arch](seed=seed, **options)

@@ -64,6 +64,8 @@ class CifarResNet(Classifier):
         super().__init__(arch, options, preprocessing(resize=32, crop=32))
         if shortcut not in ("A", "B"):
             raise ValueError(f"{arch}: shortcut must be 'A' or 'B', not {shortcut!r}")
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"{arch}: width must be a whole number of at least 1, not {width!r}")
         rng = None if seed is None else np.random.default_rng(seed)
         self.conv1 = conv(3, width, 3, rng)
         self.bn1 = nn.BatchNorm2d(width)

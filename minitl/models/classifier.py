@@ -63,6 +63,11 @@ class Classifier(nn.Module):
         """(N, H, W, 3) -> (N, classes): logits."""
         return self.head(self.features(x))
 
+    def backbone_parameters(self) -> dict[str, nn.Parameter]:
+        """Return everything that can be learned but the head, by name."""
+        prefix = f"{self.head_name}."
+        return {n: p for n, p in self.named_parameters() if not n.startswith(prefix)}
+
     def replace_head(self, num_classes: int, *, seed: int = 0) -> None:
         """Put a freshly initialised head for `num_classes` classes in place of the old one."""
         rng = np.random.default_rng(seed)

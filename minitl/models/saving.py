@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +26,42 @@ def to_weights_file(model: Classifier, **extra: Any) -> WeightsFile:
     )
 
 
+def empty_model(arch: str, options: Mapping[str, Any], what: str) -> Classifier:
+    """Make a network of zeros as a file or a user describes it; `what` names the origin in errors.
+
+    Raises UserError for an architecture or option that cannot be.
+    """
+    from minitl import models
+    from minitl.errors import UserError
+
+    if reserved := options.keys() & {"seed", "num_classes"}:
+        raise UserError(f"{what}: {', '.join(sorted(reserved))} is no option of an architecture")
+    try:
+        return models.create(arch, seed=None, **options)
+    except MemoryError:
+        raise UserError(f"{what}: no memory for {arch} with {dict(options)}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{what}: {error}") from None
+
+
 def from_weights_file(contents: WeightsFile, what: str) -> Classifier:
     """Make the model that a weights file describes; `what` names the file in errors."""
-    from minitl import models
     from minitl.errors import UserError
     from minitl.hdf5 import check_state
 
-    if contents.arch_options.keys() & {"seed", "num_classes"}:
-        raise UserError(f"{what}: seed and num_classes are no options of an architecture")
-    try:
-        model = models.create(contents.arch, seed=None, **contents.arch_options)
-    except (ValueError, TypeError, MemoryError) as error:
-        raise UserError(f"{what}: {error}") from None
+    model = empty_model(contents.arch, contents.arch_options, what)
     head = contents.state.get(f"{model.head_name}.weight")
     if head is not None and head.ndim == 2:
         model.replace_head(len(head))
     check_state(
         {name: array.shape for name, array in model.state_dict().items()}, contents.state, what
     )
+    names = contents.class_names
+    if names is not None and len(names) != model.num_classes:
+        raise UserError(
+            f"{what}: {len(names)} class names for {model.num_classes} classes; "
+            "make it again with one name for each"
+        )
     model.load_state_dict(contents.state)
     model.class_names = contents.class_names
     model.preprocessing = contents.preprocessing

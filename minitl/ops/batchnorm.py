@@ -106,8 +106,9 @@ def statistics(
     if training:
         mean, var = kernels.batchnorm_statistics(x)
         pixels = math.prod(x.shape[:-1])
-        running_mean += momentum * (mean - running_mean)
-        running_var += momentum * (var * (pixels / (pixels - 1)) - running_var)
+        with np.errstate(all="ignore"):  # a diverging loss is reported where it is seen
+            running_mean += momentum * (mean - running_mean)
+            running_var += momentum * (var * (pixels / (pixels - 1)) - running_var)
     else:
         mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
     return mean, 1 / np.sqrt(var + eps)

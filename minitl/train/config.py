@@ -126,6 +126,9 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     """Combine a config.toml, if there is one, with the options given on the command line."""
+    # A run is resumed and repeated from wherever the user stands then.
+    for name in given.keys() & {"data", "weights"}:
+        given = given | {name: str(Path(given[name]).absolute())}
     values = {} if file is None else dataclasses.asdict(Config.load(file))
     values |= given
     if "data" not in values:

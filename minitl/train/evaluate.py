@@ -27,11 +27,6 @@ def load(run_or_weights: Path) -> Classifier:
         )
     if model.class_names is None:
         model.class_names = [str(number) for number in range(model.num_classes)]
-    if len(model.class_names) != model.num_classes:
-        raise UserError(
-            f"{path} names {len(model.class_names)} classes but distinguishes {model.num_classes}; "
-            "convert it again with the right --class-names"
-        )
     return model
 
 
@@ -67,7 +62,7 @@ def evaluate(
 def predict(
     run_or_weights: Path,
     images: list[Path],
-    top: int = 5,
+    top: int = 3,
     workers: int = 1,
     threads: int | None = None,
 ) -> list[dict[str, Any]]:

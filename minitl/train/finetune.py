@@ -25,16 +25,16 @@ from minitl.data.decode import check_images
 from minitl.data.folder import Dataset, Sample, load_split, scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Augmentation, Preprocessing
-from minitl.errors import UserError
+from minitl.errors import InterruptedRunError, UserError
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
 from minitl.train.config import LR, LR_HEAD, Config
 from minitl.train.console import Progress, announce_compilation, duration, percent, say
-from minitl.train.folder import clear_run
-from minitl.train.forward import EVALUATION_BATCH, Forward, trunk_is_frozen
+from minitl.train.forward import EVALUATION_BATCH, Forward, backbone_is_frozen
 from minitl.train.freezing import apply_freeze
 from minitl.train.metrics import classification_metrics
+from minitl.train.run_folder import clear_run
 
 COLUMNS = (
     "epoch",
@@ -44,6 +44,7 @@ COLUMNS = (
     "val_loss",
     "val_accuracy",
     "val_macro_f1",
+    "images_per_second",
     "seconds",
 )
 
@@ -81,7 +82,7 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     dataset = scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
     model = _make_model(config, dataset)
     if config.lr is None:
-        config = dataclasses.replace(config, lr=LR_HEAD if trunk_is_frozen(model) else LR)
+        config = dataclasses.replace(config, lr=LR_HEAD if backbone_is_frozen(model) else LR)
     _say_data(dataset)
     dataset = _without_bad_images(dataset, config)
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
@@ -90,7 +91,15 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     clear_run(folder)
     config.save(folder / "config.toml")
     dataset.save_split(folder / "split.json")
-    return _train(Run(config, folder, dataset, model, _make_optimizer(model, config), []))
+    run = Run(config, folder, dataset, model, _make_optimizer(model, config), [])
+    try:
+        return _train(run)
+    except BaseException:
+        if run.epoch == 0:  # nothing to resume from: do not stand in the way of another try
+            clear_run(folder)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 def resume(folder: Path) -> dict[str, Any]:
@@ -238,7 +247,7 @@ def _train(run: Run) -> dict[str, Any]:
     announce_compilation()
     kernel_module(config.device).set_conv_algorithm(config.conv)
     kernel_module(config.device).set_threads(config.threads)
-    keep = not config.augment and trunk_is_frozen(run.model)
+    keep = not config.augment and backbone_is_frozen(run.model)
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
     train_loader = Loader(
         run.dataset.train,
@@ -269,8 +278,10 @@ def _train(run: Run) -> dict[str, Any]:
             _say_epoch(run)
     except KeyboardInterrupt:
         if run.epoch == 0:
-            raise UserError("interrupted during the first epoch; nothing was saved yet") from None
-        raise UserError(
+            raise InterruptedRunError(
+                "interrupted during the first epoch; nothing was saved yet, the run folder is free again"
+            ) from None
+        raise InterruptedRunError(
             f"interrupted; the state after epoch {run.epoch} is safe in {run.folder / 'last.h5'}; continue "
             f"with: minitl finetune --resume {run.folder}"
         ) from None
@@ -294,6 +305,8 @@ def _train_epoch(run: Run, forward: Forward) -> dict[str, float]:
     losses: list[float] = []
     correct = seen = 0
     factor = 0.0
+    forward.prepare()
+    started = time.monotonic()
     with Progress(f"epoch {run.epoch + 1}/{config.epochs}", len(run.dataset.train)) as progress:
         for number, (logits, labels) in enumerate(forward.epoch(run.epoch)):
             factor = schedule(run.epoch * steps + number)
@@ -317,6 +330,7 @@ def _train_epoch(run: Run, forward: Forward) -> dict[str, float]:
         "lr": lr * factor,
         "train_loss": float(np.mean(losses)),
         "train_accuracy": correct / seen,
+        "images_per_second": seen / (time.monotonic() - started),
     }
 
 
@@ -356,7 +370,8 @@ def _say_epoch(run: Run) -> None:
         f"epoch {run.epoch:3d}/{run.config.epochs}  "
         f"train loss {row['train_loss']:.4f}  accuracy {percent(row['train_accuracy'])}   "
         f"val loss {row['val_loss']:.4f}  accuracy {percent(row['val_accuracy'])}   "
-        f"{duration(row['seconds'])}{'   best so far' if run.best is row else ''}"
+        f"{row['images_per_second']:.0f} img/s  {duration(row['seconds'])}"
+        f"{'   best so far' if run.best is row else ''}"
     )
 
 

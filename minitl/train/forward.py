@@ -1,7 +1,7 @@
-"""What a network computes for a loader's pictures; a frozen trunk computes it only once.
+"""What a network computes for a loader's pictures; a frozen backbone computes it only once.
 
-Where every parameter but the head's is frozen and the pictures are not varied, the trunk hands the head
-the same features in every epoch. They are kept in memory (4 bytes a feature: 200 MB for 100,000
+Where every parameter but the head's is frozen and the pictures are not varied, the backbone hands the
+head the same features in every epoch. They are kept in memory (4 bytes a feature: 200 MB for 100,000
 pictures of a ResNet-18), and each epoch after the first costs the head alone.
 """
 
@@ -18,19 +18,15 @@ EVALUATION_BATCH = 32  # pictures at once where nothing is trained
 Count = Callable[[int], object]
 
 
-def trunk_is_frozen(model: Classifier) -> bool:
+def backbone_is_frozen(model: Classifier) -> bool:
     """Whether only the head trains."""
-    return not any(
-        parameter.requires_grad
-        for name, parameter in model.named_parameters()
-        if name.split(".")[0] != model.head_name
-    )
+    return not any(parameter.requires_grad for parameter in model.backbone_parameters().values())
 
 
 class Forward:
     """A model on the pictures of one loader.
 
-    keep_features: compute the trunk once and reuse its output; for a frozen trunk and a loader that
+    keep_features: compute the backbone once and reuse its output; for a frozen one and a loader that
     does not vary its pictures.
     """
 
@@ -43,14 +39,19 @@ class Forward:
         self._keep_features = keep_features
         self._features: np.ndarray | None = None
 
+    def prepare(self) -> None:
+        """Compute the features that are to be kept, once."""
+        if self._keep_features and self._features is None:
+            self._features = self._compute_features()
+
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield (logits, labels) for the batches of an epoch, in the model's present mode."""
         if not self._keep_features:
             for batch in self.loader.epoch(epoch):
                 yield self.model(Tensor(batch.images)), batch.labels
             return
-        if self._features is None:
-            self._features = self._compute_features()
+        self.prepare()
+        assert self._features is not None
         order, size = self.loader.order(epoch), self.loader.batch_size
         labels = np.array([sample.label for sample in self.loader.samples], np.int64)
         for number in range(len(self.loader)):
@@ -59,10 +60,10 @@ class Forward:
 
     @no_grad()
     def _compute_features(self) -> np.ndarray:
-        """Return the trunk's output for every sample, (N, F), in the samples' order."""
+        """Return the backbone's output for every sample, (N, F), in the samples' order."""
         features: np.ndarray | None = None
         images = len(self.loader.samples)
-        with Progress(f"features of the frozen trunk, {self.label}", images) as progress:
+        with Progress(f"features of the frozen backbone, {self.label}", images) as progress:
             for batch in self.loader.epoch(0):
                 part = self.model.features(Tensor(batch.images)).numpy()
                 if features is None:

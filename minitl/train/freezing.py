@@ -19,11 +19,7 @@ def apply_freeze(model: Classifier, words: tuple[str, ...]) -> list[str]:
     frozen: dict[str, None] = {}
     for word in words:
         if word == "backbone":
-            patterns = [
-                name
-                for name, _ in model.named_parameters()
-                if name.split(".")[0] != model.head_name
-            ]
+            patterns = list(model.backbone_parameters())
         else:
             patterns = [word]
         try:
