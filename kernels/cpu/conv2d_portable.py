@@ -15,6 +15,7 @@ from minitl.kernels.cpu.blas import multiply
 from minitl.shapes import Padding2d, window_output_shape
 
 Pair = tuple[int, int]
+SUMMED = 128  # pixels of dy that are added in its own precision
 
 
 def _pad(x: np.ndarray, padding: Padding2d) -> np.ndarray:
@@ -129,5 +130,11 @@ def conv2d_dw(
 
 def conv2d_db(dy: np.ndarray) -> np.ndarray:
     """Return the gradient of the bias, the sum of dy over all pixels, shape (K,)."""
-    db: np.ndarray = dy.sum(axis=(0, 1, 2), dtype=np.float64).astype(dy.dtype)
-    return db
+    k = dy.shape[3]
+    rows = dy.reshape(dy.size // max(k, 1), k)
+    whole = len(rows) // SUMMED * SUMMED
+    # Short sums in dy's own precision, their total in float64.
+    sums = rows[:whole].reshape(whole // SUMMED, SUMMED, k).sum(axis=1)
+    db: np.ndarray = sums.sum(axis=0, dtype=np.float64)
+    db += rows[whole:].sum(axis=0, dtype=np.float64)
+    return db.astype(dy.dtype)
