@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-Array = Any  # a NumPy array; once there is a CUDA backend, a CuPy array as well
+Array = Any  # a NumPy or a CuPy array
+
+# CuPy has no bfloat16, so an array of it is carried as its 16 bits. Only the CUDA backend computes in it.
+BFLOAT16 = np.dtype(np.uint16)
 
 
 @cache

@@ -2,7 +2,9 @@
 
 from minitl.kernels.cpu.batchnorm import (
     batchnorm_apply,
+    batchnorm_coefficients,
     batchnorm_dx,
+    batchnorm_fold,
     batchnorm_reduce,
     batchnorm_statistics,
 )
@@ -16,6 +18,10 @@ from minitl.kernels.cpu.conv2d import (
     conv2d_dx,
     conv2d_forward,
     set_conv_algorithm,
+)
+from minitl.kernels.cpu.conv2d_batchnorm import (
+    conv2d_scale_shift_forward,
+    conv2d_statistics_forward,
 )
 from minitl.kernels.cpu.elementwise import (
     add_forward,
@@ -46,6 +52,7 @@ from minitl.kernels.cpu.pool import (
     maxpool2d_dx,
     maxpool2d_forward,
 )
+from minitl.kernels.cpu.precision import cast, set_precision
 from minitl.kernels.cpu.threads import set_threads
 
 __all__ = [
@@ -54,17 +61,22 @@ __all__ = [
     "avgpool2d_dx",
     "avgpool2d_forward",
     "batchnorm_apply",
+    "batchnorm_coefficients",
     "batchnorm_dx",
+    "batchnorm_fold",
     "batchnorm_reduce",
     "batchnorm_relu_maxpool_dx",
     "batchnorm_relu_maxpool_forward",
     "batchnorm_statistics",
+    "cast",
     "concat_dx",
     "concat_forward",
     "conv2d_db",
     "conv2d_dw",
     "conv2d_dx",
     "conv2d_forward",
+    "conv2d_scale_shift_forward",
+    "conv2d_statistics_forward",
     "dropout_dx",
     "dropout_forward",
     "global_avgpool2d_dx",
@@ -82,6 +94,7 @@ __all__ = [
     "relu_dx",
     "relu_forward",
     "set_conv_algorithm",
+    "set_precision",
     "set_threads",
     "sgd_step",
     "sigmoid_binary_cross_entropy_dx",

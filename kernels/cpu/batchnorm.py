@@ -8,6 +8,9 @@ are folded into longer rows of k * C, because a loop over 16 channels is too sho
 Sums are taken in the input's precision over a block of BLOCK rows at most and from there on in float64.
 Rows are dealt to chunks by the size of the array alone, and chunks are added in order: the result does
 not depend on the number of threads.
+
+What is left per channel is plain NumPy in float64: `batchnorm_fold` before the pass of forward,
+`batchnorm_coefficients` before that of backward. The formulas are derived in minitl/ops/batchnorm.py.
 """
 
 import numpy as np
@@ -116,6 +119,37 @@ def batchnorm_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows = _fold(x, channels)
     _statistics(rows, _chunks(rows), mean, var)
     return mean, var
+
+
+def batchnorm_fold(
+    mean: np.ndarray | None,
+    var: np.ndarray | None,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    pixels: int,
+    momentum: float,
+    eps: float,
+    training: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return scale, shift, mean and inv_std, all (C,) float64: y = x * scale + shift normalises.
+
+    In training mean and var are those of the batch, over `pixels` values of each channel, and the running
+    ones move towards them in place: the mean, and the unbiased variance. Else mean and var are None and
+    the running ones are taken.
+    """
+    if training:
+        assert mean is not None
+        assert var is not None
+        with np.errstate(all="ignore"):  # a diverging loss is reported where it is seen
+            running_mean += momentum * (mean - running_mean)
+            running_var += momentum * (var * (pixels / (pixels - 1)) - running_var)
+    else:
+        mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
+    inv_std: np.ndarray = 1 / np.sqrt(var + eps)
+    scale = weight * inv_std
+    return scale, bias - mean * scale, mean, inv_std
 
 
 @jit.kernel()
@@ -261,6 +295,29 @@ def batchnorm_reduce(
     if keep_dz and dz is None:
         dz = dy
     return total, product * inv_std, dz
+
+
+def batchnorm_coefficients(
+    sum_dz: np.ndarray | None,
+    sum_dz_xhat: np.ndarray | None,
+    weight: np.ndarray,
+    mean: np.ndarray | None,
+    inv_std: np.ndarray,
+    pixels: int,
+    training: bool,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """Return a, b, c for `batchnorm_dx`, float64, and dweight and dbias, of the weight's dtype; all (C,).
+
+    With fixed statistics b and c are None. Without the sums dweight and dbias are None.
+    """
+    a = weight * inv_std
+    if sum_dz is None or sum_dz_xhat is None:
+        return a, None, None, None, None
+    dweight, dbias = sum_dz_xhat.astype(weight.dtype), sum_dz.astype(weight.dtype)
+    if not training:
+        return a, None, None, dweight, dbias
+    b = -a * inv_std * sum_dz_xhat / pixels
+    return a, b, -a * sum_dz / pixels - b * mean, dweight, dbias
 
 
 @jit.kernel()

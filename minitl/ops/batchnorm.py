@@ -14,8 +14,6 @@ With a ReLU, the result is kept as well: it shows where the gradient passes.
 import math
 from types import ModuleType
 
-import numpy as np
-
 from minitl.backend import Array
 from minitl.tensor import Op, Tensor
 
@@ -40,11 +38,11 @@ class BatchNorm(Op):
         relu: bool,
     ) -> Array:
         """Compute y, of the shape of x; in training, update the running statistics."""
-        mean, inv_std = statistics(
-            self.kernels, x, running_mean, running_var, training, momentum, eps
+        running = running_mean, running_var
+        scale, shift, mean, inv_std = fold(
+            self.kernels, x, weight, bias, *running, training, momentum, eps
         )
-        scale = weight * inv_std
-        y = self.kernels.batchnorm_apply(x, scale, bias - mean * scale, residual, relu)
+        y = self.kernels.batchnorm_apply(x, scale, shift, residual, relu)
 
         needs_x, needs_weight, needs_bias, _ = self.needs_grad
         self.training = training
@@ -70,48 +68,55 @@ class BatchNorm(Op):
         """Compute dx, dweight, dbias and dresidual."""
         needs_x, needs_weight, needs_bias, needs_residual = self.needs_grad
         k, y = self.kernels, self.y
-        scale = self.weight * self.inv_std
-        dweight = dbias = b = c = None
+        sums = mean = dz = None
         if needs_weight or needs_bias or (needs_x and self.training):
-            sum_dz, sum_dz_xhat, dz = k.batchnorm_reduce(
-                dy, y, self.x, self.mean, self.inv_std, keep_dz=needs_residual
+            mean = self.mean
+            *sums, dz = k.batchnorm_reduce(
+                dy, y, self.x, mean, self.inv_std, keep_dz=needs_residual
             )
-            dweight = sum_dz_xhat.astype(dy.dtype) if needs_weight else None
-            dbias = sum_dz.astype(dy.dtype) if needs_bias else None
-            if self.training:
-                pixels = math.prod(dy.shape[:-1])
-                b = -scale * self.inv_std * sum_dz_xhat / pixels
-                c = -scale * sum_dz / pixels - b * self.mean
         elif needs_residual:
             dz = dy if y is None else k.relu_dx(dy, y)
-        else:
-            dz = None
         if dz is not None:
             dy, y = dz, None
+        a, b, c, dweight, dbias = k.batchnorm_coefficients(
+            *(sums or (None, None)),
+            self.weight,
+            mean,
+            self.inv_std,
+            math.prod(dy.shape[:-1]),
+            self.training,
+        )
         x = self.x if needs_x and self.training else None
-        dx = k.batchnorm_dx(dy, y, x, scale, b, c) if needs_x else None
-        return dx, dweight, dbias, dz
+        dx = k.batchnorm_dx(dy, y, x, a, b, c) if needs_x else None
+        return dx, dweight if needs_weight else None, dbias if needs_bias else None, dz
 
 
-def statistics(
+def fold(
     kernels: ModuleType,
     x: Array,
+    weight: Array,
+    bias: Array,
     running_mean: Array,
     running_var: Array,
     training: bool,
     momentum: float,
     eps: float,
-) -> tuple[Array, Array]:
-    """Return mean and 1 / std of each channel, float64; in training, update the running statistics."""
-    if training:
-        mean, var = kernels.batchnorm_statistics(x)
-        pixels = math.prod(x.shape[:-1])
-        with np.errstate(all="ignore"):  # a diverging loss is reported where it is seen
-            running_mean += momentum * (mean - running_mean)
-            running_var += momentum * (var * (pixels / (pixels - 1)) - running_var)
-    else:
-        mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
-    return mean, 1 / np.sqrt(var + eps)
+) -> tuple[Array, Array, Array, Array]:
+    """Return scale, shift, mean and 1 / std of each channel; in training, move the running statistics."""
+    mean, var = kernels.batchnorm_statistics(x) if training else (None, None)
+    folded: tuple[Array, Array, Array, Array] = kernels.batchnorm_fold(
+        mean,
+        var,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        math.prod(x.shape[:-1]),
+        momentum,
+        eps,
+        training,
+    )
+    return folded
 
 
 def batchnorm(

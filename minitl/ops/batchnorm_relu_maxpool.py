@@ -6,10 +6,11 @@ The normalised map, as large as x, exists neither in forward nor in backward. Th
 of `batchnorm`; for each pooled value, backward knows from which pixel it came: its place, a byte, and its x.
 """
 
+import math
 from typing import Any
 
 from minitl.backend import Array
-from minitl.ops.batchnorm import check_batchnorm, statistics
+from minitl.ops.batchnorm import check_batchnorm, fold
 from minitl.ops.maxpool2d import pooling_window
 from minitl.shapes import Padding, Pair
 from minitl.tensor import Op, Tensor
@@ -45,13 +46,11 @@ class BatchNormReluMaxPool(Op):
         window: dict[str, Any],
     ) -> Array:
         """Compute y, shape (N, P, Q, C); in training, update the running statistics."""
-        mean, inv_std = statistics(
-            self.kernels, x, running_mean, running_var, training, momentum, eps
+        running = running_mean, running_var
+        scale, shift, mean, inv_std = fold(
+            self.kernels, x, weight, bias, *running, training, momentum, eps
         )
-        scale = weight * inv_std
-        y, index, chosen = self.kernels.batchnorm_relu_maxpool_forward(
-            x, scale, bias - mean * scale, **window
-        )
+        y, index, chosen = self.kernels.batchnorm_relu_maxpool_forward(x, scale, shift, **window)
         needs_x, needs_weight, needs_bias = self.needs_grad
         if needs_weight or needs_bias or (needs_x and training):
             self.y, self.chosen, self.mean = y, chosen, mean
@@ -72,26 +71,25 @@ class BatchNormReluMaxPool(Op):
         """Compute dx, dweight and dbias."""
         needs_x, needs_weight, needs_bias = self.needs_grad
         k = self.kernels
-        scale = self.weight * self.inv_std
-        dweight = dbias = x = b = c = None
+        sums = mean = None
         if needs_weight or needs_bias or (needs_x and self.training):
-            sum_dz, sum_dz_xhat, _ = k.batchnorm_reduce(
-                dy, self.y, self.chosen, self.mean, self.inv_std
-            )
-            dweight = sum_dz_xhat.astype(dy.dtype) if needs_weight else None
-            dbias = sum_dz.astype(dy.dtype) if needs_bias else None
-            if needs_x and self.training:
-                n, height, width, _ = self.x_shape
-                pixels = n * height * width
-                x = self.x
-                b = -scale * self.inv_std * sum_dz_xhat / pixels
-                c = -scale * sum_dz / pixels - b * self.mean
-        if not needs_x:
-            return None, dweight, dbias
-        dx = k.batchnorm_relu_maxpool_dx(
-            dy, self.index, self.x_shape, x, scale, b, c, **self.window
+            mean = self.mean
+            *sums, _ = k.batchnorm_reduce(dy, self.y, self.chosen, mean, self.inv_std)
+        a, b, c, dweight, dbias = k.batchnorm_coefficients(
+            *(sums or (None, None)),
+            self.weight,
+            mean,
+            self.inv_std,
+            math.prod(self.x_shape[:-1]),
+            self.training,
         )
-        return dx, dweight, dbias
+        dx = None
+        if needs_x:
+            x = self.x if self.training else None
+            dx = k.batchnorm_relu_maxpool_dx(
+                dy, self.index, self.x_shape, x, a, b, c, **self.window
+            )
+        return dx, dweight if needs_weight else None, dbias if needs_bias else None
 
 
 def batchnorm_relu_maxpool(
