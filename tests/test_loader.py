@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from minitl.data import loader as module
+from minitl.data.augment import Augmentation
 from minitl.data.decode import ImageError, decode, decode_image
 from minitl.data.folder import Sample, scan
 from minitl.data.loader import BATCHES_AHEAD, Batch, Loader
-from minitl.data.preprocessing import Augmentation, Preprocessing
+from minitl.data.preprocessing import Preprocessing
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 SMALL = Preprocessing(resize=20, crop=16)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minitl.data.preprocessing import Augmentation, Preprocessing, _random_box
+from minitl.data.augment import Augmentation
+from minitl.data.preprocessing import Preprocessing, _random_box
 from minitl.errors import UserError
 
 IMAGENET = Preprocessing()

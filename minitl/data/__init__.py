@@ -2,7 +2,8 @@
 
     folder.py          which file has which label, and which part of the data it belongs to
     decode.py          a file of any kind to RGB bytes
-    preprocessing.py   RGB bytes to the network's input; random variations for training
+    preprocessing.py   RGB bytes to the network's input
+    augment.py         random variations for training
     loader.py          batches, decoded in threads while the network computes
     digits.py          a small real data set that needs no download
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from minitl.data.augment import Augmentation
 from minitl.errors import UserError
 
 INTERPOLATIONS = {
@@ -29,37 +30,6 @@ INTERPOLATIONS = {
 LONGEST = 64  # times the shorter side: longer pictures are cut before they are resized
 Triple = tuple[float, float, float]
 Picture = np.ndarray | Image.Image
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How training pictures are varied.
-
-    scale: the share of the picture's area that a random crop keeps. From (0.35, 1) by default, where
-        training on ImageNet from nothing uses (0.08, 1): that needs a million pictures and many epochs
-        to pay off. With a few hundred and a network that has seen much already, a crop of a twelfth
-        often shows none of the object, and teaches the label on background.
-    ratio: the crop's width divided by its height.
-    flip: probability of mirroring left and right. 0 where sides matter: digits, letters, hands.
-
-    Raises UserError for values that make no sense.
-    """
-
-    scale: tuple[float, float] = (0.35, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name, upper in (("scale", 1.0), ("ratio", math.inf)):
-            value = getattr(self, name)
-            if not _is_numbers(value, 2) or not 0 < value[0] <= value[1] <= upper:
-                limit = " up to 1" if upper == 1 else ""
-                raise UserError(
-                    f"augmentation: {name} must be two rising numbers above 0{limit}; got {value!r}"
-                )
-            object.__setattr__(self, name, tuple(float(v) for v in value))
-        if not _is_number(self.flip) or not 0 <= self.flip <= 1:
-            raise UserError(f"augmentation: flip must be a probability, 0 to 1; got {self.flip!r}")
 
 
 @dataclass(frozen=True)
@@ -161,7 +131,7 @@ class Preprocessing:
     def training_crop(
         self, image: Picture, rng: np.random.Generator, augmentation: Augmentation | None = None
     ) -> np.ndarray:
-        """Cut out a random part, resize it, perhaps mirror it: (crop, crop, 3) uint8, RGB."""
+        """Cut out a random part, resize it, perhaps mirror and vary it: (crop, crop, 3) uint8, RGB."""
         augmentation = augmentation or Augmentation()
         height, width = _height_width(image)
         mirror = rng.random() < augmentation.flip
@@ -170,7 +140,12 @@ class Preprocessing:
         if (rows, columns) != (self.crop, self.crop):
             image = self._resized(image, self.crop, self.crop)
         array = np.asarray(image)
-        return array[:, ::-1] if mirror else array
+        return augmentation.vary(array[:, ::-1] if mirror else array, rng, self._mean_colour())
+
+    def _mean_colour(self) -> tuple[int, int, int]:
+        """Return the RGB bytes that normalisation turns into numbers nearest to 0."""
+        red, green, blue = (min(max(round(mean / self.scale), 0), 255) for mean in self.mean)
+        return (red, green, blue) if self.channel_order == "RGB" else (blue, green, red)
 
     def _resized(self, image: Picture, width: int, height: int) -> Image.Image:
         if isinstance(image, np.ndarray):
@@ -255,4 +230,4 @@ def _wrong(name: str, value: Any, wanted: str) -> None:
     raise UserError(f"preprocessing: {name} must be {wanted}; got {value!r}")
 
 
-__all__ = ["INTERPOLATIONS", "Augmentation", "Preprocessing"]
+__all__ = ["INTERPOLATIONS", "Preprocessing"]

@@ -21,10 +21,11 @@ import numpy as np
 
 from minitl import hdf5, models, ops, optim
 from minitl.backend import kernel_module
+from minitl.data.augment import Augmentation
 from minitl.data.decode import check_images
 from minitl.data.folder import Dataset, Sample, load_split, scan
 from minitl.data.loader import Loader
-from minitl.data.preprocessing import Augmentation, Preprocessing
+from minitl.data.preprocessing import Preprocessing
 from minitl.errors import InterruptedRunError, UserError
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
