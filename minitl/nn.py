@@ -2,22 +2,25 @@
 
 A module's attributes are its contents, in the order they were set: a `Parameter` is learned, a plain
 array is a buffer (state that is saved but not learned), a `Module` is a child. Nothing is registered.
-Names are those of torchvision (`layer1.0.conv1.weight`), so its weights load as they are.
+Names are those of torchvision (`layer1.0.conv1.weight`), so its weights load as they are. Where such
+a name is taken by a method, the attribute ends in an underscore, which is no part of the name.
 
 In memory filters are (K, R, S, C); `state_dict` and files use PyTorch's (K, C, R, S).
 """
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from minitl import init, ops
 from minitl.backend import Array
-from minitl.shapes import Padding, Pair, pair
+from minitl.shapes import Padding, Pair, pair, same_padding
 from minitl.tensor import Tensor
 
+# "same" is TensorFlow's padding, which depends on the picture's size (see `shapes.same_padding`).
+AnyPadding = Padding | Literal["same"]
 Init = Callable[[tuple[int, ...], np.random.Generator | None], np.ndarray]
 
 
@@ -48,6 +51,7 @@ class Module:
         yield prefix, self
         for name, value in vars(self).items():
             if isinstance(value, Module):
+                name = name.rstrip("_")
                 yield from value.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def _named_values(self, kind: type) -> Iterator[tuple[str, Any]]:
@@ -162,6 +166,18 @@ def _to_file_layout(array: np.ndarray) -> np.ndarray:
     return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
 
 
+def _padding_for(
+    x: Tensor, padding: AnyPadding, kernel: Pair, stride: Pair, dilation: Pair = 1
+) -> Padding:
+    """Return `padding` as the operations take it."""
+    if padding != "same":
+        return padding
+    if x.ndim != 4:
+        raise ValueError(f"padding 'same' needs pictures of shape (N, H, W, C); got {x.shape}")
+    window = pair(kernel, "kernel_size"), pair(stride, "stride"), pair(dilation, "dilation")
+    return same_padding(*x.shape[1:3], *window)
+
+
 class Sequential(Module):
     """Modules one after another, named "0", "1", ..."""
 
@@ -191,7 +207,9 @@ class Identity(Module):
 
 
 class Conv2d(Module):
-    """Convolution: weight (K, R, S, C/groups), bias (K,) or None. Arguments as in `ops.conv2d`."""
+    """Convolution: weight (K, R, S, C/groups), bias (K,) or None. Arguments as in `ops.conv2d`;
+    padding may also be "same", TensorFlow's.
+    """
 
     def __init__(
         self,
@@ -200,7 +218,7 @@ class Conv2d(Module):
         kernel_size: Pair,
         *,
         stride: Pair = 1,
-        padding: Padding = 0,
+        padding: AnyPadding = 0,
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
@@ -210,7 +228,12 @@ class Conv2d(Module):
         shape = (out_channels, *pair(kernel_size, "kernel_size"), in_channels // groups)
         self.weight = Parameter(weight_init(shape, rng))
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
+        self.kernel_size = shape[1:3]
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    def padding_for(self, x: Tensor) -> Padding:
+        """Return the padding that pictures x get, as `ops.conv2d` takes it."""
+        return _padding_for(x, self.padding, self.kernel_size, self.stride, self.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, P, Q, K)."""
@@ -219,7 +242,7 @@ class Conv2d(Module):
             self.weight,
             self.bias,
             stride=self.stride,
-            padding=self.padding,
+            padding=self.padding_for(x),
             dilation=self.dilation,
             groups=self.groups,
         )
@@ -293,6 +316,38 @@ class BatchNorm2d(Module):
             return ops.batchnorm_relu(x, *arguments, **options)
         return ops.batchnorm(x, *arguments, **options)
 
+    def after(
+        self,
+        conv: Conv2d,
+        x: Tensor,
+        *,
+        relu: bool = False,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return self(conv(x), relu=relu, residual=residual), in fewer passes over memory.
+
+        With fixed statistics the normalisation is part of the convolution.
+        """
+        if conv.bias is not None:
+            return self(conv(x), relu=relu, residual=residual)
+        return ops.conv2d_batchnorm(
+            x,
+            conv.weight,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            residual=residual,
+            relu=relu or residual is not None,
+            training=self.training and not self.frozen,
+            momentum=self.momentum,
+            eps=self.eps,
+            stride=conv.stride,
+            padding=conv.padding_for(x),
+            dilation=conv.dilation,
+            groups=conv.groups,
+        )
+
 
 class ReLU(Module):
     """max(x, 0)."""
@@ -303,32 +358,38 @@ class ReLU(Module):
 
 
 class MaxPool2d(Module):
-    """Largest value of each window. Arguments as in `ops.maxpool2d`."""
+    """Largest value of each window. Arguments as in `ops.maxpool2d`; padding may also be "same"."""
 
-    def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Padding = 0) -> None:
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+    def __init__(
+        self, kernel_size: Pair, stride: Pair | None = None, padding: AnyPadding = 0
+    ) -> None:
+        self.kernel_size, self.padding = kernel_size, padding
+        self.stride = kernel_size if stride is None else stride
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, P, Q, C)."""
-        return ops.maxpool2d(x, self.kernel_size, self.stride, self.padding)
+        padding = _padding_for(x, self.padding, self.kernel_size, self.stride)
+        return ops.maxpool2d(x, self.kernel_size, self.stride, padding)
 
 
 class AvgPool2d(Module):
-    """Mean of each window. Arguments as in `ops.avgpool2d`."""
+    """Mean of each window. Arguments as in `ops.avgpool2d`; padding may also be "same"."""
 
     def __init__(
         self,
         kernel_size: Pair,
         stride: Pair | None = None,
-        padding: Padding = 0,
+        padding: AnyPadding = 0,
         count_include_pad: bool = True,
     ) -> None:
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.kernel_size, self.padding = kernel_size, padding
+        self.stride = kernel_size if stride is None else stride
         self.count_include_pad = count_include_pad
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, P, Q, C)."""
-        return ops.avgpool2d(x, self.kernel_size, self.stride, self.padding, self.count_include_pad)
+        padding = _padding_for(x, self.padding, self.kernel_size, self.stride)
+        return ops.avgpool2d(x, self.kernel_size, self.stride, padding, self.count_include_pad)
 
 
 class GlobalAvgPool2d(Module):

@@ -40,6 +40,25 @@ def padding2d(value: Padding) -> Padding2d:
     return Padding2d(rows, rows, columns, columns)
 
 
+def same_padding(
+    height: int,
+    width: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+) -> Padding2d:
+    """Return TensorFlow's padding "same": ceil(size / stride) windows along each axis.
+
+    What is needed in all is split in halves, the odd one goes below and to the right. So at stride 2
+    a kernel of 3 pads an even size by (0, 1), where PyTorch's padding of 1 is (1, 1).
+    """
+    sides: list[int] = []
+    for size, k, s, d in zip((height, width), kernel, stride, dilation, strict=True):
+        needed = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+        sides += [needed // 2, needed - needed // 2]
+    return Padding2d(*sides)
+
+
 def window_output_size(
     size: int, before: int, after: int, kernel: int, stride: int, dilation: int
 ) -> int:

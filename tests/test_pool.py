@@ -238,3 +238,24 @@ def test_errors_say_what_is_wrong():
         ops.maxpool2d(x, 5)
     with pytest.raises(ValueError, match="global_avgpool2d needs pictures"):
         ops.global_avgpool2d(Tensor(np.zeros((4, 2), np.float32)))
+
+
+@given(pictures, pairs.map(lambda p: (p[0] * 2 - 1, p[1] * 2)), dtypes)
+def test_adaptive_avgpool2d_agrees_with_torch(shape, size, dtype):
+    x = distinct(shape, dtype)
+    y, dy, dx = run(lambda t: ops.adaptive_avgpool2d(t, size), x)
+    if shape[1:3] == size:
+        np.testing.assert_array_equal(y, x)
+        return
+    expected, expected_dx = run_torch(
+        lambda t: torch.nn.functional.adaptive_avg_pool2d(t, size), x, dy
+    )
+    tolerance = 1e-5 if dtype == np.float32 else 1e-13
+    assert y.dtype == dx.dtype == dtype
+    np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance * np.abs(x).max())
+    np.testing.assert_allclose(dx, expected_dx, rtol=tolerance, atol=tolerance * np.abs(dy).max())
+
+
+def test_adaptive_avgpool2d_gradients():
+    x = np.random.default_rng(0).standard_normal((2, 5, 3, 4))
+    check_gradients(lambda t: ops.adaptive_avgpool2d(t, (7, 2)), x)

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from minitl.shapes import Padding2d, padding2d, pair, window_output_shape, window_output_size
+from minitl.shapes import (
+    Padding2d,
+    padding2d,
+    pair,
+    same_padding,
+    window_output_shape,
+    window_output_size,
+)
 
 
 @given(
@@ -58,3 +65,21 @@ def test_a_bad_pair_is_an_error_that_names_the_argument(value):
 def test_bad_padding_is_an_error(value):
     with pytest.raises(ValueError, match="padding must be"):
         padding2d(value)
+
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 4), st.integers(1, 3))
+def test_same_padding_is_the_least_for_its_number_of_windows(size, kernel, stride, dilation):
+    top, bottom, left, right = same_padding(size, 1, (kernel, 1), (stride, 1), (dilation, 1))
+    windows = -(-size // stride)
+    assert (left, right) == (0, 0) and bottom - top in (0, 1)
+    assert window_output_size(size, top, bottom, kernel, stride, dilation) == windows
+    if top + bottom:
+        less = top + bottom - 1
+        span = dilation * (kernel - 1) + 1
+        assert size + less < span + (windows - 1) * stride
+
+
+def test_same_padding_is_asymmetric_at_stride_2():
+    assert same_padding(32, 33, (3, 3), (2, 2)) == (0, 1, 1, 1)
+    assert same_padding(224, 224, (7, 7), (2, 2)) == (2, 3, 2, 3)
+    assert same_padding(8, 8, (1, 1), (2, 2)) == (0, 0, 0, 0)
