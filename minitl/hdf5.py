@@ -34,6 +34,7 @@ _JSONS: dict[str, tuple[type, ...]] = {
     "preprocessing": (dict,),
 }
 _SECTIONS = ("optimizer", "progress")
+_GOLDEN = "golden"  # its two datasets are named as the fields of `Golden`
 
 # The name of a parameter, as modules are named in Python; nothing in it can act as a path.
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
@@ -63,6 +64,7 @@ _MAX_TEXT = 16 << 20
 _MAX_OBJECTS = 100_000
 _MAX_CHUNKS = 1000
 _MAX_DEPTH = 32
+_MAX_PICTURE = 1024
 _MAX_LISTED = 20
 _MAX_GUESSES = 10
 
@@ -80,6 +82,18 @@ _DAMAGE = (
 
 
 @dataclass
+class Golden:
+    """A picture and what the network said of it when the file was made: the self-test of a weights file.
+
+    picture: (height, width, 3) uint8, RGB, before any preprocessing, sides up to 1024.
+    logits: (classes,) float32, the network's output for it.
+    """
+
+    picture: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass
 class WeightsFile:
     """What a weights file holds.
 
@@ -90,7 +104,9 @@ class WeightsFile:
     preprocessing: how a picture becomes an input: resize, crop, interpolation, channel_order, scale,
         mean, std.
     source, source_sha256, license: where the weights came from.
+    golden: a picture and its logits, or None.
     digest: SHA-256 of everything above and below; filled by `read`, computed anew by `write`.
+    appended: number of bytes behind the end of the HDF5 file, which nothing protects; filled by `read`.
     optimizer, progress: present in a checkpoint. Any nesting of dict (with text keys), list, text, number,
         bool, None and NumPy arrays; tuples come back as lists, all else to the bit.
     """
@@ -103,7 +119,9 @@ class WeightsFile:
     source: str = ""
     source_sha256: str = ""
     license: str = ""
+    golden: Golden | None = None
     digest: str = ""
+    appended: int = 0
     optimizer: dict[str, Any] | None = None
     progress: dict[str, Any] | None = None
 
@@ -145,7 +163,9 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
             "get or make it anew"
         )
     try:
-        return _content(texts, arrays, stored_digest)
+        content = _content(texts, arrays, stored_digest)
+        content.appended = _appended(path)
+        return content
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WeightsFileError(
             f"{path} is not a valid weights file: {_one_line(error)}; get or make it anew"
@@ -239,6 +259,10 @@ def _arrays_of(content: WeightsFile) -> dict[str, _Stored]:
                 f"{key} is {array.dtype}; weights are written as float32: convert with .astype(numpy.float32)"
             )
         arrays[key.replace(".", "/")] = _stored(array, key)
+    if content.golden is not None:
+        for name, array in vars(content.golden).items():
+            arrays[f"{_GOLDEN}/{name}"] = _stored(array, f"{_GOLDEN}, {name}")
+        _golden_of(arrays)
     folders = {path[:i] for path in arrays for i, c in enumerate(path) if c == "/"}
     if clash := sorted(folders & arrays.keys()):
         raise ValueError(f"{clash[0].replace('/', '.')} is both a parameter and a module")
@@ -267,9 +291,10 @@ def _check_key(key: str) -> None:
         )
     if key.count(".") >= _MAX_DEPTH:
         raise ValueError(f"{key} is nested deeper than {_MAX_DEPTH} modules")
-    if key.split(".")[0] in _SECTIONS:
+    if key.split(".")[0] in (*_SECTIONS, _GOLDEN):
         raise ValueError(
-            f"{key}: the names {' and '.join(_SECTIONS)} are taken by checkpoints; rename the module"
+            f"{key}: the names {', '.join(_SECTIONS)} and {_GOLDEN} have another meaning in the file; "
+            "rename the module"
         )
 
 
@@ -499,8 +524,7 @@ def _read_dataset(dataset: h5py.Dataset, name: str, room: int, path: Path) -> _S
         if _DISGUISED.get(disguise) != kind:
             raise refuse(f"is {kind} but claims to stand for {disguise[:20]!r}")
         kind = disguise
-    in_section = name.split("/")[0] in _SECTIONS
-    if not in_section and kind not in _STATE_TYPES:
+    if name.split("/")[0] not in (*_SECTIONS, _GOLDEN) and kind not in _STATE_TYPES:
         raise refuse(f"is {kind}; weights are {', '.join(_STATE_TYPES)}")
 
     plan = dataset.id.get_create_plist()
@@ -551,7 +575,7 @@ def _content(
     _check_meaning(texts)
     state: dict[str, np.ndarray] = {}
     for path, stored in arrays.items():
-        if path.split("/")[0] not in _SECTIONS:
+        if path.split("/")[0] not in (*_SECTIONS, _GOLDEN):
             state[path.replace("/", ".")] = _to_float32(stored)
     sections: dict[str, Any] = {
         section: _read_section(section, arrays)
@@ -559,8 +583,44 @@ def _content(
         if any(path.split("/")[0] == section for path in arrays)
     }
     return WeightsFile(
-        state=dict(sorted(state.items())), digest=stored_digest, **values, **sections
+        state=dict(sorted(state.items())),
+        digest=stored_digest,
+        golden=_golden_of(arrays),
+        **values,
+        **sections,
     )
+
+
+def _golden_of(arrays: Mapping[str, _Stored]) -> Golden | None:
+    """Return the golden part, if there is one; ValueError where it is not what it must be."""
+    found = {path: stored for path, stored in arrays.items() if path.split("/")[0] == _GOLDEN}
+    if not found:
+        return None
+    names = {f"{_GOLDEN}/picture", f"{_GOLDEN}/logits"}
+    if found.keys() != names:
+        raise ValueError(f"{_GOLDEN} must consist of {' and '.join(sorted(names))}")
+    picture, logits = found[f"{_GOLDEN}/picture"], found[f"{_GOLDEN}/logits"]
+    shape = picture.data.shape
+    if picture.kind != "uint8" or len(shape) != 3 or shape[2] != 3:
+        raise ValueError(f"{_GOLDEN}/picture must be (height, width, 3) uint8")
+    if not all(1 <= size <= _MAX_PICTURE for size in shape[:2]):
+        raise ValueError(f"{_GOLDEN}/picture must have sides from 1 to {_MAX_PICTURE}")
+    if logits.kind != "float32" or logits.data.ndim != 1 or not logits.data.size:
+        raise ValueError(f"{_GOLDEN}/logits must be (classes,) float32")
+    if not np.isfinite(logits.data).all():
+        raise ValueError(f"{_GOLDEN}/logits holds NaN or infinities")
+    return Golden(picture.data, logits.data)
+
+
+def _appended(path: Path) -> int:
+    """Return how many bytes follow the end that the file states: behind it HDF5 reads nothing."""
+    # Superblock of version 3: signature (8), version, sizes of offsets and lengths, flags (1 each), then
+    # as offsets the base address, the extension's address and the end of the file.
+    with path.open("rb") as file:
+        start = file.read(36)
+    if start[9] != 8:
+        return 0
+    return path.stat().st_size - int.from_bytes(start[28:36], "little")
 
 
 def _to_float32(stored: _Stored) -> np.ndarray:
@@ -664,4 +724,4 @@ def _advice(
     return []
 
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "WeightsFile", "check_state", "read", "write"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "Golden", "WeightsFile", "check_state", "read", "write"]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from minitl import hdf5
 from minitl.errors import UserError, WeightsFileError
-from minitl.hdf5 import WeightsFile
+from minitl.hdf5 import Golden, WeightsFile
 
 
 def example(**changes):
@@ -41,9 +41,15 @@ def example(**changes):
     return WeightsFile(**(fields | changes))
 
 
+def example_golden():
+    picture = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
+    return Golden(picture, np.array([0.5, -0.0, 1e-40], np.float32))
+
+
 def example_checkpoint():
     rng = np.random.default_rng(1)
     return example(
+        golden=example_golden(),
         optimizer={
             "lr": 0.1,
             "step": 2**127 + 1,
@@ -109,12 +115,23 @@ def test_everything_comes_back_to_the_bit(path):
         assert getattr(back, name) == getattr(written, name)
     assert same_nested(written.optimizer, back.optimizer)
     assert same_nested(written.progress, back.progress)
+    assert same_bits(written.golden.picture, back.golden.picture)
+    assert same_bits(written.golden.logits, back.golden.logits)
+
+
+def test_bytes_behind_the_end_are_counted(path):
+    hdf5.write(path, example_checkpoint())
+    assert hdf5.read(path).appended == 0
+    with path.open("ab") as file:
+        file.write(b"something else")
+    assert hdf5.read(path).appended == 14
 
 
 def test_without_checkpoint_parts_and_names(path):
     hdf5.write(path, example(class_names=None, state={}))
     back = hdf5.read(path)
     assert (back.class_names, back.optimizer, back.progress, back.state) == (None, None, None, {})
+    assert back.golden is None
 
 
 def test_equal_contents_make_equal_files(tmp_path):
@@ -452,6 +469,38 @@ def test_checkpoint_without_text_is_refused(path):
     refused(path, "progress/json")
 
 
+PICTURE, LOGITS = np.zeros((2, 2, 3), np.uint8), np.zeros(2, np.float32)
+
+
+@pytest.mark.parametrize(
+    "golden",
+    [
+        {"picture": PICTURE},
+        {"logits": LOGITS},
+        {"picture": PICTURE, "logits": LOGITS, "more": LOGITS},
+        {"picture": PICTURE.astype(np.float32), "logits": LOGITS},
+        {"picture": PICTURE[0], "logits": LOGITS},
+        {"picture": PICTURE[..., :2], "logits": LOGITS},
+        {"picture": PICTURE[:0], "logits": LOGITS},
+        {"picture": np.zeros((1, 1025, 3), np.uint8), "logits": LOGITS},
+        {"picture": PICTURE, "logits": LOGITS.astype(np.float64)},
+        {"picture": PICTURE, "logits": LOGITS[:0]},
+        {"picture": PICTURE, "logits": LOGITS[None]},
+        {"picture": PICTURE, "logits": LOGITS + np.float32(np.nan)},
+    ],
+)
+def test_a_golden_part_that_is_wrong_is_refused(path, golden):
+    write_by_hand(path, state={f"golden/{name}": array for name, array in golden.items()})
+    refused(path, "golden")
+
+
+def test_a_golden_part_written_by_hand(path):
+    write_by_hand(path, state={"golden/picture": PICTURE, "golden/logits": LOGITS})
+    back = hdf5.read(path)
+    assert back.state == {}
+    assert back.golden.picture.shape == (2, 2, 3) and back.golden.logits.shape == (2,)
+
+
 def test_every_cut_is_noticed(path):
     hdf5.write(path, example_checkpoint())
     whole = path.read_bytes()
@@ -499,6 +548,9 @@ def test_no_flipped_byte_changes_what_is_read(path):
         ({"state": {"": np.zeros(2, "f")}}, "name"),
         ({"state": {"a\n": np.zeros(2, "f")}}, "name"),
         ({"state": {"optimizer.x": np.zeros(2, "f")}}, "optimizer"),
+        ({"state": {"golden.x": np.zeros(2, "f")}}, "golden"),
+        ({"golden": Golden(np.zeros((2, 2), np.uint8), np.zeros(2, "f"))}, "golden/picture"),
+        ({"golden": Golden(np.zeros((2, 2, 3), np.uint8), np.zeros(2))}, "golden/logits"),
         ({"state": {"a": np.zeros(2, "f"), "a.b": np.zeros(2, "f")}}, "both"),
         ({"state": {".".join("a" * 40): np.zeros(2, "f")}}, "deeper"),
         ({"progress": {"a": object()}}, "progress/a"),
