@@ -15,6 +15,7 @@ No recursion, no global tape: the records reachable from `loss` are the tape.
 """
 
 import contextlib
+import dataclasses
 import heapq
 import itertools
 import threading
@@ -34,6 +35,7 @@ class _Mode(threading.local):
 
     grad_enabled = True
     detect_anomaly = False
+    uses: "list[Use] | None" = None
 
 
 _mode = _Mode()
@@ -60,6 +62,20 @@ def detect_anomaly() -> Iterator[None]:
         yield
     finally:
         _mode.detect_anomaly = previous
+
+
+@contextlib.contextmanager
+def record_uses() -> "Iterator[list[Use]]":
+    """List every use of an operation in the block, in order: what a network does, as data.
+
+    Independent of gradients. The list keeps its tensors alive, so their identities stay distinct.
+    """
+    uses: list[Use] = []
+    previous, _mode.uses = _mode.uses, uses
+    try:
+        yield uses
+    finally:
+        _mode.uses = previous
 
 
 class Tensor:
@@ -217,6 +233,8 @@ class Op:
         if _mode.detect_anomaly:
             _require_finite(data, f"the result of {cls.__name__}, shape {tuple(data.shape)}")
         result = Tensor(data)
+        if _mode.uses is not None:
+            _mode.uses.append(Use(cls, inputs, options, result))
         if any(op.needs_grad):
             op._sources = tuple(
                 (t._op or t) if t is not None and needs else None
@@ -243,6 +261,16 @@ class Op:
                 f"{type(self).__name__} stores {name!r} without declaring it in `saves`"
             )
         self.__dict__[name] = value
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One use of an operation: `op.apply(*inputs, **options)` gave `result`."""
+
+    op: type[Op]
+    inputs: tuple[Tensor | None, ...]
+    options: dict[str, Any]
+    result: Tensor
 
 
 def _walk(last: Op, seed: Array) -> None:
@@ -295,4 +323,4 @@ def tensor(data: Any, requires_grad: bool = False) -> Tensor:
     return Tensor(data, requires_grad)
 
 
-__all__ = ["Op", "Tensor", "detect_anomaly", "no_grad", "tensor"]
+__all__ = ["Op", "Tensor", "Use", "detect_anomaly", "no_grad", "record_uses", "tensor"]

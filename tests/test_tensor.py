@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import minitl
 from minitl import detect_anomaly, no_grad, ops, tensor
-from minitl.tensor import Op, Tensor
+from minitl.ops.add import Add
+from minitl.tensor import Op, Tensor, record_uses
 
 
 class Multiply(Op):
@@ -391,6 +392,23 @@ def test_detect_anomaly_names_the_operation_in_backward():
         y = multiply(Broken.apply(leaf(1.0)), constant(1.0))
         with pytest.raises(FloatingPointError, match="NaN in a gradient computed by Broken"):
             y.backward()
+
+
+# Uses
+
+
+def test_uses_are_listed_with_or_without_gradients():
+    x, y = leaf(2.0), constant(3.0)
+    with record_uses() as uses:
+        with no_grad():
+            z = multiply(x, y)
+        ops.add(z, x)
+    multiply(x, x)  # after the block
+    assert [use.op for use in uses] == [Multiply, Add]
+    first, second = uses
+    assert first.inputs[0] is x and first.inputs[1] is y and first.result is z
+    assert second.inputs[0] is z and second.result.requires_grad
+    assert (first.options, second.options) == ({}, {})
 
 
 # Threads
