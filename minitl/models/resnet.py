@@ -40,8 +40,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, c) -> (N, H/stride, W/stride, width)."""
         shortcut = self.downsample(x) if self.downsample else x
-        y = self.bn1(self.conv1(x), relu=True)
-        return self.bn2(self.conv2(y), residual=shortcut)
+        y = self.bn1.after(self.conv1, x, relu=True)
+        return self.bn2.after(self.conv2, y, residual=shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -62,16 +62,25 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, c) -> (N, H/stride, W/stride, 4 * width)."""
         shortcut = self.downsample(x) if self.downsample else x
-        y = self.bn1(self.conv1(x), relu=True)
-        y = self.bn2(self.conv2(y), relu=True)
-        return self.bn3(self.conv3(y), residual=shortcut)
+        y = self.bn1.after(self.conv1, x, relu=True)
+        y = self.bn2.after(self.conv2, y, relu=True)
+        return self.bn3.after(self.conv3, y, residual=shortcut)
 
 
-def downsample(c: int, k: int, stride: int, rng: Rng) -> nn.Sequential | None:
+class Projection(nn.Sequential):
+    """The 1x1 convolution and normalisation of a shortcut, named "0" and "1"."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, c) -> (N, H/stride, W/stride, k)."""
+        conv, bn = self
+        return bn.after(conv, x)
+
+
+def downsample(c: int, k: int, stride: int, rng: Rng) -> Projection | None:
     """Return the projection that a shortcut needs where the shape changes."""
     if stride == 1 and c == k:
         return None
-    return nn.Sequential(conv(c, k, 1, rng, stride), nn.BatchNorm2d(k))
+    return Projection(conv(c, k, 1, rng, stride), nn.BatchNorm2d(k))
 
 
 class ResNet(Classifier):

@@ -47,8 +47,8 @@ class BatchNorm(Op):
         needs_x, needs_weight, needs_bias, _ = self.needs_grad
         self.training = training
         self.y = y if relu and any(self.needs_grad) else None
-        if needs_weight or needs_bias or (needs_x and training):
-            self.x, self.mean = x, mean
+        keep = needs_weight or needs_bias or (needs_x and training)
+        self.x, self.mean = (x, mean) if keep else (None, None)
         if any(self.needs_grad):
             self.weight, self.inv_std = weight, inv_std
         return y
@@ -66,29 +66,49 @@ class BatchNorm(Op):
     # Sorted by dz, x and 1, this is a * dz + b * x + c, one pass, once the two sums are known.
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         """Compute dx, dweight, dbias and dresidual."""
-        needs_x, needs_weight, needs_bias, needs_residual = self.needs_grad
-        k, y = self.kernels, self.y
-        sums = mean = dz = None
-        if needs_weight or needs_bias or (needs_x and self.training):
-            mean = self.mean
-            *sums, dz = k.batchnorm_reduce(
-                dy, y, self.x, mean, self.inv_std, keep_dz=needs_residual
-            )
-        elif needs_residual:
-            dz = dy if y is None else k.relu_dx(dy, y)
-        if dz is not None:
-            dy, y = dz, None
-        a, b, c, dweight, dbias = k.batchnorm_coefficients(
-            *(sums or (None, None)),
+        return gradients(
+            self.kernels,
+            dy,
+            self.y,
+            self.x,
             self.weight,
-            mean,
+            self.mean,
             self.inv_std,
-            math.prod(dy.shape[:-1]),
             self.training,
+            self.needs_grad,
         )
-        x = self.x if needs_x and self.training else None
-        dx = k.batchnorm_dx(dy, y, x, a, b, c) if needs_x else None
-        return dx, dweight if needs_weight else None, dbias if needs_bias else None, dz
+
+
+def gradients(
+    kernels: ModuleType,
+    dy: Array,
+    y: Array | None,
+    x: Array | None,
+    weight: Array,
+    mean: Array | None,
+    inv_std: Array,
+    training: bool,
+    needs_grad: tuple[bool, ...],
+) -> tuple[Array | None, ...]:
+    """Return dx, dweight, dbias and dresidual of a normalisation, those of them that are needed.
+
+    y: the result, if there was a ReLU. x, mean: where neither weight nor bias needs a gradient and the
+    statistics are fixed, they may be None.
+    """
+    needs_x, needs_weight, needs_bias, needs_residual = needs_grad
+    sums = dz = None
+    if needs_weight or needs_bias or (needs_x and training):
+        *sums, dz = kernels.batchnorm_reduce(dy, y, x, mean, inv_std, keep_dz=needs_residual)
+    elif needs_residual:
+        dz = dy if y is None else kernels.relu_dx(dy, y)
+    if dz is not None:
+        dy, y = dz, None
+    pixels = math.prod(dy.shape[:-1])
+    a, b, c, dweight, dbias = kernels.batchnorm_coefficients(
+        *(sums or (None, None)), weight, mean, inv_std, pixels, training
+    )
+    dx = kernels.batchnorm_dx(dy, y, x if training else None, a, b, c) if needs_x else None
+    return dx, dweight if needs_weight else None, dbias if needs_bias else None, dz
 
 
 def fold(
@@ -196,7 +216,7 @@ def _batchnorm(
     eps: float,
     relu: bool,
 ) -> Tensor:
-    check_batchnorm(x, residual, weight, bias, running_mean, running_var, training)
+    check_batchnorm(x.shape, residual, weight, bias, running_mean, running_var, training)
     return BatchNorm.apply(
         x,
         weight,
@@ -212,7 +232,7 @@ def _batchnorm(
 
 
 def check_batchnorm(
-    x: Tensor,
+    x: tuple[int, ...],
     residual: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -221,9 +241,9 @@ def check_batchnorm(
     training: bool,
 ) -> None:
     """Raise ValueError unless the shapes fit each other, and in training unless there is a variance."""
-    if x.ndim not in (2, 4) or 0 in x.shape:
-        raise ValueError(f"batchnorm needs x of shape (N, H, W, C) or (N, C); got {x.shape}")
-    channels = x.shape[-1:]
+    if len(x) not in (2, 4) or 0 in x:
+        raise ValueError(f"batchnorm needs x of shape (N, H, W, C) or (N, C); got {x}")
+    channels = x[-1:]
     vectors = {
         "weight": weight,
         "bias": bias,
@@ -236,12 +256,12 @@ def check_batchnorm(
                 f"batchnorm: x has {channels[0]} channels, so {name} must have shape {channels}; "
                 f"got {tuple(vector.shape)}"
             )
-    if residual is not None and residual.shape != x.shape:
+    if residual is not None and residual.shape != x:
         raise ValueError(
-            f"batchnorm: the residual must have the shape of x, {x.shape}; got {residual.shape}"
+            f"batchnorm: the residual must have the shape of x, {x}; got {residual.shape}"
         )
-    if training and math.prod(x.shape[:-1]) == 1:
+    if training and math.prod(x[:-1]) == 1:
         raise ValueError(
-            f"batchnorm in training needs more than one value per channel; x has shape {x.shape}; "
+            f"batchnorm in training needs more than one value per channel; x has shape {x}; "
             "use a larger batch, or freeze the layer (evaluation statistics)"
         )

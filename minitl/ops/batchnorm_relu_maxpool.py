@@ -113,7 +113,7 @@ def batchnorm_relu_maxpool(
     Returns (N, P, Q, C). Raises ValueError as the two of them do.
     """
     window = pooling_window("batchnorm_relu_maxpool", x.shape, kernel_size, stride, padding)
-    check_batchnorm(x, None, weight, bias, running_mean, running_var, training)
+    check_batchnorm(x.shape, None, weight, bias, running_mean, running_var, training)
     return BatchNormReluMaxPool.apply(
         x,
         weight,

@@ -60,6 +60,20 @@ def conv2d(
     Returns (N, P, Q, K) with P = (H + top + bottom - dilation * (R - 1) - 1) // stride + 1, Q likewise.
     Raises ValueError for shapes that do not fit each other.
     """
+    geometry = conv2d_geometry(x, weight, bias, stride, padding, dilation, groups)
+    return Conv2d.apply(x, weight, bias, **geometry)
+
+
+def conv2d_geometry(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> dict[str, Any]:
+    """Return stride, padding, dilation and groups as the kernels take them; ValueError if they do not fit."""
     geometry: dict[str, Any] = {
         "stride": pair(stride, "stride"),
         "padding": padding2d(padding),
@@ -68,7 +82,7 @@ def conv2d(
     check_conv2d(x.shape, weight.shape, bias.shape if bias is not None else None, groups)
     kernel = weight.shape[1], weight.shape[2]
     window_output_shape(x.shape[1], x.shape[2], kernel, **geometry)  # raises if no window fits
-    return Conv2d.apply(x, weight, bias, **geometry, groups=groups)
+    return geometry | {"groups": groups}
 
 
 def check_conv2d(
