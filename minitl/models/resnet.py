@@ -73,6 +73,8 @@ class Projection(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, c) -> (N, H/stride, W/stride, k)."""
         conv, bn = self
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(bn, nn.BatchNorm2d)
         return bn.after(conv, x)
 
 
