@@ -2,6 +2,7 @@
 
     folder.py          which file has which label, and which part of the data it belongs to
     decode.py          a file of any kind to RGB bytes
+    doctor.py          what is wrong with a folder of pictures
     preprocessing.py   RGB bytes to the network's input
     augment.py         random variations for training
     loader.py          batches, decoded in threads while the network computes
