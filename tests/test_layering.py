@@ -100,6 +100,8 @@ def test_libraries_are_imported_where_they_belong(name):
         "tensorflow": (),
         "numba": ("kernels",),
         "llvmlite": ("kernels",),
+        "cupy": ("kernels",),
+        "cuda": ("kernels",),
         "h5py": ("hdf5", "convert"),
         "PIL": ("data", "train"),
         "sklearn": ("data", "train", "recipes"),
@@ -125,7 +127,7 @@ def test_importing_minitl_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    heavy = {"numba", "llvmlite", "h5py", "PIL", "sklearn", "scipy", "tqdm", "torch", "cupy"}
+    heavy = {"numba", "llvmlite", "h5py", "PIL", "sklearn", "scipy", "tqdm", "torch", "cupy", "cuda"}
     assert not loaded & heavy
     assert "numpy" in loaded
 

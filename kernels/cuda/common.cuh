@@ -1,0 +1,134 @@
+// What all kernels share: number types, 16-byte loads and stores, sums over a warp or a block.
+//
+// T       activations: float, double or bf16 (chosen by -DT=...)
+// real    what they are computed in: float, or double where T is double
+//
+// NVRTC brings no standard headers, and nothing here needs one. Inline PTX has its own file, ptx.cuh.
+#pragma once
+
+#ifdef CUSHIM  // compiled for the CPU, by the tests
+#include "cushim.h"
+#endif
+
+#define DEVICE __device__ __forceinline__
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#define WARP 32
+#define EVERY_LANE 0xffffffffu
+#define INFINITE __uint_as_float(0x7f800000u)
+
+// ---- bfloat16: the upper half of a float ----
+
+struct __align__(2) bf16 {
+  u16 bits;
+};
+
+template <class Type>
+struct RealOf {
+  typedef float type;
+};
+template <>
+struct RealOf<double> {
+  typedef double type;
+};
+
+DEVICE float to_real(float x) { return x; }
+DEVICE double to_real(double x) { return x; }
+DEVICE float to_real(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+
+DEVICE void from_real(float x, float& out) { out = x; }
+DEVICE void from_real(double x, double& out) { out = x; }
+
+// Round to nearest, ties to even: add just under half of the last kept bit, and one more if that bit is
+// odd. A NaN would turn into an infinity or a zero that way, so it is kept by hand.
+DEVICE void from_real(float x, bf16& out) {
+  const u32 bits = __float_as_uint(x);
+  const u32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  out.bits = (u16)(x == x ? rounded : (bits >> 16) | 0x40u);
+}
+
+#ifdef T
+typedef typename RealOf<T>::type real;
+#endif
+
+// ---- vectors: N elements in one access of up to 16 bytes ----
+
+// Elements of this type in 16 bytes.
+template <class Type>
+struct Width {
+  static constexpr int value = 16 / sizeof(Type);
+};
+
+template <class Type, int N>
+struct __align__(sizeof(Type) * N < 16 ? sizeof(Type) * N : 16) Vector {
+  Type at[N];
+};
+
+// The address must be a multiple of the vector's size, or of 16.
+template <int N, class Type>
+DEVICE Vector<Type, N> load(const Type* p) {
+  return *reinterpret_cast<const Vector<Type, N>*>(p);
+}
+
+template <int N, class Type>
+DEVICE void store(Type* p, const Vector<Type, N>& v) {
+  *reinterpret_cast<Vector<Type, N>*>(p) = v;
+}
+
+template <class Type, int N, class Real>
+DEVICE void load_real(const Type* p, Real (&v)[N]) {
+  const Vector<Type, N> packed = load<N>(p);
+#pragma unroll
+  for (int i = 0; i < N; i++) v[i] = (Real)to_real(packed.at[i]);
+}
+
+template <class Type, int N, class Real>
+DEVICE void store_real(Type* p, const Real (&v)[N]) {
+  Vector<Type, N> packed;
+#pragma unroll
+  for (int i = 0; i < N; i++) from_real(v[i], packed.at[i]);
+  store<N>(p, packed);
+}
+
+DEVICE bool aligned16(const void* p) { return ((u64)p & 15) == 0; }
+
+// ---- sums: fixed trees, so the result never depends on who comes first ----
+
+// Each lane gets the sum over the warp; all 32 lanes must call it.
+template <class Real>
+DEVICE Real warp_sum(Real v) {
+#pragma unroll
+  for (int step = WARP / 2; step; step /= 2) v += __shfl_xor_sync(EVERY_LANE, v, step);
+  return v;
+}
+
+template <class Real>
+DEVICE Real warp_max(Real v) {
+#pragma unroll
+  for (int step = WARP / 2; step; step /= 2) {
+    const Real other = __shfl_xor_sync(EVERY_LANE, v, step);
+    v = other > v || other != other ? other : v;  // a NaN wins
+  }
+  return v;
+}
+
+// Every thread gets the sum over the block. THREADS: threads in a block, a multiple of 32, in one
+// dimension. Every thread of the block must call it.
+template <int THREADS, class Real>
+DEVICE Real block_sum(Real v) {
+  __shared__ Real part[THREADS / WARP];
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  v = warp_sum(v);
+  __syncthreads();  // of an earlier call, everything has been read
+  if (lane == 0) part[warp] = v;
+  __syncthreads();
+  v = part[0];
+#pragma unroll
+  for (int i = 1; i < THREADS / WARP; i++) v += part[i];
+  return v;
+}

@@ -1,0 +1,121 @@
+"""What the launchers share: CuPy, memory from its pool, compiled modules, and the launch itself.
+
+Everything happens on CuPy's current stream and nothing waits for it, so that a training step can be
+captured in a CUDA graph.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minitl.backend import BFLOAT16
+from minitl.errors import UserError
+from minitl.kernels.cuda import compiler
+
+Array = Any  # a CuPy array
+
+STATIC_LIMIT = 48 << 10  # bytes of shared memory that a kernel gets without asking
+CTYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double", BFLOAT16: "bf16"}
+
+
+def cupy() -> Any:
+    """Return the module cupy; UserError where it is not installed."""
+    try:
+        import cupy as module
+    except ImportError as error:
+        raise UserError(
+            "computing on a GPU needs CuPy, which is not installed: "
+            "pip install 'minitl[cuda13]' (or cuda12, to fit the driver)"
+        ) from error
+    return module
+
+
+def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Return an uninitialised array on the current device, from CuPy's memory pool."""
+    return cupy().empty(shape, dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Return an array of zeros on the current device, from CuPy's memory pool."""
+    return cupy().zeros(shape, dtype)
+
+
+def contiguous(x: Array) -> Array:
+    """Return x in C order: itself, or a copy."""
+    return x if x.flags.c_contiguous else cupy().ascontiguousarray(x)
+
+
+def release_memory() -> None:
+    """Give memory in which nothing is in use any more back to the driver."""
+    cupy().get_default_memory_pool().free_all_blocks()
+    cupy().get_default_pinned_memory_pool().free_all_blocks()
+
+
+def ctype(dtype: DTypeLike) -> str:
+    """Return the kernels' name of an activation type: float, double or bf16 (which is held as uint16).
+
+    Raises TypeError for any other.
+    """
+    try:
+        return CTYPES[np.dtype(dtype)]
+    except KeyError:
+        raise TypeError(
+            "the CUDA kernels compute on float32, float64 and bfloat16 (held as uint16); "
+            f"got {np.dtype(dtype)}"
+        ) from None
+
+
+def real(dtype: DTypeLike) -> np.dtype:
+    """Return what arithmetic on such activations is done in: float64 for float64, else float32."""
+    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+
+
+def blocks(work: int, per_block: int, most: int = 1 << 16) -> int:
+    """Return how many blocks to start for so much work, of which a block does `per_block` at a time."""
+    return max(1, min(most, -(-work // per_block)))
+
+
+class _Module:
+    """The kernels of one compiled file, each looked up once."""
+
+    def __init__(self, path: Path) -> None:
+        self.get_function = cache(cupy().RawModule(path=str(path)).get_function)
+
+
+@cache
+def _load(device: int, stem: str, defines: tuple[tuple[str, object], ...]) -> _Module:
+    capability = cupy().cuda.Device(device).compute_capability  # "90", "120"
+    architecture = compiler.architecture((int(capability[:-1]), int(capability[-1])))
+    return _Module(compiler.cubin_path(stem, architecture, dict(defines)))
+
+
+def load_module(stem: str, defines: dict[str, object]) -> Any:
+    """Return `stem`.cu, compiled with these macros for the current device and loaded on it.
+
+    Its `get_function(name)` returns a kernel, called as kernel(grid, block, args, shared_mem=bytes).
+    """
+    return _load(cupy().cuda.Device().id, stem, tuple(sorted(defines.items())))
+
+
+def launch(
+    stem: str,
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    args: tuple[Any, ...],
+    *,
+    shared_mem: int = 0,
+    **defines: object,
+) -> None:
+    """Start the kernel `name` of `stem`.cu on the current stream.
+
+    args: CuPy arrays and NumPy numbers of the parameters' exact types; a Python number would be passed
+        with a size of its own. defines: the macros that the file is compiled with.
+    """
+    kernel = load_module(stem, defines).get_function(name)
+    if shared_mem > STATIC_LIMIT:
+        kernel.max_dynamic_shared_size_bytes = shared_mem
+    kernel(grid, block, args, shared_mem=shared_mem)
