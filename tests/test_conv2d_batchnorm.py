@@ -80,8 +80,10 @@ def test_equals_the_convolution_and_the_normalisation(case, state, form, wanted)
     n, height, (channels, filters), kernel, stride = case
     groups = 4 if channels == 8 else 1
     geometry = {"stride": stride, "padding": kernel // 2, "groups": groups}
-    given = inputs((n, height, 6, channels), filters, kernel, **geometry)
     training, needs = STATES[state]
+    # With fixed statistics a float32 convolution takes the scale into its filters, which rounds differently.
+    dtype = np.float32 if training else np.float64
+    given = inputs((n, height, 6, channels), filters, kernel, dtype, **geometry)
     arguments = given, wanted & set(needs), training, *form, geometry
     ours = run(ops.conv2d_batchnorm, *arguments)
     theirs = run(composed, *arguments)
@@ -188,7 +190,7 @@ def test_a_layer_after_a_convolution(mode, bias):
         y.backward(residual.data)
         results.append([y.data, x.grad, conv.weight.grad, bn.running_mean])
     for one, two in zip(*results, strict=True):
-        np.testing.assert_array_equal(one, two)
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
 
 
 def test_says_what_does_not_fit():

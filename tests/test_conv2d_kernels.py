@@ -62,7 +62,7 @@ def direct(arrays, geometry, lanes):
     """Return y, dx, dw by the direct algorithm."""
     x, weight, bias, dy = arrays
     return (
-        conv2d_direct.conv2d_forward(x, weight, bias, *geometry, lanes),
+        conv2d_direct.conv2d_forward(x, weight, None, bias, None, False, *geometry, lanes),
         conv2d_direct.conv2d_dx(dy, weight, x.shape, *geometry, lanes),
         conv2d_direct.conv2d_dw(dy, x, weight.shape, *geometry, lanes),
     )
@@ -72,7 +72,7 @@ def by_winograd(arrays, padding, m, lanes):
     """Return y, dx, dw by F(m x m)."""
     x, weight, bias, dy = arrays
     return (
-        winograd.conv2d_forward(x, weight, bias, padding, m, lanes),
+        winograd.conv2d_forward(x, weight, None, bias, None, False, padding, m, lanes),
         winograd.conv2d_dx(dy, weight, x.shape, padding, m, lanes),
         winograd.conv2d_dw(dy, x, weight.shape, padding, m, lanes),
     )
@@ -149,6 +149,54 @@ def test_direct_is_exact_for_every_geometry(lanes, shapes):
     x, weight, geometry = shapes
     arrays = make(x, weight, geometry, "integers")
     check_equal(direct(arrays, geometry, lanes), einsum(*arrays, *geometry))
+
+
+EPILOGUES = [(residual, relu) for residual in (False, True) for relu in (False, True)]
+each_epilogue = pytest.mark.parametrize("with_residual, relu", EPILOGUES)
+
+
+def make_epilogue(y, with_residual, kind="normal", seed=1):
+    """Return scale, shift and residual; scales are powers of two for "integers", so all is exact."""
+    random = np.random.default_rng(seed)
+    if kind == "integers":
+        scale = random.choice(np.array([-2, 0.5, 1, 4], np.float32), y[-1])
+        shift, residual = (random.integers(-9, 10, n).astype(np.float32) for n in (y[-1], y))
+    else:
+        scale, shift, residual = (
+            random.standard_normal(n).astype(np.float32) for n in (y[-1], y[-1], y)
+        )
+    return scale, shift, residual if with_residual else None
+
+
+def finish(y, scale, shift, residual, relu):
+    """Return what an epilogue makes of y, in float64."""
+    y = y.astype(np.float64) * scale + shift + (0 if residual is None else residual)
+    return np.maximum(y, 0) if relu else y
+
+
+@each_width
+@each_epilogue
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_direct_epilogue_is_exact(case, with_residual, relu, lanes):
+    x_shape, weight_shape, stride, padding, dilation, groups = case
+    geometry = stride, Padding2d(*padding), dilation, groups
+    arrays = make(x_shape, weight_shape, geometry, "integers")
+    x, weight, _, dy = arrays
+    plain = einsum(x, weight, None, dy, *geometry)[0]
+    epilogue = *make_epilogue(dy.shape, with_residual, "integers"), relu
+    y = conv2d_direct.conv2d_forward(x, weight, *epilogue, *geometry, lanes)
+    np.testing.assert_array_equal(y, finish(plain, *epilogue))
+
+
+@each_width
+@given(geometries(), st.sampled_from(EPILOGUES))
+def test_direct_epilogue_is_exact_for_every_geometry(lanes, shapes, options):
+    x_shape, weight_shape, geometry = shapes
+    x, weight, _, dy = make(x_shape, weight_shape, geometry, "integers")
+    plain = einsum(x, weight, None, dy, *geometry)[0]
+    epilogue = *make_epilogue(dy.shape, options[0], "integers"), options[1]
+    y = conv2d_direct.conv2d_forward(x, weight, *epilogue, *geometry, lanes)
+    np.testing.assert_array_equal(y, finish(plain, *epilogue))
 
 
 def test_direct_is_about_as_exact_as_numpy():
@@ -229,6 +277,61 @@ def test_winograd_for_every_shape(lanes, x_shape, k, padding, m):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-4 * np.abs(e).max(initial=1))
 
 
+@each_width
+@each_epilogue
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("case", WINOGRAD_CASES.values(), ids=WINOGRAD_CASES.keys())
+def test_winograd_epilogue_keeps_the_bound(case, m, with_residual, relu, lanes):
+    x_shape, k, padding = case
+    geometry = (1, 1), Padding2d(*padding), (1, 1), 1
+    arrays = make(x_shape, (k, 3, 3, x_shape[3]), geometry)
+    x, weight, _, dy = arrays
+    epilogue = make_epilogue(dy.shape, with_residual)
+    y = winograd.conv2d_forward(x, weight, *epilogue, relu, geometry[1], m, lanes)
+    expected = finish(einsum(x, weight, None, dy, *geometry)[0], *epilogue, relu)
+    yardstick = einsum(*(np.abs(a) for a in arrays), *geometry)[0] * np.abs(epilogue[0])
+    assert (np.abs(y - expected) <= BOUND[m] * yardstick.max()).all()
+    assert (y < 0).any() != relu
+
+
+@each_epilogue
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("setting", ["exact", "f2", "f4"])
+def test_epilogue_is_the_composition(setting, dtype, with_residual, relu):
+    geometry = (1, 1), Padding2d(1, 1, 1, 1), (1, 1), 1
+    x, weight, _, dy = (a.astype(dtype) for a in make((3, 9, 11, 40), (24, 3, 3, 40), geometry))
+    scale, shift, residual = make_epilogue(dy.shape, with_residual)
+    # Statistics come in float64, and a residual need not be contiguous.
+    scale, shift = scale.astype(np.float64), shift.astype(np.float64)
+    other = None if residual is None else np.asfortranarray(residual.astype(dtype))
+    before = conv2d.set_conv_algorithm(setting)
+    try:
+        y = conv2d.conv2d_scale_shift_forward(x, weight, scale, shift, other, relu, *geometry)
+        plain = conv2d.conv2d_forward(x, weight, None, *geometry)
+    finally:
+        conv2d.set_conv_algorithm(before)
+    expected = finish(plain, scale, shift, residual, relu)
+    assert y.dtype == dtype
+    assert y.flags.c_contiguous
+    eps = np.finfo(dtype).eps * (100 if setting == "f4" else 10)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=eps * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("setting", ["exact", "f2", "f4"])
+def test_a_nan_passes_the_epilogues_relu(setting):
+    geometry = (1, 1), Padding2d(1, 1, 1, 1), (1, 1), 1
+    x, weight, _, dy = make((1, 10, 10, 16), (16, 3, 3, 16), geometry)
+    scale, shift, residual = make_epilogue(dy.shape, True)
+    shift[3], residual[0, :, :, 5] = np.nan, np.nan
+    before = conv2d.set_conv_algorithm(setting)
+    try:
+        y = conv2d.conv2d_scale_shift_forward(x, weight, scale, shift, residual, True, *geometry)
+    finally:
+        conv2d.set_conv_algorithm(before)
+    assert np.isnan(y[..., [3, 5]]).all()
+    assert not np.isnan(np.delete(y, [3, 5], axis=3)).any()
+
+
 @pytest.mark.parametrize("setting", ["exact", "f2", "f4"])
 @pytest.mark.parametrize(
     "x_shape, k, stride",
@@ -237,15 +340,20 @@ def test_winograd_for_every_shape(lanes, x_shape, k, padding, m):
 def test_threads_do_not_change_a_bit(setting, x_shape, k, stride):
     geometry = (stride, stride), Padding2d(1, 1, 1, 1), (1, 1), 1
     arrays = make(x_shape, (k, 3, 3, x_shape[3]), geometry)
+    x, weight, bias, dy = arrays
+    finish = 1 + bias, bias, dy, True
     before, threads = conv2d.set_conv_algorithm(setting), numba.get_num_threads()
+    results = []
     try:
-        many = by_entry(arrays, geometry)
-        numba.set_num_threads(1)
-        one = by_entry(arrays, geometry)
+        for count in (threads, 1):
+            numba.set_num_threads(count)
+            y = conv2d.conv2d_scale_shift_forward(x, weight, *finish, *geometry)
+            results.append([*by_entry(arrays, geometry), y])
     finally:
         numba.set_num_threads(threads)
         conv2d.set_conv_algorithm(before)
-    check_equal(many, one)
+    for many, one in zip(*results, strict=True):
+        np.testing.assert_array_equal(many, one)
 
 
 def test_choice_of_the_algorithm():
@@ -288,7 +396,7 @@ def test_threads_do_not_meet_in_columns_that_two_panels_share():
     x, weight, bias, _ = arrays
     expected = conv2d_portable.conv2d_forward(x, weight, bias, *geometry)
     for _ in range(50):
-        y = conv2d_direct.conv2d_forward(x, weight, bias, *geometry, HOST)
+        y = conv2d_direct.conv2d_forward(x, weight, None, bias, None, False, *geometry, HOST)
         np.testing.assert_array_equal(y, expected)
 
 

@@ -17,12 +17,10 @@ from minitl.kernels.cpu.conv2d import (
     conv2d_dw,
     conv2d_dx,
     conv2d_forward,
+    conv2d_scale_shift_forward,
     set_conv_algorithm,
 )
-from minitl.kernels.cpu.conv2d_batchnorm import (
-    conv2d_scale_shift_forward,
-    conv2d_statistics_forward,
-)
+from minitl.kernels.cpu.conv2d_batchnorm import conv2d_statistics_forward
 from minitl.kernels.cpu.elementwise import (
     add_forward,
     concat_dx,

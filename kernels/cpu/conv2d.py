@@ -23,6 +23,7 @@ from functools import lru_cache
 import numpy as np
 
 from minitl.kernels.cpu import conv2d_direct, conv2d_portable, winograd
+from minitl.kernels.cpu.batchnorm import batchnorm_apply
 from minitl.kernels.cpu.conv2d_tables import PIXELS_IN_SET
 from minitl.kernels.cpu.microkernel import host_lanes
 from minitl.shapes import Padding2d, window_output_shape
@@ -35,6 +36,7 @@ __all__ = [
     "conv2d_dw",
     "conv2d_dx",
     "conv2d_forward",
+    "conv2d_scale_shift_forward",
     "set_conv_algorithm",
 ]
 
@@ -126,15 +128,53 @@ def conv2d_forward(
     groups: int,
 ) -> np.ndarray:
     """Return y, shape (N, P, Q, K)."""
+    return _forward(x, weight, None, bias, None, False, (stride, padding, dilation, groups))
+
+
+def conv2d_scale_shift_forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    residual: np.ndarray | None,
+    relu: bool,
+    stride: Pair,
+    padding: Padding2d,
+    dilation: Pair,
+    groups: int,
+) -> np.ndarray:
+    """Return conv2d(x, weight) * scale + shift [+ residual], cut off below zero if `relu`.
+
+    scale, shift: (K,). residual: of the shape of y. All of it is done while a part of y is in registers;
+    the filters are multiplied by the scale when they are packed.
+    """
     geometry = stride, padding, dilation, groups
+    return _forward(x, weight, scale, shift, residual, relu, geometry)
+
+
+def _forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray | None,
+    shift: np.ndarray | None,
+    residual: np.ndarray | None,
+    relu: bool,
+    geometry: tuple[Pair, Padding2d, Pair, int],
+) -> np.ndarray:
     algorithm, m = _plan(x.shape, weight.shape, x.dtype, *geometry)
     if algorithm == "portable":
-        return conv2d_portable.conv2d_forward(x, weight, bias, *geometry)
+        if scale is None or shift is None:
+            return conv2d_portable.conv2d_forward(x, weight, shift, *geometry)
+        y = conv2d_portable.conv2d_forward(x, weight, None, *geometry)
+        return batchnorm_apply(y, scale, shift, residual, relu)
     x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
-    bias = None if bias is None else np.ascontiguousarray(bias)
+    scale, shift, residual = (
+        None if a is None else np.ascontiguousarray(a, np.float32) for a in (scale, shift, residual)
+    )
+    epilogue = scale, shift, residual, relu
     if m:
-        return winograd.conv2d_forward(x, weight, bias, padding, m, host_lanes())
-    return conv2d_direct.conv2d_forward(x, weight, bias, *geometry, host_lanes())
+        return winograd.conv2d_forward(x, weight, *epilogue, geometry[1], m, host_lanes())
+    return conv2d_direct.conv2d_forward(x, weight, *epilogue, *geometry, host_lanes())
 
 
 def conv2d_dx(

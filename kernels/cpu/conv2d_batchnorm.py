@@ -5,26 +5,9 @@ x: N, H, W, C      weight: K, R, S, C/groups      y, residual: N, P, Q, K      s
 
 import numpy as np
 
-from minitl.kernels.cpu.batchnorm import batchnorm_apply, batchnorm_statistics
+from minitl.kernels.cpu.batchnorm import batchnorm_statistics
 from minitl.kernels.cpu.conv2d import Pair, conv2d_forward
 from minitl.shapes import Padding2d
-
-
-def conv2d_scale_shift_forward(
-    x: np.ndarray,
-    weight: np.ndarray,
-    scale: np.ndarray,
-    shift: np.ndarray,
-    residual: np.ndarray | None,
-    relu: bool,
-    stride: Pair,
-    padding: Padding2d,
-    dilation: Pair,
-    groups: int,
-) -> np.ndarray:
-    """Return conv2d(x, weight) * scale + shift [+ residual], cut off below zero if `relu`."""
-    y = conv2d_forward(x, weight, None, stride, padding, dilation, groups)
-    return batchnorm_apply(y, scale, shift, residual, relu)
 
 
 def conv2d_statistics_forward(

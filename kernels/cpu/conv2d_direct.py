@@ -45,6 +45,7 @@ from minitl.kernels.cpu.conv2d_tables import (
     cover_by_vectors,
     dx_gathers,
     forward_gather,
+    ones_of,
     picture_sets,
     zeros_of,
 )
@@ -95,6 +96,8 @@ def _multiply_block(  # type: ignore[no-untyped-def]
     panels,
     start,
     y,
+    residual,
+    relu,
     begin,
     end,
     first_panel,
@@ -102,7 +105,7 @@ def _multiply_block(  # type: ignore[no-untyped-def]
 ):
     """Compute pixels [begin, end) of one set of pictures, in the columns of some panels.
 
-    x, y: addresses of the set.
+    x, y, residual: addresses of the set; no residual: 0.
     """
     taps, pixels = len(gather) - 1, gather.shape[1]
     sources = np.int64(gather.ctypes.data)
@@ -116,6 +119,8 @@ def _multiply_block(  # type: ignore[no-untyped-def]
         filters = packed.ctypes.data + 4 * panels[panel, 4] * taps * depth
         for tap in range(0, taps, some_taps):
             for k in range(0, depth, some_depth):
+                last = tap + some_taps >= taps and k + some_depth >= depth
+                other = residual + 4 * column if last and residual != 0 else np.int64(0)
                 for pixel in range(begin, end, height):
                     multiply_rows(
                         lanes,
@@ -131,6 +136,8 @@ def _multiply_block(  # type: ignore[no-untyped-def]
                         y + 4 * column,
                         results + 4 * pixel,
                         tap + k,
+                        other,
+                        np.int64(relu and last),
                     )
 
 
@@ -148,12 +155,15 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
     start,
     y,
     y_step,
+    residual,
+    relu,
     sets,
     block,
     parts,
 ):
     """Compute y at all pixels: the sum over taps of rows of x times packed filters, plus start.
 
+    residual: address of an array like y that is added, or 0. relu: whether to cut off what is below zero.
     x_step, y_step: floats from one set of pictures to the next. block: pixels in a task. parts: tasks that
     the panels are divided among.
     """
@@ -174,6 +184,8 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
             panels,
             start,
             y.ctypes.data + 4 * picture_set * y_step,
+            residual + 4 * picture_set * y_step if residual != 0 else np.int64(0),
+            relu,
             begin,
             min(begin + block, pixels),
             _first_panel(panels, part, parts),
@@ -308,21 +320,29 @@ def _combine_sums(lanes, height, sums, run, columns, tiles, dw):  # type: ignore
 def conv2d_forward(
     x: np.ndarray,
     weight: np.ndarray,
-    bias: np.ndarray | None,
+    scale: np.ndarray | None,
+    shift: np.ndarray | None,
+    residual: np.ndarray | None,
+    relu: bool,
     stride: Pair,
     padding: Padding2d,
     dilation: Pair,
     groups: int,
     lanes: int,
 ) -> np.ndarray:
-    """Return y, shape (N, P, Q, K)."""
+    """Return y = [relu](conv(x, weight) * scale + shift [+ residual]), shape (N, P, Q, K)."""
     n, h, w, c = x.shape
     k, r, s, cg = weight.shape
     if k < lanes:
         merged = pad_axis(merge_groups(weight, groups, groups), 0, lanes)
-        wide_bias = None if bias is None else pad_axis(bias, 0, lanes)
-        y = conv2d_forward(x, merged, wide_bias, stride, padding, dilation, 1, lanes)
-        return narrow(y, k)
+        if scale is not None:
+            scale = pad_axis(scale, 0, lanes)
+        if shift is not None:
+            shift = pad_axis(shift, 0, lanes)
+        y = conv2d_forward(
+            x, merged, scale, shift, None, False, stride, padding, dilation, 1, lanes
+        )
+        return _finish(narrow(y, k), residual, relu)
     p, q = window_output_shape(h, w, (r, s), stride, padding, dilation)
     merge = merge_count(groups, k // groups, cg, lanes)
     weight, groups = merge_groups(weight, groups, merge), groups // merge
@@ -336,14 +356,36 @@ def conv2d_forward(
     panels = cover_by_panels(k // groups, groups, lanes)
     filters = weight.reshape(k, -1)
     packed = memory.empty((filters.shape[1] * int(panels[:, 1].sum()) * lanes,), x.dtype)
-    pack_forward(filters, lanes, panels, packed)
-    start = zeros_of(k) if bias is None else bias
+    pack_forward(filters, ones_of(k) if scale is None else scale, lanes, panels, packed)
+    start = zeros_of(k) if shift is None else shift
     height = ROWS_HEIGHT[lanes]
     for first, pictures, sets in picture_sets(n, p * q):
         gather = forward_gather(
             pictures, (h, w, c), (p, q, k), (r, s), stride, padding, dilation, height
         )
-        _multiply(lanes, x[first:], depth, gather, packed, panels, start, y[first:], pictures, sets)
+        _multiply(
+            lanes,
+            x[first:],
+            depth,
+            gather,
+            packed,
+            panels,
+            start,
+            y[first:],
+            None if residual is None else residual[first:],
+            relu,
+            pictures,
+            sets,
+        )
+    return y
+
+
+def _finish(y: np.ndarray, residual: np.ndarray | None, relu: bool) -> np.ndarray:
+    """Return y [+ residual], cut off below zero if `relu`, in place."""
+    if residual is not None:
+        y += residual
+    if relu:
+        np.maximum(y, 0, out=y)
     return y
 
 
@@ -356,6 +398,8 @@ def _multiply(
     panels: np.ndarray,
     start: np.ndarray,
     y: np.ndarray,
+    residual: np.ndarray | None,
+    relu: bool,
     pictures: int,
     sets: int,
 ) -> None:
@@ -375,6 +419,8 @@ def _multiply(
         start,
         y,
         pictures * y[0].size,
+        0 if residual is None else residual.ctypes.data,
+        relu,
         sets,
         block,
         min(len(panels), -(-TASKS // tasks)),
@@ -426,6 +472,8 @@ def conv2d_dx(
                 panels,
                 zeros,
                 dx[first:],
+                None,
+                False,
                 pictures,
                 sets,
             )

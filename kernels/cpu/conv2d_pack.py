@@ -15,8 +15,8 @@ Pair = tuple[int, int]
 
 
 @kernel(parallel=True)
-def pack_forward(weight, lanes, panels, packed):  # type: ignore[no-untyped-def]
-    """Transpose filters (K, depth) to panels (depth, columns)."""
+def pack_forward(weight, scale, lanes, panels, packed):  # type: ignore[no-untyped-def]
+    """Transpose filters (K, depth), each times its scale, to panels (depth, columns)."""
     depth = weight.shape[1]
     pieces = (depth + 255) // 256
     for task in prange(len(panels) * pieces):
@@ -26,8 +26,9 @@ def pack_forward(weight, lanes, panels, packed):  # type: ignore[no-untyped-def]
         place = panels[panel, 4] * depth
         for k0 in range(begin, min(begin + 256, depth), 16):
             for j in range(width):
+                factor = scale[first + j]
                 for k in range(k0, min(k0 + 16, depth)):
-                    packed[place + k * width + j] = weight[first + j, k]
+                    packed[place + k * width + j] = weight[first + j, k] * factor
 
 
 @kernel(parallel=True)

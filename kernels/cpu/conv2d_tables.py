@@ -167,6 +167,12 @@ def zeros_of(size: int) -> np.ndarray:
     return np.zeros(size, np.float32)
 
 
+@lru_cache(maxsize=32)
+def ones_of(size: int) -> np.ndarray:
+    """Return ones that are only read: filters that keep their scale."""
+    return np.ones(size, np.float32)
+
+
 @lru_cache(maxsize=256)
 def cover_by_tiles(kg: int, lanes: int) -> np.ndarray:
     """Cover `kg` columns of dy by tiles, int32 (3, tiles).

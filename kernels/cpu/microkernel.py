@@ -99,6 +99,11 @@ class Emitter:
             function = ir.Function(self.builder.module, kind, name)
         return self.builder.call(function, [a, b, c])
 
+    def relu(self, value: ir.Value) -> ir.Value:
+        """Return a vector with what is below zero replaced by zero; a NaN stays."""
+        zero = self.constant(0)
+        return self.builder.select(self.builder.fcmp_ordered("<", value, zero), zero, value)
+
     def constant(self, number: float) -> ir.Value:
         """Return a vector of equal numbers."""
         return ir.Constant(self.vector, [float(number)] * self.lanes)
@@ -108,6 +113,28 @@ class Emitter:
         offset = self.builder.sext(self.load(offset_address, I32), I64)
         negative = self.builder.icmp_signed("<", offset, I64(0))
         return self.builder.select(negative, outside, self.at(base, offset))
+
+    def when(
+        self,
+        number: ir.Value,
+        values: Sequence[ir.Value],
+        body: Callable[[Sequence[ir.Value]], Sequence[ir.Value]],
+    ) -> list[ir.Value]:
+        """Write `if number: values = body(values)` and return the values after it."""
+        builder = self.builder
+        before = builder.block
+        then, after = builder.append_basic_block("then"), builder.append_basic_block("after")
+        builder.cbranch(builder.icmp_signed("!=", number, I64(0)), then, after)
+        builder.position_at_end(then)
+        results = body(values)
+        builder.branch(after)
+        end = builder.block
+        builder.position_at_end(after)
+        last = [builder.phi(value.type) for value in values]
+        for phi, old, new in zip(last, values, results, strict=True):
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, end)
+        return last
 
     def repeat(
         self,
@@ -203,6 +230,8 @@ def _rows_tile(lanes: int, vectors: int) -> Callable[..., None]:
         c: ir.Value,
         c_table: ir.Value,
         add: ir.Value,
+        other: ir.Value,
+        relu: ir.Value,
     ) -> None:
         def tap(values: list[ir.Value]) -> list[ir.Value]:
             table, b, *sums = values
@@ -232,6 +261,16 @@ def _rows_tile(lanes: int, vectors: int) -> Callable[..., None]:
             for j in range(vectors):
                 q = i * vectors + j
                 sums[q] = emit.builder.fadd(before[j], sums[q])
+
+        def add_other(sums: Sequence[ir.Value]) -> list[ir.Value]:
+            others: list[ir.Value] = []
+            for offset in offsets:
+                row = emit.at(other, emit.builder.sext(offset, I64))
+                others += emit.load_vectors(row, vectors)
+            return [emit.builder.fadd(*pair) for pair in zip(sums, others, strict=True)]
+
+        sums = emit.when(other, sums, add_other)
+        sums = emit.when(relu, sums, lambda sums: [emit.relu(total) for total in sums])
         for i in range(height):
             for j in range(vectors):
                 emit.store(sums[i * vectors + j], emit.at(rows[i], j * lanes))
@@ -307,7 +346,21 @@ _gather_rows = make_intrinsic({(8,): _write_gather, (16,): _write_gather})
 
 @kernel()
 def multiply_rows(  # type: ignore[no-untyped-def]
-    lanes, vectors, a, outside, table, table_step, taps, depth, b, start, c, c_table, add
+    lanes,
+    vectors,
+    a,
+    outside,
+    table,
+    table_step,
+    taps,
+    depth,
+    b,
+    start,
+    c,
+    c_table,
+    add,
+    other,
+    relu,
 ):
     """Compute one tile of a product whose left rows are found through a table.
 
@@ -318,8 +371,29 @@ def multiply_rows(  # type: ignore[no-untyped-def]
     for i < ROWS_HEIGHT[lanes], j < W, where A(t, i) is a + table[t * table_step + i], or `outside` if that
     entry is negative. Tables are int32, in floats. With add, the sum is added to c instead of to start: long
     sums are taken in several calls, because one chain of thousands of additions loses too many digits.
+
+    What follows a finished sum is done before it leaves the registers: `other`, if not 0, is an address from
+    which other[c_table[i] + j] is added, and with `relu` what is below zero is cut off.
     """
-    _rows((lanes, vectors, a, outside, table, table_step, taps, depth, b, start, c, c_table, add))
+    _rows(
+        (
+            lanes,
+            vectors,
+            a,
+            outside,
+            table,
+            table_step,
+            taps,
+            depth,
+            b,
+            start,
+            c,
+            c_table,
+            add,
+            other,
+            relu,
+        )
+    )
 
 
 @kernel()

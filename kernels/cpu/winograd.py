@@ -30,7 +30,7 @@ from numba import get_thread_id, prange  # type: ignore[attr-defined]
 from minitl.kernels.cpu import memory
 from minitl.kernels.cpu.conv2d_direct import LONGEST_SUM
 from minitl.kernels.cpu.conv2d_pack import pack_dx, pack_forward
-from minitl.kernels.cpu.conv2d_tables import cover_by_panels, zeros_of
+from minitl.kernels.cpu.conv2d_tables import cover_by_panels, ones_of, zeros_of
 from minitl.kernels.cpu.jit import kernel, most_threads
 from minitl.kernels.cpu.microkernel import (
     OUTER_HEIGHT,
@@ -69,15 +69,14 @@ def _copy_tile(source, h, w, channels, top, left, size, target):  # type: ignore
 
 @kernel()
 def _transform_tiles(  # type: ignore[no-untyped-def]
-    lanes, m, is_dy, x, top, left, rows, columns, first, count, target, step, patch
+    lanes, m, size, x, top, left, rows, columns, first, count, target, step, patch
 ):
     """Transform tiles [first, first + count) of pictures x (N, H, W, C) to target[point][tile][C].
 
-    Pixels: tiles of m + 2, from (-top, -left) on, m apart. dy: tiles of m, side by side. target: an address;
-    step: floats from point to point. patch: room for a tile.
+    Tiles of pixels, of size m + 2, from (-top, -left) on, m apart; or of dy, of size m, side by side. target:
+    an address; step: floats from point to point. patch: room for a tile.
     """
     _, h, w, channels = x.shape
-    size = m if is_dy else m + 2
     points = m + 2
     for tile in range(count):
         picture = (first + tile) // (rows * columns)
@@ -91,22 +90,27 @@ def _transform_tiles(  # type: ignore[no-untyped-def]
             _copy_tile(x[picture], h, w, channels, i, j, size, patch)
             source, row_step = np.int64(patch.ctypes.data), size * channels
         into = target + 4 * tile * channels
-        if is_dy:
+        if size == m:
             transform_dy(
-                (lanes, m, source, row_step, channels, into, points * step, step, 0, channels)
+                (lanes, m, source, row_step, channels, into, points * step, step, channels)
             )
         else:
             transform_pixels(
-                (lanes, m, source, row_step, channels, into, points * step, step, 0, channels)
+                (lanes, m, source, row_step, channels, into, points * step, step, channels)
             )
 
 
 @kernel()
-def _finish_tiles(lanes, m, source, step, bias, y, rows, columns, first, count, patch):  # type: ignore[no-untyped-def]
-    """Transform products source[point][tile][K] of tiles [first, first + count) to pixels of y."""
+def _finish_tiles(  # type: ignore[no-untyped-def]
+    lanes, m, source, step, shift, residual, adds, relu, y, rows, columns, first, count, patch
+):
+    """Transform products source[point][tile][K] of tiles [first, first + count) to pixels of y.
+
+    adds: whether to add the residual.
+    """
     _, p, q, k = y.shape
     points = m + 2
-    add = bias.ctypes.data
+    plus = shift.ctypes.data
     for tile in range(count):
         picture = (first + tile) // (rows * columns)
         place = first + tile - picture * rows * columns
@@ -114,16 +118,22 @@ def _finish_tiles(lanes, m, source, step, bias, y, rows, columns, first, count, 
         i, j = row * m, (place - row * columns) * m
         start = source + 4 * tile * k
         if i + m <= p and j + m <= q:
-            into = y.ctypes.data + 4 * (((picture * p + i) * q + j) * k)
-            transform_results((lanes, m, start, points * step, step, into, q * k, k, add, k))
-        else:
+            place = 4 * (((picture * p + i) * q + j) * k)
+            into = y.ctypes.data + place
+            other = residual.ctypes.data + place if adds else 0
             transform_results(
-                (lanes, m, start, points * step, step, patch.ctypes.data, m * k, k, add, k)
+                (lanes, m, start, points * step, step, into, q * k, k, k, plus, other, relu)
             )
+        else:
+            into = patch.ctypes.data
+            transform_results((lanes, m, start, points * step, step, into, m * k, k, k, plus, 0, 0))
             for a in range(min(m, p - i)):
                 for b in range(min(m, q - j)):
+                    pixel, other = y[picture, i + a, j + b], residual[picture, i + a, j + b]
                     for c in range(k):
-                        y[picture, i + a, j + b, c] = patch[(a * m + b) * k + c]
+                        value = patch[(a * m + b) * k + c]
+                        value += other[c] if adds else np.float32(0)
+                        pixel[c] = np.float32(0) if relu and value < 0 else value
 
 
 @kernel()
@@ -168,6 +178,8 @@ def _multiply_tiles(  # type: ignore[no-untyped-def]
                     target + 4 * (point * target_step + tile * k + panels[panel, 0]),
                     table + 4 * pixels,
                     c,
+                    np.int64(0),
+                    np.int64(0),
                 )
 
 
@@ -193,7 +205,6 @@ def _transform_filters(lanes, m, packed, depth, panels, filters, step):  # type:
                     target + 4 * c * width,
                     points * step,
                     step,
-                    0,
                     width,
                 )
             )
@@ -212,7 +223,10 @@ def _forward_by_blocks(  # type: ignore[no-untyped-def]
     panels,
     zeros,
     tables,
-    bias,
+    shift,
+    residual,
+    adds,
+    relu,
     y,
     block,
     room,
@@ -233,7 +247,7 @@ def _forward_by_blocks(  # type: ignore[no-untyped-def]
         first = task * block
         count = min(block, tiles - first)
         _transform_tiles(
-            lanes, m, False, x, top, left, rows, columns, first, count, source, step, patch
+            lanes, m, m + 2, x, top, left, rows, columns, first, count, source, step, patch
         )
         for point in range(points):
             _multiply_tiles(
@@ -252,7 +266,22 @@ def _forward_by_blocks(  # type: ignore[no-untyped-def]
                 target,
                 target_step,
             )
-        _finish_tiles(lanes, m, target, target_step, bias, y, rows, columns, first, count, patch)
+        _finish_tiles(
+            lanes,
+            m,
+            target,
+            target_step,
+            shift,
+            residual,
+            adds,
+            relu,
+            y,
+            rows,
+            columns,
+            first,
+            count,
+            patch,
+        )
 
 
 @kernel(parallel=True)
@@ -268,7 +297,10 @@ def _forward_by_points(  # type: ignore[no-untyped-def]
     panels,
     zeros,
     tables,
-    bias,
+    shift,
+    residual,
+    adds,
+    relu,
     y,
     block,
     room,
@@ -292,7 +324,7 @@ def _forward_by_points(  # type: ignore[no-untyped-def]
             _transform_tiles(
                 lanes,
                 m,
-                False,
+                m + 2,
                 x,
                 top,
                 left,
@@ -327,7 +359,10 @@ def _forward_by_points(  # type: ignore[no-untyped-def]
                 m,
                 target + 16 * task * k,
                 target_step,
-                bias,
+                shift,
+                residual,
+                adds,
+                relu,
                 y,
                 rows,
                 columns,
@@ -358,7 +393,7 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
             _transform_tiles(
                 lanes,
                 m,
-                False,
+                m + 2,
                 x,
                 top,
                 left,
@@ -373,10 +408,10 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
             _transform_tiles(
                 lanes,
                 m,
-                True,
+                m,
                 dy,
-                0,
-                0,
+                np.int64(0),
+                np.int64(0),
                 rows,
                 columns,
                 begin,
@@ -428,7 +463,6 @@ def _finish_dw(lanes, height, m, sums, panels, starts, dw):  # type: ignore[no-u
                         target,
                         3 * channels,
                         channels,
-                        0,
                         width,
                     )
                 )
@@ -457,13 +491,16 @@ def _convolve(
     x: np.ndarray,
     packed: np.ndarray,
     panels: np.ndarray,
-    bias: np.ndarray,
+    shift: np.ndarray | None,
+    residual: np.ndarray | None,
+    relu: bool,
     y_shape: tuple[int, ...],
     top: int,
     left: int,
     m: int,
     lanes: int,
 ) -> np.ndarray:
+    zeros = zeros_of(max(x.shape[3], y_shape[3]))
     channels, k = x.shape[3], y_shape[3]
     n, p, q, _ = y_shape
     height = ROWS_HEIGHT[lanes]
@@ -491,9 +528,12 @@ def _convolve(
         filters,
         filter_step,
         panels,
-        zeros_of(max(channels, k)),
+        zeros,
         _tile_tables(height, channels, k),
-        bias,
+        zeros if shift is None else shift,
+        y if residual is None else residual,
+        residual is not None,
+        relu,
         y,
         block,
         _room(points, block, channels, k, parts),
@@ -505,20 +545,27 @@ def _convolve(
 def conv2d_forward(
     x: np.ndarray,
     weight: np.ndarray,
-    bias: np.ndarray | None,
+    scale: np.ndarray | None,
+    shift: np.ndarray | None,
+    residual: np.ndarray | None,
+    relu: bool,
     padding: Padding2d,
     m: int,
     lanes: int,
 ) -> np.ndarray:
-    """Return y, shape (N, P, Q, K), by F(m x m). C and K must be at least `lanes`."""
+    """Return y = [relu](conv(x, weight) * scale + shift [+ residual]), shape (N, P, Q, K), by F(m x m).
+
+    C and K must be at least `lanes`.
+    """
     n, h, w, c = x.shape
     k = len(weight)
     panels = cover_by_panels(k, 1, lanes)
     packed = memory.empty((9 * c * int(panels[:, 1].sum()) * lanes,), x.dtype)
-    pack_forward(weight.reshape(k, -1), lanes, panels, packed)
+    factors = ones_of(k) if scale is None else scale
+    pack_forward(weight.reshape(k, -1), factors, lanes, panels, packed)
     p, q = h + padding.top + padding.bottom - 2, w + padding.left + padding.right - 2
-    start = zeros_of(k) if bias is None else bias
-    return _convolve(x, packed, panels, start, (n, p, q, k), padding.top, padding.left, m, lanes)
+    y_shape, top, left = (n, p, q, k), padding.top, padding.left
+    return _convolve(x, packed, panels, shift, residual, relu, y_shape, top, left, m, lanes)
 
 
 def conv2d_dx(
@@ -535,7 +582,7 @@ def conv2d_dx(
     packed = memory.empty((9 * k * int(panels[:, 1].sum()) * lanes,), dy.dtype)
     pack_dx(weight.reshape(k, 9, c), np.arange(8, -1, -1), 1, lanes, panels, packed)
     top, left = 2 - padding.top, 2 - padding.left
-    return _convolve(dy, packed, panels, zeros_of(c), x_shape, top, left, m, lanes)
+    return _convolve(dy, packed, panels, None, None, False, x_shape, top, left, m, lanes)
 
 
 def conv2d_dw(

@@ -78,11 +78,12 @@ def _combine(emit: Emitter, row: Sequence[float], values: list[ir.Value]) -> ir.
     return total
 
 
-def _transform(*matrices: Matrix, with_added: bool = False) -> Callable[..., None]:
-    """Return what writes: target = M source M^T (+ added), with M the product of the matrices.
+def _transform(*matrices: Matrix, finishes: bool = False) -> Callable[..., None]:
+    """Return what writes: target = M source M^T, with M the product of the matrices.
 
-    Steps and channels are in floats; `added` is a row of channels. The last vector of channels is moved back
-    to end with the row, so there must be at least one vector's worth.
+    Steps and channels are in floats. The last vector of channels is moved back to end with the row, so there
+    must be at least one vector's worth. One that finishes results adds `added`, a row of channels, then what
+    stands at `other`, laid out as the target, unless that is 0, and with `relu` cuts off what is below zero.
     """
 
     def apply(emit: Emitter, values: list[ir.Value]) -> list[ir.Value]:
@@ -98,8 +99,10 @@ def _transform(*matrices: Matrix, with_added: bool = False) -> Callable[..., Non
         target: ir.Value,
         target_row_step: ir.Value,
         target_column_step: ir.Value,
-        added: ir.Value,
         channels: ir.Value,
+        added: ir.Value | None = None,
+        other: ir.Value | None = None,
+        relu: ir.Value | None = None,
     ) -> None:
         builder = emit.builder
         size = len(matrices[-1][0])
@@ -115,14 +118,31 @@ def _transform(*matrices: Matrix, with_added: bool = False) -> Callable[..., Non
             base = emit.at(source, here)
             columns = []
             for j in range(size):
-                places = [place(base, i, row_step, j, column_step) for i in range(size)]
-                columns.append(apply(emit, [emit.load(at, emit.vector) for at in places]))
-            base = emit.at(target, here)
-            plus = emit.load(emit.at(added, here), emit.vector) if with_added else None
-            for i in range(len(columns[0])):
-                for j, value in enumerate(apply(emit, [column[i] for column in columns])):
-                    result = builder.fadd(value, plus) if with_added else value
-                    emit.store(result, place(base, i, target_row_step, j, target_column_step))
+                column = [place(base, i, row_step, j, column_step) for i in range(size)]
+                columns.append(apply(emit, [emit.load(at, emit.vector) for at in column]))
+            rows = [apply(emit, [column[i] for column in columns]) for i in range(len(columns[0]))]
+            results = [value for row in rows for value in row]
+
+            def places(base: ir.Value) -> list[ir.Value]:
+                base = emit.at(base, here)
+                return [
+                    place(base, i, target_row_step, j, target_column_step)
+                    for i, row in enumerate(rows)
+                    for j in range(len(row))
+                ]
+
+            if finishes:
+                plus = emit.load(emit.at(added, here), emit.vector)
+                results = [builder.fadd(value, plus) for value in results]
+
+                def add_other(values: Sequence[ir.Value]) -> list[ir.Value]:
+                    others = [emit.load(at, emit.vector) for at in places(other)]
+                    return [builder.fadd(*pair) for pair in zip(values, others, strict=True)]
+
+                results = emit.when(other, results, add_other)
+                results = emit.when(relu, results, lambda values: [emit.relu(v) for v in values])
+            for value, at in zip(results, places(target), strict=True):
+                emit.store(value, at)
             return [builder.add(channel, I64(emit.lanes))]
 
         rounds = builder.sdiv(builder.add(channels, I64(emit.lanes - 1)), I64(emit.lanes))
@@ -144,7 +164,7 @@ transform_filters = make_intrinsic(
 )
 transform_results = make_intrinsic(
     {
-        v: _transform(_transposed(RESULT_HALVES[v[1]]), BUTTERFLY[v[1]], with_added=True)
+        v: _transform(_transposed(RESULT_HALVES[v[1]]), BUTTERFLY[v[1]], finishes=True)
         for v in VARIANTS
     }
 )
