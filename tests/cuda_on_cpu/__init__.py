@@ -1,0 +1,1 @@
+"""Runs our CUDA kernels on the CPU and watches what they do; see README.md."""

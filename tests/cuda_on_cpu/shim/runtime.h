@@ -1,0 +1,100 @@
+// What the runtime's own files share; kernels never see it.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "cushim.h"
+
+namespace cushim {
+
+struct Buffer {  // memory that a launch may touch
+  char* base;
+  size_t size;
+  const char* name;
+  int read_only;
+};
+
+struct Launch {  // filled by host_module.py: keep the two alike
+  unsigned grid[3], block[3];
+  size_t shared_size;
+  int order;  // of blocks and threads: 0 forward, 1 backward, 2 random by seed
+  unsigned seed;
+  int check;       // whether memory accesses are watched
+  int async_late;  // cp.async copies at its wait (else at once)
+  const Buffer* buffers;
+  int buffer_count;
+  char* arena;  // holds the buffers, with free space between them
+  size_t arena_size;
+  char* parameters;  // the kernel's arguments and the pointers to them
+  size_t parameters_size;
+};
+
+typedef std::vector<unsigned> Clock;  // for each thread of the block, how far it is known
+
+// What a thread had seen at a __threadfence, for whoever reads an atomic that it writes afterwards.
+struct Release {
+  const void* address;
+  unsigned block, epoch;
+  Clock clock;
+  std::vector<const Release*> acquired;
+};
+
+struct Copy {  // one cp.async
+  void* to;
+  const void* from;
+  int bytes, bytes_read;
+  bool done;
+};
+
+struct Thread : ThreadHead {
+  enum State { READY, WAITING, EXITED } state;
+  const char* waiting_in;
+  Site waiting_at;
+  void* context;  // the stack pointer while it does not run
+  char* stack;
+  Clock clock;
+  std::vector<const Release*> acquired;
+  const Release* fenced;
+  std::vector<Copy> open_copies;                // not yet committed
+  std::vector<std::vector<Copy>> copy_groups;  // committed, oldest first
+};
+
+const size_t STACK_SIZE = 64 << 10;
+
+extern const Launch* active;  // the launch under way
+extern std::vector<Thread> threads;
+extern char *static_shared, *dynamic_shared_base;  // this block's shared memory
+extern size_t static_shared_size;
+
+Thread& self();
+unsigned random_number();
+const char* base_name(const char* path);
+void report(const std::string& message);  // an error, after which the kernel may go on
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// One operation of a whole warp. The last of the threads in `mask` to arrive runs `work` for all of
+// them: arguments[lane] is what that lane passed.
+struct WarpOperation {
+  const char* name;
+  unsigned mask;
+  Site site;
+  int first_thread;
+  int arrived;
+  void* arguments[32];
+};
+void warp_operation(const char* name, unsigned mask, void* argument, void (*work)(WarpOperation&),
+                    Site site);
+
+// checker.cpp
+enum Access : unsigned char { READ = 1, WRITE = 2, ATOMIC = 4 };
+void access(const void* p, size_t bytes, int kind, void* pc, Thread& thread);
+void checker_begin();
+void checker_begin_block(unsigned block);
+void checker_end();
+void order_block();                                         // all came through a barrier
+void order_warp(unsigned mask, int first_thread);           // these came through __syncwarp
+void forget_initialisation(const void* shared, size_t bytes);  // a copy into it is on its way
+
+}  // namespace cushim
+
+#define CUSHIM_PC __builtin_return_address(0)
