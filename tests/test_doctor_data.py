@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minitl.cli import main
 from minitl.data.doctor import Diagnosis, diagnose
 from minitl.data.folder import scan
 
@@ -167,3 +168,19 @@ def test_a_jpeg_with_another_usual_suffix_is_no_news(folder: Path) -> None:
     photograph(777).save(buffer, format="JPEG")
     (folder / "train/cat/x.jpeg").write_bytes(buffer.getvalue())
     assert examine(folder).findings == []
+
+
+def test_the_command_prints_a_table_and_fails_on_errors(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor-data", str(folder), "--size", "64"]) == 0
+    out = capsys.readouterr().out
+    assert "cat        12       3" in out and "30 pictures, nothing found" in out
+    (folder / "train/cat/bad.jpg").write_bytes(b"")
+    assert main(["doctor-data", str(folder), "--size", "64"]) == 1
+    captured = capsys.readouterr()
+    assert "error    cannot be read: the file is empty" in captured.out
+    assert "train/cat/bad.jpg" in captured.out and "1 error(s)" in captured.err
+    assert main(["doctor-data", str(folder), "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["healthy"] is False and content["counts"]["train"] == [13, 12]

@@ -184,14 +184,14 @@ class Loader:
         for place in range(start, min(stop, len(batch.indices))):
             index = int(batch.indices[place])
             try:
-                crop = self._crop(index, epoch)
+                crop = self.crop(index, epoch)
                 self.preprocessing.normalise(crop, out=batch.images[place])
             except Exception as error:
                 error.add_note(f"while preparing {self.root / self.samples[index].path}")
                 raise
 
-    def _crop(self, index: int, epoch: int) -> np.ndarray:
-        """Return the finished part of a picture: (crop, crop, 3) uint8."""
+    def crop(self, index: int, epoch: int) -> np.ndarray:
+        """Return what the network is shown of a picture in an epoch: (crop, crop, 3) uint8, RGB."""
         picture: np.ndarray | Image.Image | None = self._cache.get(index)
         if self.augment is None:
             if isinstance(picture, np.ndarray):

@@ -1,0 +1,50 @@
+"""The command line: arguments in, one call of the library, a message out.
+
+One file for each command: `add` declares its arguments, `run` carries it out. Libraries are imported by
+`run`, so that `--help` is quick.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from minitl import __version__
+from minitl.cli import convert, doctor_data, evaluate, finetune, inspect, predict
+from minitl.errors import InterruptedRunError, UserError
+
+COMMANDS = (finetune, evaluate, predict, inspect, convert, doctor_data)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code (0 good, 1 an error that was explained, 130 Ctrl-C)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+        return 0
+    except (UserError, OSError, KeyboardInterrupt, MemoryError) as error:
+        if options.debug:
+            raise
+        print(f"minitl: {_explain(error)}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt | InterruptedRunError) else 1
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    if isinstance(error, MemoryError):
+        return "out of memory; try a smaller --batch-size"
+    return "interrupted"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="minitl", description="Transfer learning on your own pictures, on a plain CPU."
+    )
+    parser.add_argument("--version", action="version", version=f"minitl {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        command = module.add(commands)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser

@@ -1,0 +1,7 @@
+"""`python -m minitl.cli`, the same as `minitl`."""
+
+import sys
+
+from minitl.cli import main
+
+sys.exit(main())
