@@ -175,7 +175,7 @@ def _padding_for(
     if x.ndim != 4:
         raise ValueError(f"padding 'same' needs pictures of shape (N, H, W, C); got {x.shape}")
     window = pair(kernel, "kernel_size"), pair(stride, "stride"), pair(dilation, "dilation")
-    return same_padding(*x.shape[1:3], *window)
+    return same_padding(x.shape[1], x.shape[2], *window)
 
 
 class Sequential(Module):

@@ -26,7 +26,9 @@ def pictures(n, size, dtype=np.float64):
     return np.random.default_rng(0).standard_normal((n, size, size, 3)).astype(dtype)
 
 
-@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+@pytest.mark.parametrize(
+    "arch", [*torch_resnet.NETWORKS, *(a for a in models.ARCHITECTURES if "cifar" in a)]
+)
 def test_names_and_shapes_are_those_of_the_original(arch):
     theirs = torch_resnet.make(arch, **({"shortcut": "B"} if "cifar" in arch else {}))
     ours = models.create(arch, seed=None, **({"shortcut": "B"} if "cifar" in arch else {}))

@@ -12,7 +12,7 @@ import numpy as np
 
 from minitl import nn, ops
 from minitl.models.classifier import Classifier, preprocessing
-from minitl.models.resnet import Rng, conv, downsample
+from minitl.models.resnet import Rng, conv
 from minitl.tensor import Tensor
 
 
@@ -43,7 +43,8 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(k)
         self.shortcut: nn.Module | None = None
         if stride != 1 or c != k:
-            self.shortcut = PadShortcut(c, k) if shortcut == "A" else downsample(c, k, stride, rng)
+            projection = nn.Sequential(conv(c, k, 1, rng, stride), nn.BatchNorm2d(k))
+            self.shortcut = PadShortcut(c, k) if shortcut == "A" else projection
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, c) -> (N, H/stride, W/stride, k)."""

@@ -1,5 +1,7 @@
 """What every network here is: a classifier that knows its architecture and its input."""
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def preprocessing(resize: int, crop: int) -> dict[str, Any]:
-    """Return the usual preparation of pictures: ImageNet's mean and deviation, bilinear resizing."""
+def preprocessing(resize: int, crop: int, interpolation: str = "bilinear") -> dict[str, Any]:
+    """Return the usual preparation of pictures: resizing, and ImageNet's mean and deviation."""
     return {
         "resize": resize,
         "crop": crop,
-        "interpolation": "bilinear",
+        "interpolation": interpolation,
         "channel_order": "RGB",
         "scale": 1 / 255,
         "mean": list(IMAGENET_MEAN),
@@ -31,7 +33,7 @@ class Classifier(nn.Module):
     class_names: the head's classes in order, if known.
     preprocessing: how a picture becomes an input, as stored in weights files. A new network starts with
         what is usual for its architecture.
-    head_name: the attribute that holds the head, named as the original implementation names it.
+    head_name: where the head is, as the original implementation names it: "fc", "classifier.6".
     """
 
     head_name = "fc"
@@ -47,8 +49,10 @@ class Classifier(nn.Module):
     @property
     def head(self) -> nn.Linear:
         """The last layer."""
-        head: nn.Linear = getattr(self, self.head_name)
-        return head
+        return self._at(self.head_name.split("."))  # type: ignore[no-any-return]
+
+    def _at(self, path: Sequence[str]) -> Any:
+        return reduce(getattr, path, self)
 
     @property
     def num_classes(self) -> int:
@@ -73,5 +77,6 @@ class Classifier(nn.Module):
         rng = np.random.default_rng(seed)
         new = nn.Linear(self.head.weight.shape[1], num_classes, rng=rng)
         new.training = self.training
-        setattr(self, self.head_name, new)
+        *path, last = self.head_name.split(".")
+        setattr(self._at(path), last, new)
         self.class_names = None
