@@ -97,6 +97,27 @@ DEVICE void store_real(Type* p, const Real (&v)[N]) {
 
 DEVICE bool aligned16(const void* p) { return ((u64)p & 15) == 0; }
 
+template <class... Pointers>
+DEVICE bool aligned16(const void* p, Pointers... more) {
+  return aligned16(p) && aligned16(more...);
+}
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// Do `body(i, Count<N>())` for all of 0 .. n - 1, N elements from i on at a time: WIDTH where `vectors`
+// allows it, one by one for the rest. Neighbouring threads take neighbouring elements.
+template <int WIDTH, class Body>
+DEVICE void for_each(i64 n, bool vectors, Body body) {
+  const i64 first = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+  const i64 threads = (i64)gridDim.x * blockDim.x;
+  const i64 whole = vectors ? n / WIDTH : 0;
+  for (i64 i = first; i < whole; i += threads) body(i * WIDTH, Count<WIDTH>());
+  for (i64 i = whole * WIDTH + first; i < n; i += threads) body(i, Count<1>());
+}
+
 // ---- sums: fixed trees, so the result never depends on who comes first ----
 
 // Each lane gets the sum over the warp; all 32 lanes must call it.

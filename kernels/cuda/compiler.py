@@ -22,7 +22,8 @@ from minitl.errors import UserError
 
 FOLDER = Path(__file__).parent
 OLDEST = (8, 0)  # mma.sync with bfloat16 and tf32, ldmatrix, cp.async: from sm_80 on
-OPTIONS = ("--std=c++17", "--ptxas-options=-v", "-lineinfo")
+# A lambda in a kernel carries no __device__; "default-device" takes it for one all the same.
+OPTIONS = ("--std=c++17", "-default-device", "-lineinfo", "--ptxas-options=-v")
 
 Defines = Mapping[str, object]
 

@@ -17,6 +17,7 @@ from minitl.kernels.cuda import compiler
 
 Array = Any  # a CuPy array
 
+NULL = np.uintp(0)  # in place of an array that a kernel does without
 STATIC_LIMIT = 48 << 10  # bytes of shared memory that a kernel gets without asking
 CTYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double", BFLOAT16: "bf16"}
 
@@ -76,6 +77,20 @@ def real(dtype: DTypeLike) -> np.dtype:
 def blocks(work: int, per_block: int, most: int = 1 << 16) -> int:
     """Return how many blocks to start for so much work, of which a block does `per_block` at a time."""
     return max(1, min(most, -(-work // per_block)))
+
+
+def number_or_array(value: Any, dtype: DTypeLike, name: str) -> tuple[Any, Any]:
+    """Return (number, pointer) for kernels that read `value` from the device if it is an array there.
+
+    Raises TypeError for an array that is not one element of `dtype`.
+    """
+    if isinstance(value, int | float | np.generic):
+        return value, NULL
+    if value.size != 1 or value.dtype != dtype:
+        raise TypeError(
+            f"{name} on the device must be one {np.dtype(dtype)}; got {value.size} of {value.dtype}"
+        )
+    return 0, value
 
 
 class _Module:
