@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+CONFIDENCE_BINS = 10
+
 
 def classification_metrics(
     logits: np.ndarray, labels: np.ndarray, classes: list[str]
@@ -13,9 +15,10 @@ def classification_metrics(
     logits: (N, K). labels: integers (N,). classes: K names.
 
     Returns images, loss (mean cross-entropy), accuracy, top5 (where K > 5), macro_f1 over the
-    classes, and per class: images, precision, recall, f1. Shares are 0 to 1.
+    classes, confusion (rows: the true classes, columns: the predicted ones), calibration (see
+    `calibration`), and per class: images, precision, recall, f1. Shares are 0 to 1.
     """
-    from sklearn.metrics import f1_score, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
     predicted = logits.argmax(axis=1)
     every = np.arange(len(classes))
@@ -30,6 +33,8 @@ def classification_metrics(
             f1_score(labels, predicted, labels=every, average="macro", zero_division=0)
         ),
     }
+    result["confusion"] = confusion_matrix(labels, predicted, labels=every).tolist()
+    result["calibration"] = calibration(np.exp(log_probabilities), labels)
     if len(classes) > 5:
         best5 = np.argpartition(-logits, 5, axis=1)[:, :5]
         result["top5"] = float((best5 == labels[:, None]).any(axis=1).mean())
@@ -46,3 +51,30 @@ def classification_metrics(
         for i, name in enumerate(classes)
     }
     return result
+
+
+def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Compare how sure the predictions are with how often they are right.
+
+    probabilities: (N, K). labels: integers (N,).
+
+    Returns confidence, accuracy and images of each of 10 equal ranges of the largest probability (None
+    where a range is empty), and expected_error: the mean gap between confidence and accuracy, weighted
+    by pictures, "expected calibration error" in Guo et al. 2017, "On Calibration of Modern Neural
+    Networks".
+    """
+    sure = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    bins = np.minimum((sure * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    counts = np.bincount(bins, minlength=CONFIDENCE_BINS)
+    sums = [np.bincount(bins, values, CONFIDENCE_BINS) for values in (sure, right)]
+    confidence, accuracy = (
+        [float(s / n) if n else None for s, n in zip(total, counts, strict=True)] for total in sums
+    )
+    gaps = np.abs(sums[0] - sums[1])  # of a range: images * |confidence - accuracy|
+    return {
+        "expected_error": float(gaps.sum() / len(labels)),
+        "images": counts.tolist(),
+        "confidence": confidence,
+        "accuracy": accuracy,
+    }
