@@ -212,15 +212,21 @@ class ResNet(Classifier):
         return same_padding(x.shape[1], x.shape[2], (3, 3), (2, 2))
 
 
+# The style that each registered name stands for.
+USUAL: dict[str, Style] = {}
+
+
 def _network(
     arch: str,
     block: type[BasicBlock] | type[Bottleneck],
     depths: tuple[int, int, int, int],
     **usual: Any,
 ) -> Callable[..., ResNet]:
+    USUAL[arch] = Style(**usual)
+
     def make(num_classes: int = 1000, *, seed: int | None = 0, **options: Any) -> ResNet:
-        style, usual_style = Style(**usual | options), Style(**usual)
-        options = changed(asdict(style), asdict(usual_style))
+        style = Style(**usual | options)
+        options = changed(asdict(style), asdict(USUAL[arch]))
         return ResNet(arch, block, depths, num_classes, seed, style, options)
 
     make.__name__ = make.__qualname__ = arch
