@@ -1,11 +1,13 @@
 """From an array to the module of kernels that computes on it.
 
-Operations never name a device: `kernels_for(x)` hands back `minitl.kernels.cpu` for a NumPy array.
-A further backend is a module with the same functions and signatures and one more line here.
-Kernel modules are imported on first use, so that `import minitl` stays quick.
+Operations never name a device: `kernels_for(x)` hands back `minitl.kernels.cpu` for a NumPy array and
+`minitl.kernels.cuda` for a CuPy array. A further backend is a module with the same functions and
+signatures and a few more lines here. Kernel modules are imported on first use, and CuPy only where
+somebody asks for a GPU, so that `import minitl` stays quick.
 """
 
 import importlib
+import sys
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -20,8 +22,14 @@ BFLOAT16 = np.dtype(np.uint16)
 
 @cache
 def kernel_module(device: str) -> ModuleType:
-    """Return the kernel module of a device by its name, such as "cpu"; for its settings."""
+    """Return the kernel module of a kind of device, "cpu" or "cuda"; for its settings."""
     return importlib.import_module(f"minitl.kernels.{device}")
+
+
+def is_on_gpu(array: Array) -> bool:
+    """Whether this is a CuPy array."""
+    cupy = sys.modules.get("cupy")  # nobody can have made one without importing it
+    return cupy is not None and isinstance(array, cupy.ndarray)
 
 
 def kernels_for(array: Array) -> ModuleType:
@@ -29,8 +37,43 @@ def kernels_for(array: Array) -> ModuleType:
 
     Raises TypeError for anything but an array of a known device.
     """
+    if is_on_gpu(array):
+        return kernel_module("cuda")
     if isinstance(array, np.ndarray):
         return kernel_module("cpu")
     raise TypeError(
-        f"no kernels for {type(array).__module__}.{type(array).__name__}; give a NumPy array"
+        f"no kernels for {type(array).__module__}.{type(array).__name__}; give a NumPy or CuPy array"
     )
+
+
+def array_module(array: Array) -> ModuleType:
+    """Return numpy or cupy: what makes further arrays on the device of `array`."""
+    return sys.modules["cupy"] if is_on_gpu(array) else np
+
+
+def to_host(array: Array) -> np.ndarray:
+    """Return the array as NumPy's: itself, or a copy of what is on the GPU once that is computed."""
+    if is_on_gpu(array):
+        copy: np.ndarray = sys.modules["cupy"].asnumpy(array)
+        return copy
+    return array  # type: ignore[no-any-return]
+
+
+def like(array: Array, host: np.ndarray) -> Array:
+    """Return the host array on the device of `array`."""
+    return sys.modules["cupy"].asarray(host) if is_on_gpu(array) else host
+
+
+def real(dtype: np.dtype) -> np.dtype:
+    """Return what parameters and losses are held in beside such activations: float32 for bfloat16."""
+    return np.dtype(np.float32) if dtype == BFLOAT16 else dtype
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    """Return the name of a tensor's element type."""
+    return "bfloat16" if dtype == BFLOAT16 else str(dtype)
+
+
+def widen(bits: np.ndarray) -> np.ndarray:
+    """Return bfloat16 numbers, given as their bits, as float32 (exactly: these are its upper half)."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

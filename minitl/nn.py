@@ -15,7 +15,9 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from minitl import init, ops
-from minitl.backend import Array
+from minitl.backend import Array, is_on_gpu, like, to_host
+from minitl.changing import in_memory
+from minitl.device import Device, get_device
 from minitl.shapes import Padding, Pair, pair, same_padding
 from minitl.tensor import Tensor
 
@@ -54,23 +56,23 @@ class Module:
                 name = name.rstrip("_")
                 yield from value.named_modules(f"{prefix}.{name}" if prefix else name)
 
-    def _named_values(self, kind: type) -> Iterator[tuple[str, Any]]:
+    def _named_values(self, kind: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
         for prefix, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, kind) and not name.startswith("_"):
+                if kind(value) and not name.startswith("_"):
                     yield (f"{prefix}.{name}" if prefix else name), value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield (name, parameter) of everything that can be learned, frozen or not."""
-        return self._named_values(Parameter)
+        return self._named_values(lambda value: isinstance(value, Parameter))
 
     def parameters(self) -> list[Parameter]:
         """Return all parameters, frozen ones too (optimizers leave those out)."""
         return [parameter for _, parameter in self.named_parameters()]
 
-    def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
+    def named_buffers(self) -> Iterator[tuple[str, Array]]:
         """Yield (name, array) of the state that is saved but not learned."""
-        return self._named_values(np.ndarray)
+        return self._named_values(_is_array)
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training behaviour (batch statistics, dropout); return the module."""
@@ -121,17 +123,22 @@ class Module:
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return all parameters and buffers by name, filters as (K, C, R, S).
 
-        The arrays are views of the model's memory: copy what must outlive a training step.
+        The arrays are views of the model's memory where it lives on the CPU (copy what must outlive a
+        training step), and copies of what is on a GPU.
         """
-        state = {name: _to_file_layout(p.data) for name, p in self.named_parameters()}
-        return state | dict(self.named_buffers())
+        return {name: _to_file_layout(to_host(array)) for name, array in self._arrays()}
+
+    def _arrays(self) -> Iterator[tuple[str, Array]]:
+        """Yield (name, array) of what `state_dict` holds, as it lies in memory."""
+        yield from ((name, parameter.data) for name, parameter in self.named_parameters())
+        yield from self.named_buffers()
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Copy values by name into the model. Names and shapes must be exactly its own.
 
         Raises ValueError, changing nothing, that lists every missing, unexpected or misshapen name.
         """
-        own = self.state_dict()
+        own = {name: _to_file_layout(array) for name, array in self._arrays()}
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
         misshapen = [
@@ -143,25 +150,39 @@ class Module:
         problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
         if problems:
             raise ValueError("the weights do not fit this model; " + "; ".join(problems))
-        for name, array in own.items():
-            array[...] = state[name]  # a view of the model's own memory
+        for name, array in own.items():  # views of the model's own memory
+            array[...] = like(array, np.asarray(state[name], array.dtype))
 
     def astype(self, dtype: Any) -> Self:
         """Convert all parameters and buffers to float32 or float64, in place; return the module."""
+        return self._convert(lambda array: like(array, to_host(array).astype(dtype)))
+
+    def to(self, device: str | Device) -> Self:
+        """Move all parameters and buffers to a device such as "cuda:0", in place; return the module.
+
+        An optimizer is made after that. Raises UserError for a device that cannot be used.
+        """
+        return self._convert(get_device(device).array)
+
+    def _convert(self, convert: Callable[[Array], Array]) -> Self:
         for _, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, Parameter):
-                    value.data, value.grad, value.grad_buffer = value.data.astype(dtype), None, None
-                elif isinstance(value, np.ndarray) and not name.startswith("_"):
-                    setattr(module, name, value.astype(dtype))
+                if isinstance(value, Tensor):  # a parameter, or a constant of the module's own
+                    value.data, value.grad, value.grad_buffer = convert(value.data), None, None
+                elif _is_array(value):
+                    setattr(module, name, convert(value))
         return self
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or is_on_gpu(value)
 
 
 def _matches(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
 
 
-def _to_file_layout(array: np.ndarray) -> np.ndarray:
+def _to_file_layout(array: Array) -> Array:
     """View filters (K, R, S, C) as (K, C, R, S); only filters have four axes."""
     return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
 
@@ -423,6 +444,11 @@ class Dropout(Module):
         """Elementwise, any shape."""
         if not self.training or self.p == 0:
             return x
-        offset = self.offset
-        self.offset += x.data.size
+        size = x.data.size
+        offset = in_memory(lambda: self._take(size), np.int64)
         return ops.dropout(x, self.p, seed=self.seed, offset=offset)
+
+    def _take(self, numbers: int) -> int:
+        """Return where the next numbers begin, and count them as drawn."""
+        self.offset += numbers
+        return self.offset - numbers

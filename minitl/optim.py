@@ -10,12 +10,14 @@ view from then on; gradients are written to views of a second one. So a step is 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from minitl.backend import Array, kernels_for
+from minitl.backend import Array, array_module, kernels_for, like, to_host
+from minitl.changing import in_memory
 from minitl.tensor import Tensor
 
 Group = dict[str, Any]
@@ -29,9 +31,10 @@ class _Flat:
         self.parameters = parameters
         ends = np.cumsum([0] + [p.data.size for p in parameters]).tolist()
         self.parts = [slice(a, b) for a, b in itertools.pairwise(ends)]
-        # NumPy's functions hand over to CuPy for its arrays.
-        self.data: Array = np.concatenate([p.data.reshape(-1) for p in parameters])
-        self.grad: Array = np.empty_like(self.data)
+        first = parameters[0].data
+        device = array_module(first)
+        self.data: Array = device.empty(ends[-1], first.dtype)
+        self.grad: Array = device.empty(ends[-1], first.dtype)
         self.steps = [0] * len(parameters)
         self.state: dict[str, Array] = {}
         self.views = [
@@ -39,38 +42,45 @@ class _Flat:
             for p, part in zip(parameters, self.parts, strict=True)
         ]
         for p, (data, grad) in zip(parameters, self.views, strict=True):
+            data[...] = p.data
             p.data, p.grad_buffer, p.grad = data, grad, None
 
     def remembered(self, name: str) -> Array:
         """Return the flat state array `name`, zeros at first."""
         if name not in self.state:
-            self.state[name] = np.zeros_like(self.data)
+            self.state[name] = array_module(self.data).zeros(self.data.shape, self.data.dtype)
         return self.state[name]
 
-    def advance(self) -> Iterator[tuple[slice, int]]:
-        """Count a step for each parameter with a gradient; yield (part, step) to update.
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Yield (first, end) of neighbouring parameters that have a gradient and took equally many steps.
 
-        Neighbours at the same step are one part: usually that is the whole group.
+        Usually that is the whole group.
         """
-        run: tuple[int, int, int] | None = None
-        for i, (p, part) in enumerate(zip(self.parameters, self.parts, strict=True)):
+        first: int | None = None
+        for i, p in enumerate(self.parameters):
             data, grad = self.views[i]
             if p.data is not data:  # somebody gave the parameter another array; its values count
                 data[...] = p.data
                 p.data = data
-            if p.grad is None:
-                continue
-            if p.grad is not grad:
+            if p.grad is not None and p.grad is not grad:
                 grad[...] = p.grad
+            if first is not None and (p.grad is None or self.steps[i] != self.steps[first]):
+                yield first, i
+                first = None
+            if p.grad is not None and first is None:
+                first = i
+        if first is not None:
+            yield first, len(self.parameters)
+
+    def part(self, first: int, end: int) -> slice:
+        """Return where these parameters lie in the flat arrays."""
+        return slice(self.parts[first].start, self.parts[end - 1].stop)
+
+    def count(self, first: int, end: int) -> int:
+        """Count a step of these parameters; return which one it is, from 1."""
+        for i in range(first, end):
             self.steps[i] += 1
-            if run and run[1:] == (part.start, self.steps[i]):
-                run = run[0], part.stop, self.steps[i]
-            else:
-                if run:
-                    yield slice(*run[:2]), run[2]
-                run = part.start, part.stop, self.steps[i]
-        if run:
-            yield slice(*run[:2]), run[2]
+        return self.steps[first]
 
 
 class Optimizer:
@@ -162,15 +172,19 @@ class Optimizer:
                 "to add_param_group() or make a new optimizer after unfreezing"
             )
         for group, flat in zip(self.param_groups, self._flats, strict=True):
-            options = group | {"lr": group["lr"] * self.lr_factor}
-            self._check(options)
+            self._check(group | {"lr": group["lr"] * self.lr_factor})
             if flat is not None:
-                for part, step in flat.advance():
-                    self._update(kernels_for(flat.data), flat, part, step, options)
+                lr = in_memory(partial(self._lr, group), np.float32)
+                for first, end in list(flat.runs()):
+                    self._update(kernels_for(flat.data), flat, first, end, group | {"lr": lr})
+
+    def _lr(self, group: Group) -> float:
+        return float(group["lr"] * self.lr_factor)
 
     def _update(
-        self, kernels: ModuleType, flat: _Flat, part: slice, step: int, options: Group
+        self, kernels: ModuleType, flat: _Flat, first: int, end: int, options: Group
     ) -> None:
+        """Take a step with the parameters first..end, which have taken equally many so far."""
         raise NotImplementedError
 
     def _state_names(self, options: Group) -> Sequence[str]:
@@ -198,10 +212,10 @@ class Optimizer:
         """Return the options and what is remembered of each parameter, as plain numbers and arrays.
 
         Names are by position: "groups.0.lr", "parameters.3.velocity" (trainable parameters, in order).
-        The arrays are copies, shaped like the parameters.
+        The arrays are NumPy's, copies, shaped like the parameters.
         """
         return {
-            name: value.copy() if isinstance(value, np.ndarray) else value
+            name: value if np.isscalar(value) else np.array(to_host(value))
             for name, _, _, value in self._saved()
         }
 
@@ -226,7 +240,7 @@ class Optimizer:
         for name, container, key, value in own:
             loaded = state[name]
             if container is None:
-                value[...] = loaded
+                value[...] = like(value, np.asarray(loaded, value.dtype))
             elif isinstance(value, np.ndarray):
                 container[key] = tuple(np.asarray(loaded).tolist())
             else:  # from a file numbers may come as NumPy's
@@ -269,8 +283,10 @@ class SGD(Optimizer):
         return ("velocity",) if options["momentum"] else ()
 
     def _update(
-        self, kernels: ModuleType, flat: _Flat, part: slice, step: int, options: Group
+        self, kernels: ModuleType, flat: _Flat, first: int, end: int, options: Group
     ) -> None:
+        part, begins = flat.part(first, end), flat.steps[first] == 0
+        in_memory(partial(flat.count, first, end), np.int64)
         velocity = flat.remembered("velocity")[part] if options["momentum"] else None
         kernels.sgd_step(
             flat.data[part],
@@ -280,7 +296,7 @@ class SGD(Optimizer):
             momentum=options["momentum"],
             weight_decay=options["weight_decay"],
             nesterov=options["nesterov"],
-            first=step == 1,
+            first=begins,
         )
 
 
@@ -314,8 +330,10 @@ class Adam(Optimizer):
         return "m", "v"
 
     def _update(
-        self, kernels: ModuleType, flat: _Flat, part: slice, step: int, options: Group
+        self, kernels: ModuleType, flat: _Flat, first: int, end: int, options: Group
     ) -> None:
+        part = flat.part(first, end)
+        step = in_memory(partial(flat.count, first, end), np.int64)
         beta1, beta2 = options["betas"]
         kernels.adam_step(
             flat.data[part],

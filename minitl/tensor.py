@@ -25,7 +25,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minitl.backend import Array, kernels_for
+from minitl.backend import (
+    BFLOAT16,
+    Array,
+    array_module,
+    dtype_name,
+    is_on_gpu,
+    kernels_for,
+    real,
+    to_host,
+    widen,
+)
+from minitl.device import Device, get_device
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -81,7 +92,8 @@ def record_uses() -> "Iterator[list[Use]]":
 class Tensor:
     """An array with a gradient.
 
-    data: float32 or float64 array. Pictures are N, H, W, C.
+    data: float32 or float64 array, NumPy's or CuPy's; on a GPU also bfloat16, held as uint16 (see
+        `minitl.backend.BFLOAT16`). Pictures are N, H, W, C.
     grad: an array like `data` once `backward` has reached this tensor, if it is a leaf (not the result
         of an operation) that requires a gradient; else None. Gradients of several calls add up.
     """
@@ -90,7 +102,8 @@ class Tensor:
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
         kind = getattr(data, "dtype", type(data).__name__)
-        if not isinstance(kind, np.dtype) or kind not in FLOATS:
+        known = kind in FLOATS or (kind == BFLOAT16 and is_on_gpu(data))
+        if not isinstance(kind, np.dtype) or not known:
             raise TypeError(
                 f"a Tensor holds float32 or float64, not {kind}; convert with .astype(numpy.float32) "
                 "(labels are given to the losses as plain integer arrays)"
@@ -119,8 +132,13 @@ class Tensor:
         return len(self.data.shape)
 
     def numpy(self) -> np.ndarray:
-        """Return the data as a NumPy array (the tensor's own memory, where it lives on the CPU)."""
-        return self.data  # type: ignore[no-any-return]
+        """Return the data as a NumPy array of floats.
+
+        That is the tensor's own memory where it lives on the CPU. From a GPU it is a copy, made once
+        everything before it is computed; bfloat16 becomes float32.
+        """
+        host = to_host(self.data)
+        return widen(host) if self.dtype == BFLOAT16 else host
 
     def item(self) -> float:
         """Return the only element as a Python float."""
@@ -128,7 +146,7 @@ class Tensor:
             raise ValueError(
                 f"item() needs exactly one element; this tensor has shape {self.shape}"
             )
-        return float(self.data.reshape(()))
+        return float(self.numpy().reshape(()))
 
     def detach(self) -> "Tensor":
         """Return a tensor on the same memory that no gradient flows through."""
@@ -137,7 +155,7 @@ class Tensor:
     def __repr__(self) -> str:
         origin = f", op={type(self._op).__name__}" if self._op else ""
         needs = ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor(shape={self.shape}, dtype={self.dtype}{needs}{origin})"
+        return f"Tensor(shape={self.shape}, dtype={dtype_name(self.dtype)}{needs}{origin})"
 
     def backward(self, grad: Array | None = None) -> None:
         """Add the gradient of this tensor with respect to every leaf to the leaf's `grad`.
@@ -158,7 +176,7 @@ class Tensor:
                     f"backward() on a tensor of shape {self.shape} needs a seed gradient; "
                     "reduce it to a scalar loss first or pass backward(grad)"
                 )
-            grad = np.ones_like(self.data)
+            grad = array_module(self.data).asarray(np.ones(self.shape, self.dtype))
         if tuple(grad.shape) != self.shape or grad.dtype != self.dtype:
             raise ValueError(
                 f"the seed gradient has shape {tuple(grad.shape)} and dtype {grad.dtype}; "
@@ -171,7 +189,10 @@ class Tensor:
 
     def _accumulate(self, grad: Array) -> None:
         if self.grad is not None:
-            self.grad += grad
+            if is_on_gpu(grad):
+                self.grad[...] = kernels_for(grad).add_forward(self.grad, grad)
+            else:
+                self.grad += grad
         elif self.grad_buffer is not None:
             self.grad_buffer[...] = grad
             self.grad = self.grad_buffer
@@ -190,10 +211,12 @@ class Op:
         backward(self, dy) -> tuple of one gradient (or None) per input
             computes only the gradients that `needs_grad` asks for
 
-    Both find the kernels of the device in `self.kernels`.
+    Both find the kernels of the device in `self.kernels`. Inputs are of one dtype; where activations are
+    bfloat16, those at the positions in `parameters` are float32, and so are their gradients.
     """
 
     saves: ClassVar[tuple[str, ...]] = ()
+    parameters: ClassVar[tuple[int, ...]] = ()
 
     kernels: ModuleType
     needs_grad: tuple[bool, ...]
@@ -214,18 +237,8 @@ class Op:
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Tensor:
         """Run the operation on tensors (None stands for an absent optional input)."""
         op = cls()
-        given = [t for t in inputs if t is not None]
-        for t in given:
-            if not isinstance(t, Tensor):
-                raise TypeError(
-                    f"{cls.__name__} works on minitl tensors, not {type(t).__name__}; "
-                    "wrap it: minitl.tensor(x)"
-                )
-            if t.dtype != given[0].dtype:
-                raise TypeError(
-                    f"{cls.__name__} got {given[0].dtype} and {t.dtype}; convert one: mixing is never silent"
-                )
-        op.kernels = kernels_for(given[0].data)
+        first = _check_inputs(cls, inputs)
+        op.kernels = kernels_for(first.data)
         op.needs_grad = tuple(
             _mode.grad_enabled and t is not None and t.requires_grad for t in inputs
         )
@@ -273,6 +286,30 @@ class Use:
     result: Tensor
 
 
+def _check_inputs(op: type[Op], inputs: tuple[Tensor | None, ...]) -> Tensor:
+    """Raise TypeError unless these are tensors that can be computed with together; return the first."""
+    for t in inputs:
+        if t is not None and not isinstance(t, Tensor):
+            raise TypeError(
+                f"{op.__name__} works on minitl tensors, not {type(t).__name__}; wrap it: minitl.tensor(x)"
+            )
+    given = [(position, t) for position, t in enumerate(inputs) if t is not None]
+    first = given[0][1]
+    for position, t in given:
+        wanted = real(first.dtype) if position in op.parameters else first.dtype
+        if t.dtype != wanted:
+            raise TypeError(
+                f"{op.__name__} got {dtype_name(first.dtype)} and {dtype_name(t.dtype)}; convert one: "
+                "mixing is never silent"
+            )
+        if is_on_gpu(t.data) != is_on_gpu(first.data):
+            raise TypeError(
+                f"{op.__name__} got tensors of the CPU and of the GPU; move the model with "
+                ".to(device), and make inputs with minitl.tensor(x, device=device)"
+            )
+    return first
+
+
 def _walk(last: Op, seed: Array) -> None:
     """Carry `seed` from the newest record down to the leaves."""
     gradients: dict[Op, Array] = {last: seed}
@@ -304,15 +341,19 @@ def _walk(last: Op, seed: Array) -> None:
 
 
 def _require_finite(array: Array, what: str) -> None:
+    array = to_host(array)
+    if array.dtype == BFLOAT16:
+        array = widen(array)
     if not np.isfinite(array).all():
         bad = "NaN" if np.isnan(array).any() else "an infinity"
         raise FloatingPointError(f"{bad} in {what}; the operations before it were finite")
 
 
-def tensor(data: Any, requires_grad: bool = False) -> Tensor:
-    """Make a tensor of an array or nested lists of floats; float32 and float64 arrays are not copied.
+def tensor(data: Any, requires_grad: bool = False, *, device: str | Device | None = None) -> Tensor:
+    """Make a tensor of an array or nested lists of floats; Python floats become float32.
 
-    Python floats become float32.
+    device: where it shall be, such as "cpu" or "cuda:0"; None: where the array is. A float32 or float64
+    array that is there already is not copied.
     """
     if isinstance(data, Tensor):
         raise TypeError("minitl.tensor() got a Tensor; use .detach() for one outside the graph")
@@ -320,6 +361,8 @@ def tensor(data: Any, requires_grad: bool = False) -> Tensor:
         data = np.asarray(data)
         if data.dtype == np.float64:
             data = data.astype(np.float32)
+    if device is not None:
+        data = get_device(device).array(data)
     return Tensor(data, requires_grad)
 
 

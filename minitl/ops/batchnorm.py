@@ -22,6 +22,7 @@ class BatchNorm(Op):
     """Normalise each channel; y = [relu]((x - mean) / std * weight + bias [+ residual])."""
 
     saves = ("x", "y", "weight", "mean", "inv_std", "training")
+    parameters = (1, 2)
 
     def forward(
         self,
@@ -48,7 +49,8 @@ class BatchNorm(Op):
         self.training = training
         self.y = y if relu and any(self.needs_grad) else None
         keep = needs_weight or needs_bias or (needs_x and training)
-        self.x, self.mean = (x, mean) if keep else (None, None)
+        self.x = x if keep else None
+        self.mean = mean if keep else None
         if any(self.needs_grad):
             self.weight, self.inv_std = weight, inv_std
         return y

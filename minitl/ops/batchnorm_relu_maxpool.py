@@ -31,6 +31,7 @@ class BatchNormReluMaxPool(Op):
         "training",
         "window",
     )
+    parameters = (1, 2)
 
     def forward(
         self,

@@ -14,6 +14,7 @@ class Conv2d(Op):
     """Convolution; y = conv(x, weight) + bias."""
 
     saves = ("x", "weight", "x_shape", "weight_shape", "geometry")
+    parameters = (1, 2)
 
     def forward(self, x: Array, weight: Array, bias: Array | None, **geometry: Any) -> Array:
         """Compute y, shape (N, P, Q, K)."""

@@ -39,6 +39,7 @@ class Conv2dBatchNorm(Op):
         "inv_std",
         "training",
     )
+    parameters = (1, 2, 3)
 
     def forward(
         self,
@@ -78,7 +79,8 @@ class Conv2dBatchNorm(Op):
         self.training, self.geometry = training, geometry
         self.x_shape, self.weight_shape = x.shape, weight.shape
         self.y = y if relu and any(self.needs_grad) else None
-        self.z, self.mean = (z, mean) if keep else (None, None)
+        self.z = z if keep else None
+        self.mean = mean if keep else None
         if any(self.needs_grad):
             self.bn_weight, self.inv_std = bn_weight, inv_std
         if needs_x:

@@ -11,6 +11,7 @@ class Linear(Op):
     """Dense layer; y = x weight^T + bias."""
 
     saves = ("x", "weight")
+    parameters = (1, 2)
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """Compute y, shape (N, O)."""

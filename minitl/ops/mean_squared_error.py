@@ -3,7 +3,8 @@
 prediction, target: any shape, the same      result: a scalar
 """
 
-from minitl.backend import Array
+from minitl.backend import Array, is_on_gpu, real
+from minitl.backend import like as on_device_of
 from minitl.tensor import Op, Tensor
 
 
@@ -28,7 +29,8 @@ class MeanSquaredError(Op):
 def mean_squared_error(prediction: Tensor, target: Array) -> Tensor:
     """Return the mean of (prediction - target)^2 over all elements, as PyTorch's `mse_loss`.
 
-    prediction: any shape. target: an array of that shape; no gradient flows to it.
+    prediction: any shape. target: an array of that shape; no gradient flows to it. One that is on the
+        GPU already must have the prediction's dtype (float32 beside bfloat16).
 
     Raises TypeError for a target that is no array of numbers, ValueError for another shape (nothing is
     broadcast: (N, 1) against (N,) would silently compare every pair).
@@ -47,4 +49,6 @@ def check_target(name: str, target: Array, like: Tensor) -> Array:
         raise ValueError(f"{name} must have shape {like.shape}; got {tuple(target.shape)}")
     if not target.size:
         raise ValueError(f"{name} is empty, shape {like.shape}: a mean needs at least one element")
-    return target.astype(like.dtype, copy=False)
+    if is_on_gpu(target):
+        return target
+    return on_device_of(like.data, target.astype(real(like.dtype), copy=False))

@@ -5,7 +5,7 @@ logits, targets: any shape, the same      pos_weight: broadcast against them    
 
 import numpy as np
 
-from minitl.backend import Array
+from minitl.backend import Array, is_on_gpu, like, real
 from minitl.ops.mean_squared_error import check_target
 from minitl.tensor import Op, Tensor
 
@@ -41,25 +41,32 @@ def sigmoid_binary_cross_entropy(
 ) -> Tensor:
     """Return the mean binary cross entropy, as PyTorch's `binary_cross_entropy_with_logits`.
 
-    logits: any shape. targets: an array of that shape, values 0 to 1.
+    logits: any shape. targets: an array of that shape, values 0 to 1; on the GPU already, of the
+        loss's dtype, they are not looked at.
     pos_weight: how much a positive target counts against a negative one; an array that broadcasts to
         the logits, (K,) for one weight for each of K answers.
 
     Raises TypeError for targets that are no numbers, ValueError for shapes that do not fit each other
     and for targets outside 0 .. 1.
     """
-    targets = check_target("sigmoid_binary_cross_entropy: targets", targets, logits)
-    outside = np.argwhere(~((targets >= 0) & (targets <= 1)))
-    if len(outside):
-        where = tuple(int(i) for i in outside[0])
-        raise ValueError(
-            f"sigmoid_binary_cross_entropy: targets must be in 0 .. 1; got {targets[where]} at {where}"
-        )
+    given, targets = targets, check_target("sigmoid_binary_cross_entropy: targets", targets, logits)
+    if not is_on_gpu(given):
+        _check_range(given)
     if pos_weight is not None:
         shape = tuple(np.shape(pos_weight))
         if shape != logits.shape[logits.ndim - len(shape) :]:
             raise ValueError(
                 f"pos_weight must have the shape of the logits' last axes, {logits.shape}; got {shape}"
             )
-        pos_weight = np.asarray(pos_weight, logits.dtype)
+        if not is_on_gpu(pos_weight):
+            pos_weight = like(logits.data, np.asarray(pos_weight, real(logits.dtype)))
     return SigmoidBinaryCrossEntropy.apply(logits, targets=targets, pos_weight=pos_weight)
+
+
+def _check_range(targets: Array) -> None:
+    outside = np.argwhere(~((targets >= 0) & (targets <= 1)))
+    if len(outside):
+        where = tuple(int(i) for i in outside[0])
+        raise ValueError(
+            f"sigmoid_binary_cross_entropy: targets must be in 0 .. 1; got {targets[where]} at {where}"
+        )

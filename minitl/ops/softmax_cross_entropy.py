@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minitl.backend import Array
+from minitl.backend import Array, is_on_gpu, like, real
 from minitl.tensor import Op, Tensor
 
 
@@ -52,6 +52,8 @@ def softmax_cross_entropy(
     """Return the mean over the batch of -log softmax(logits)[label], as PyTorch's `cross_entropy`.
 
     logits: (N, K). labels: integer array (N,) with values 0 .. K - 1.
+        Labels and class weights that are on the GPU already are not looked at, so that nothing waits for
+        it: they are int64, and of the loss's dtype, and their values must be right.
     label_smoothing: this share of each label, 0 to 1, is spread over all K classes alike
         (Szegedy et al., "Rethinking the Inception architecture", 2015).
     class_weights: (K,), not negative. Each class's term counts so much; the sum over the batch is then
@@ -63,7 +65,7 @@ def softmax_cross_entropy(
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"softmax_cross_entropy needs logits of shape (N, K); got {logits.shape}")
     n, k = logits.shape
-    labels = check_labels(labels, n, k)
+    labels = like(logits.data, check_labels(labels, n, k))
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in 0 .. 1; got {label_smoothing}")
     if class_weights is not None:
@@ -72,15 +74,20 @@ def softmax_cross_entropy(
                 f"class_weights must have shape ({k},), one for each class; "
                 f"got {tuple(np.shape(class_weights))}"
             )
-        bad = np.flatnonzero(~(np.isfinite(class_weights) & (class_weights >= 0)))
-        if bad.size:
-            raise ValueError(
-                f"class_weights must be finite and not negative; "
-                f"class {bad[0]} has {class_weights[bad[0]]}"
-            )
-        class_weights = class_weights.astype(logits.dtype)
+        if not is_on_gpu(class_weights):
+            _check_class_weights(class_weights)
+            class_weights = like(logits.data, class_weights.astype(real(logits.dtype)))
     options: dict[str, Any] = {"class_weights": class_weights, "label_smoothing": label_smoothing}
     return SoftmaxCrossEntropy.apply(logits, labels=labels, **options)
+
+
+def _check_class_weights(class_weights: Array) -> None:
+    bad = np.flatnonzero(~(np.isfinite(class_weights) & (class_weights >= 0)))
+    if bad.size:
+        raise ValueError(
+            f"class_weights must be finite and not negative; "
+            f"class {bad[0]} has {class_weights[bad[0]]}"
+        )
 
 
 def check_labels(labels: Array, n: int, classes: int) -> Array:
@@ -95,6 +102,8 @@ def check_labels(labels: Array, n: int, classes: int) -> Array:
         raise ValueError(
             f"labels must have shape ({n},), one for each row of the logits; got {tuple(labels.shape)}"
         )
+    if is_on_gpu(labels):
+        return labels
     bad = np.flatnonzero((labels < 0) | (labels >= classes))
     if bad.size:
         more = f" ({bad.size} labels are out of range)" if bad.size > 1 else ""
