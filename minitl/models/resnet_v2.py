@@ -84,7 +84,8 @@ class ResNetV2(Classifier):
             "bn_eps": fraction(bn_eps, "bn_eps"),
         }
         super().__init__(arch, changed(options, USUAL), preprocessing(resize=256, crop=224))
-        self.zero_pool = zero_pool
+        # A 1x1 convolution of each channel by itself with 1, whose padding is a frame of zeros.
+        self._frame = Tensor(np.ones((64, 1, 1, 1), np.float32)) if zero_pool else None
         rng = None if seed is None else np.random.default_rng(seed)
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=conv_bias, rng=rng)
         c = 64
@@ -109,8 +110,8 @@ class ResNetV2(Classifier):
     def features(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, 2048)."""
         x = self.conv1(x)  # H/2
-        if self.zero_pool:
-            x = ops.maxpool2d(_framed(x), 3, 2)  # H/4
+        if self._frame is not None:
+            x = ops.maxpool2d(ops.conv2d(x, self._frame, padding=1, groups=64), 3, 2)  # H/4
         else:
             x = ops.maxpool2d(x, 3, 2, 1)
         x = self.layer1(x)
@@ -118,16 +119,6 @@ class ResNetV2(Classifier):
         x = self.layer3(x)
         x = self.layer4(x)  # H/32
         return ops.global_avgpool2d(self.bn(x, relu=True))
-
-
-def _framed(x: Tensor) -> Tensor:
-    """(N, H, W, C) -> (N, H + 2, W + 2, C): the map in a frame of zeros.
-
-    A 1x1 convolution of each channel by itself with 1, whose padding is the frame.
-    """
-    c = x.shape[-1]
-    one = Tensor(np.ones((c, 1, 1, 1), x.dtype))
-    return ops.conv2d(x, one, padding=1, groups=c)
 
 
 def _network(arch: str, depths: tuple[int, int, int, int]) -> Callable[..., ResNetV2]:
