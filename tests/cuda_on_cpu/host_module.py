@@ -10,7 +10,6 @@ define; mode "fast" only computes. What is compiled is kept in the user's cache 
 import ctypes
 import functools
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -119,7 +118,7 @@ def _build(name: str, make: Any) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             file = Path(folder) / name
             make(Path(folder), file)
-            os.replace(file, target)
+            file.replace(target)
     return target
 
 
