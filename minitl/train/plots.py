@@ -1,0 +1,80 @@
+"""The run folder's pictures: learning curves and the confusion matrix, as PNG files."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+NAMED = 40  # classes whose names fit at the axes of a confusion matrix
+
+
+def curves(history: Sequence[dict[str, float]]) -> bytes:
+    """Draw loss and accuracy over the epochs, training beside validation; return a PNG."""
+    figure, (left, right) = _figure(1, 2, (9, 3.2))
+    epochs = [row["epoch"] for row in history]
+    for axes, name in ((left, "loss"), (right, "accuracy")):
+        for part, label in (("train", "training"), ("val", "validation")):
+            axes.plot(epochs, [row[f"{part}_{name}"] for row in history], "o-", ms=3, label=label)
+        axes.set_xlabel("epoch")
+        axes.set_title(name)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    right.set_ylim(top=1.0)
+    left.legend()
+    return _png(figure)
+
+
+def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
+    """Draw a confusion matrix, each row in shares of its true class; return a PNG."""
+    counts = np.asarray(matrix, float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(max(3.2, 0.42 * len(classes) + 1.5), 14)
+    figure, axes = _figure(1, 1, (side, side))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(classes) <= NAMED:
+        shown = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
+        axes.set_xticks(range(len(classes)), shown, rotation=90)
+        axes.set_yticks(range(len(classes)), shown)
+    if len(classes) <= 20:
+        for row, column in np.ndindex(counts.shape):
+            if counts[row, column]:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(
+                    column, row, f"{int(counts[row, column])}",
+                    ha="center", va="center", color=colour, fontsize=8,
+                )  # fmt: skip
+    return _png(figure)
+
+
+def reliability(calibration: dict[str, Any]) -> bytes:
+    """Draw how often predictions are right against how sure they are; return a PNG."""
+    figure, axes = _figure(1, 1, (3.2, 3.2))
+    axes.plot([0, 1], [0, 1], color="gray", lw=1, ls="--")
+    columns = (calibration[name] for name in ("confidence", "accuracy", "images"))
+    known = [row for row in zip(*columns, strict=True) if row[2]]
+    sure, right, images = (list(column) for column in zip(*known, strict=True))
+    axes.plot(sure, right, lw=1, alpha=0.5)
+    axes.scatter(sure, right, s=[20 + 200 * n / sum(images) for n in images])  # area: pictures
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Return a figure and its axes; without pyplot, which keeps state and wants a display."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    # Class names may hold what the font lacks or what looks like a formula: drawn as they are.
+    for text in figure.findobj(lambda item: hasattr(item, "set_parse_math")):
+        text.set_parse_math(False)
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

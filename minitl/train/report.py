@@ -1,0 +1,191 @@
+"""report.html: what a run did and how good its result is, in one file that opens without a network."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from minitl.data.decode import decode
+from minitl.data.folder import Dataset, Sample
+from minitl.data.preprocessing import Preprocessing
+from minitl.models import Classifier
+from minitl.tensor import Tensor
+from minitl.train import plots
+from minitl.train.activation_map import activation_maps
+from minitl.train.console import duration, percent
+from minitl.train.forward import softmax
+
+SHOWN = 8  # pictures in each group
+SIDE = 160  # of a picture in the report
+PART_NAMES = {"val": "validation"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The final model's predictions for one part of the data.
+
+    samples: N pictures. logits: (N, K). metrics: what `classification_metrics` says of them.
+    """
+
+    part: str
+    samples: list[Sample]
+    logits: np.ndarray
+    metrics: Mapping[str, Any]
+
+
+def render(
+    *,
+    title: str,
+    lead: str,
+    model: Classifier,
+    dataset: Dataset,
+    history: Sequence[dict[str, float]],
+    judged: Sequence[Judged],
+    seconds: Mapping[str, float],
+    config: str,
+) -> str:
+    """Return the report as HTML; everything it shows is inside.
+
+    title, lead: the heading and the line below. model: the final one, for the class-activation maps.
+    history: a row for each epoch. seconds: what took how long. config: the text of config.toml.
+    """
+    from jinja2 import Environment
+
+    source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    template = Environment(autoescape=True).from_string(source)
+    last = judged[-1].metrics
+    figures = [
+        (f"accuracy on {_part_name(judged[-1])}", percent(last["accuracy"])),
+        ("macro F1", percent(last["macro_f1"])),
+        *([("among the best 5", percent(last["top5"]))] if "top5" in last else []),
+        ("pictures trained on", f"{len(dataset.train):,}"),
+        ("training time", duration(sum(row["seconds"] for row in history))),
+    ]
+    parts = [part for part in ("train", "val", "test") if getattr(dataset, part)]
+    counts = [dataset.counts(part) for part in parts]
+    return template.render(
+        title=title,
+        lead=lead,
+        figures=figures,
+        curves=_uri(plots.curves(history)),
+        parts=[_part(one, model, dataset) for one in judged],
+        data={
+            "parts": parts,
+            "rows": [[name, *(c[i] for c in counts)] for i, name in enumerate(dataset.classes)],
+            "notes": dataset.notes,
+        },
+        time=[(name, duration(value)) for name, value in seconds.items()],
+        config=config,
+    )
+
+
+def _part_name(judged: Judged) -> str:
+    return PART_NAMES.get(judged.part, judged.part)
+
+
+def _part(judged: Judged, model: Classifier, dataset: Dataset) -> dict[str, Any]:
+    metrics = judged.metrics
+    return {
+        "name": _part_name(judged),
+        "images": f"{metrics['images']:,}",
+        "confusion": _uri(plots.confusion(metrics["confusion"], dataset.classes)),
+        "reliability": _uri(plots.reliability(metrics["calibration"])),
+        "calibration_error": percent(metrics["calibration"]["expected_error"]),
+        "classes": [
+            {"name": name, "images": row["images"]}
+            | {key: percent(row[key]) for key in ("precision", "recall", "f1")}
+            for name, row in metrics["per_class"].items()
+        ],
+        "groups": [
+            {"title": title, "pictures": _pictures(judged, chosen, model, dataset)}
+            for title, chosen in _groups(judged)
+        ],
+    }
+
+
+def _groups(judged: Judged) -> list[tuple[str, np.ndarray]]:
+    """Choose the pictures to show: indices into the samples."""
+    probabilities = softmax(judged.logits)
+    labels = np.array([sample.label for sample in judged.samples])
+    sure = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    indices = np.arange(len(labels))
+    by_confidence = np.argsort(-sure, kind="stable")
+    return [
+        ("Wrong, and most sure of it", by_confidence[~right[by_confidence]][:SHOWN]),
+        ("Right, but least sure", by_confidence[::-1][right[by_confidence[::-1]]][:SHOWN]),
+        ("Right and most sure, one of each class", _surest(indices, labels, sure, right)[:SHOWN]),
+    ]
+
+
+def _surest(
+    indices: np.ndarray, labels: np.ndarray, sure: np.ndarray, right: np.ndarray
+) -> np.ndarray:
+    chosen = []
+    for label in np.unique(labels):
+        own = indices[(labels == label) & right]
+        if len(own):
+            chosen.append(own[sure[own].argmax()])
+    return np.array(chosen, int)
+
+
+def _pictures(
+    judged: Judged, chosen: np.ndarray, model: Classifier, dataset: Dataset
+) -> list[dict[str, Any]]:
+    if not len(chosen):
+        return []
+    preprocessing = Preprocessing.from_dict(model.preprocessing)
+    probabilities = softmax(judged.logits)[chosen]
+    predicted = probabilities.argmax(axis=1)
+    samples = [judged.samples[i] for i in chosen]
+    crops = [
+        preprocessing.evaluation_crop(decode(dataset.root / sample.path)) for sample in samples
+    ]
+    maps = activation_maps(model, Tensor(preprocessing.normalise(np.stack(crops))), predicted)
+    return [
+        {
+            "seen": _uri(_jpeg(crop), "jpeg"),
+            "map": _uri(_jpeg(_overlaid(crop, heat)), "jpeg"),
+            "path": sample.path,
+            "true": dataset.classes[sample.label],
+            "predicted": dataset.classes[label],
+            "probability": percent(float(row[label])),
+            "correct": label == sample.label,
+        }
+        for sample, crop, heat, label, row in zip(
+            samples, crops, maps, predicted, probabilities, strict=True
+        )
+    ]
+
+
+def _overlaid(crop: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Blend a picture with its activation map, enlarged and coloured."""
+    from matplotlib import colormaps
+
+    height, width = crop.shape[:2]
+    enlarged = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR))
+    colours = colormaps["inferno"](enlarged)[..., :3] * 255
+    gray = crop.mean(axis=2, keepdims=True)
+    blended: np.ndarray = (0.45 * gray + 0.55 * colours).round().astype(np.uint8)
+    return blended
+
+
+def _jpeg(array: np.ndarray) -> bytes:
+    image = Image.fromarray(np.ascontiguousarray(array))
+    if image.width > SIDE:
+        image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def _uri(content: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+__all__ = ["Judged", "render"]
