@@ -1,12 +1,14 @@
 """Batches: the same bits whatever the threads, and nothing left behind."""
 
 import contextlib
+import dataclasses
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -367,3 +369,16 @@ def test_real_pictures() -> None:
     images = np.concatenate([batch.images for batch in runs[0]])
     assert images.shape == (200, 56, 56, 3)
     assert np.isfinite(images).all() and 0.3 < images.std() < 2
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_batches_of_bytes_need_only_be_normalised(root: Path, order: str) -> None:
+    preprocessing = dataclasses.replace(SMALL, channel_order=order)
+    arguments: dict[str, Any] = {"augment": Augmentation(), "shuffle": True, "seed": 3}
+    whole = Loader(samples(), root, preprocessing, 5, **arguments)
+    bytes_only = Loader(samples(), root, preprocessing, 5, normalise=False, **arguments)
+    for batch, raw in zip(whole.epoch(1), bytes_only.epoch(1), strict=True):
+        assert raw.images.dtype == np.uint8
+        np.testing.assert_array_equal(raw.labels, batch.labels)
+        # Their channels are in the network's order already.
+        np.testing.assert_array_equal(SMALL.normalise(raw.images), batch.images)

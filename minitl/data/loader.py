@@ -40,7 +40,8 @@ _ORDER, _PICTURE = 0, 1
 class Batch(NamedTuple):
     """Pictures and their labels.
 
-    images: (n, crop, crop, 3) float32. labels: (n,) int64. indices: (n,) int64, into the samples.
+    images: (n, crop, crop, 3) float32, or uint8 from a loader that does not normalise. labels: (n,) int64.
+    indices: (n,) int64, into the samples.
     """
 
     images: np.ndarray
@@ -62,6 +63,9 @@ class Loader:
     cache_bytes: memory for pictures that need not be decoded again: whole ones where they are varied,
         else the finished crops. When it is full, further pictures are decoded anew in each epoch.
 
+    normalise: turn bytes into the network's numbers; else leave that to who takes the batches, whose
+        channels are then in the network's order all the same.
+
     wait_seconds: how long the consumer has waited for batches so far. Where this is a good part of the
         time, decoding is what limits.
     """
@@ -79,6 +83,7 @@ class Loader:
         workers: int | None = None,
         drop_last: bool = False,
         cache_bytes: int = 512 * 2**20,
+        normalise: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
@@ -101,6 +106,7 @@ class Loader:
         self.augment = augment
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.normalise = normalise
         self.workers = min(_usable_cores(), 8) if workers is None else workers
         self.wait_seconds = 0.0
         self._labels = np.array([sample.label for sample in self.samples], np.int64)
@@ -176,7 +182,8 @@ class Loader:
 
     def _empty(self, indices: np.ndarray) -> Batch:
         crop = self.preprocessing.crop
-        images = np.empty((len(indices), crop, crop, 3), np.float32)
+        kind = np.float32 if self.normalise else np.uint8
+        images = np.empty((len(indices), crop, crop, 3), kind)
         return Batch(images, self._labels[indices], indices)
 
     def _fill(self, batch: Batch, epoch: int, start: int, stop: int) -> None:
@@ -185,7 +192,10 @@ class Loader:
             index = int(batch.indices[place])
             try:
                 crop = self.crop(index, epoch)
-                self.preprocessing.normalise(crop, out=batch.images[place])
+                if self.normalise:
+                    self.preprocessing.normalise(crop, out=batch.images[place])
+                else:
+                    batch.images[place] = self.preprocessing.in_channel_order(crop)
             except Exception as error:
                 error.add_note(f"while preparing {self.root / self.samples[index].path}")
                 raise

@@ -152,6 +152,10 @@ class Preprocessing:
             image = Image.fromarray(np.ascontiguousarray(image))
         return image.resize((width, height), INTERPOLATIONS[self.interpolation])
 
+    def in_channel_order(self, image: np.ndarray) -> np.ndarray:
+        """Return a view of an RGB picture with the network's order of channels."""
+        return image[..., ::-1] if self.channel_order == "BGR" else image
+
     def normalise(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Turn (..., height, width, 3) RGB bytes into the network's numbers, float32 of that shape.
 
@@ -161,9 +165,7 @@ class Preprocessing:
         addition. Both factors are repeated along a row of pixels, because a loop over 3 channels is
         too short to be quick.
         """
-        if self.channel_order == "BGR":
-            image = image[..., ::-1]
-        image = np.ascontiguousarray(image)
+        image = np.ascontiguousarray(self.in_channel_order(image))
         std = np.array(self.std)
         factor = np.tile((self.scale / std).astype(np.float32), image.shape[-2])
         offset = np.tile((-np.array(self.mean) / std).astype(np.float32), image.shape[-2])
