@@ -132,7 +132,7 @@ def write(path: str | os.PathLike[str], content: WeightsFile) -> str:
     Raises ValueError or TypeError where `content` does not fit the format, and WeightsFileError where
     the system refuses to write; an earlier file of that name is then unchanged.
     """
-    texts = _texts_of(content)
+    texts = attributes(content)
     arrays = _arrays_of(content)
     digest = _digest(texts, arrays)
     image = _image(texts | {"digest": digest}, arrays)
@@ -204,7 +204,11 @@ def check_state(
 # ---------------------------------------------------------------------------- writing
 
 
-def _texts_of(content: WeightsFile) -> dict[str, str]:
+def attributes(content: WeightsFile) -> dict[str, str]:
+    """Return the texts of the file's attributes by name, all but the digest.
+
+    Raises ValueError or TypeError where `content` does not fit the format.
+    """
     texts = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
     for name in _TEXTS:
         texts[name] = getattr(content, name)
@@ -724,4 +728,13 @@ def _advice(
     return []
 
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "Golden", "WeightsFile", "check_state", "read", "write"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "Golden",
+    "WeightsFile",
+    "attributes",
+    "check_state",
+    "read",
+    "write",
+]

@@ -1,0 +1,108 @@
+"""Take weights from minitl to other programs: PyTorch, safetensors, ONNX.
+
+    from minitl.convert.export import export
+
+    export("runs/cats/best.h5", "cats.onnx")
+
+PyTorch files and safetensors hold a state dict that loads with `strict=True` into torchvision's or timm's
+network of that name. ONNX holds the network itself.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minitl.convert.export_torch import torch_file
+from minitl.errors import UserError
+from minitl.files import write_atomically
+
+if TYPE_CHECKING:
+    from minitl.hdf5 import WeightsFile
+
+FORMATS = {"torch": (".pth", ".pt"), "safetensors": (".safetensors",), "onnx": (".onnx",)}
+
+
+def export(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    to: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Write the weights file `src` in another program's format to `dst`; return the format.
+
+    to: "torch", "safetensors" or "onnx"; None goes by the ending of `dst`.
+    overwrite: replace `dst` if it exists.
+
+    Raises UserError for weights that do not fit their architecture, an unknown format, a library that is
+    not installed, or where `dst` cannot be written.
+    """
+    from minitl import hdf5
+    from minitl.models.saving import from_weights_file
+
+    src, dst = Path(src), Path(dst)
+    to = _format(dst, to)
+    if dst.exists() and not overwrite:
+        raise UserError(f"{dst} exists; choose another name, or replace it with --overwrite")
+    contents = hdf5.read(src)
+    model = from_weights_file(contents, str(src))
+    if to == "onnx":
+        from minitl.convert.export_onnx import onnx_file
+
+        content = onnx_file(model, metadata(contents), str(src))
+    else:
+        state = _with_counters(model.state_dict())
+        content = torch_file(state) if to == "torch" else _safetensors_file(state, contents)
+    write_atomically(dst, content)
+    return to
+
+
+def _format(dst: Path, to: str | None) -> str:
+    if to is None:
+        for name, endings in FORMATS.items():
+            if dst.suffix.lower() in endings:
+                return name
+        raise UserError(
+            f"{dst}: the ending does not say which format; add --to {', --to '.join(FORMATS)}"
+        )
+    if to not in FORMATS:
+        raise UserError(f"--to {to}: the formats are {', '.join(FORMATS)}")
+    return to
+
+
+def metadata(contents: "WeightsFile") -> dict[str, str]:
+    """Return what else a weights file says, as the texts of its attributes (weights/README.md)."""
+    from minitl import hdf5
+
+    texts = hdf5.attributes(contents)
+    return {name: text for name, text in texts.items() if not name.startswith("format")}
+
+
+def _with_counters(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the state in order of modules, with the counter that PyTorch's normalisations have."""
+    modules: dict[str, list[str]] = {}
+    for name in state:
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    complete: dict[str, np.ndarray] = {}
+    for module, names in modules.items():
+        complete |= {name: np.ascontiguousarray(state[name]) for name in names}
+        if f"{module}.running_var" in state:
+            complete[f"{module}.num_batches_tracked"] = np.array(0, np.int64)
+    return complete
+
+
+def _safetensors_file(state: Mapping[str, np.ndarray], contents: "WeightsFile") -> bytes:
+    try:
+        from safetensors.numpy import save
+    except ImportError:
+        raise UserError(
+            "--to safetensors needs the library safetensors: pip install safetensors"
+        ) from None
+    content: bytes = save(dict(state), {"format": "pt"} | metadata(contents))
+    return content
+
+
+__all__ = ["FORMATS", "export", "metadata"]
