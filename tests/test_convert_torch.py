@@ -686,10 +686,10 @@ def test_the_report():
     text = str(report)
     for line in (
         "w.pth as net",
-        "matched        1",
-        "c.weight  missing     is it c.weigth?",
+        "matched           1",
+        "c.weight  missing         is it c.weigth?",
         "c.weigth  unexpected",
-        "b.weight  misshapen   has (1, 3), needs (3, 1)",
+        "b.weight  misshapen       has (1, 3), needs (3, 1)",
     ):
         assert line in text, text
 
@@ -707,10 +707,11 @@ def cifar_state(classes=10, seed=0):
     """Weights of a CIFAR ResNet-20 with an option-A shortcut, as PyTorch tensors."""
     rng = np.random.default_rng(seed)
     model = models.create("cifar_resnet20", num_classes=classes, seed=None)
-    return {
-        name: torch.from_numpy(rng.standard_normal(array.shape).astype(np.float32))
-        for name, array in model.state_dict().items()
-    }
+    state = {}
+    for name, array in model.state_dict().items():
+        values = rng.standard_normal(array.shape).astype(np.float32)
+        state[name] = torch.from_numpy(np.abs(values) if "running_var" in name else values)
+    return state
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -1,6 +1,7 @@
 """`minitl convert`: turn somebody's weights into a weights file."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,48 @@ from minitl.errors import UserError
 def add(commands: Any) -> argparse.ArgumentParser:
     """Declare the command and its arguments."""
     command: argparse.ArgumentParser = commands.add_parser(
-        "convert", help="turn a PyTorch checkpoint into a weights file, without PyTorch"
+        "convert",
+        help="turn weights of PyTorch, safetensors or Keras into a weights file",
+        description="Turn weights of PyTorch, safetensors or Keras into a weights file, without these "
+        "programs and without executing anything. Format and network are told from the contents of SRC.",
     )
     command.set_defaults(run=run)
-    command.add_argument("source", metavar="SRC.pth", type=Path)
+    command.add_argument("source", metavar="SRC", type=Path)
     command.add_argument("target", metavar="DST.h5", type=Path)
-    command.add_argument("--arch", required=True, metavar="NAME", help="such as resnet50")
+    command.add_argument(
+        "--arch", metavar="NAME", help="the network, such as resnet50 (default: recognised)"
+    )
     command.add_argument(
         "--arch-option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="such as shortcut=A",
+        help="such as stride_in_1x1=true; goes before what was recognised",
+    )
+    command.add_argument(
+        "--entry", metavar="KEY", help="what holds the weights in a checkpoint, such as model_ema"
+    )
+    command.add_argument(
+        "--new-head", type=int, metavar="N", help="put a random head for N classes"
+    )
+    command.add_argument(
+        "--drop-unexpected",
+        action="store_true",
+        help="leave out what the network has no place for, instead of refusing",
+    )
+    command.add_argument(
+        "--preprocessing",
+        type=_fields,
+        metavar="JSON",
+        help="""what differs from the usual, such as '{"resize": 232, "interpolation": "bicubic"}'""",
     )
     command.add_argument(
         "--class-names", type=Path, metavar="FILE", help="one name a line, in order"
     )
     command.add_argument("--license", metavar="TEXT", help="recorded in the file")
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what would be written, and do not write"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace DST.h5 if it exists")
     return command
 
@@ -41,10 +67,25 @@ def run(options: argparse.Namespace) -> None:
         arch=options.arch,
         arch_options=dict(_name_value(text) for text in options.arch_option),
         class_names=options.class_names and _lines(options.class_names),
+        preprocessing=options.preprocessing,
         license=options.license,
+        entry=options.entry,
+        new_head=options.new_head,
+        drop_unexpected=options.drop_unexpected,
         overwrite=options.overwrite,
+        dry_run=options.dry_run,
     )
     print(report)
+
+
+def _fields(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object of fields")
+    return fields
 
 
 def _lines(file: Path) -> list[str]:
@@ -58,4 +99,7 @@ def _name_value(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--arch-option {text}: write NAME=VALUE, such as shortcut=A")
-    return name, int(value) if value.isdigit() else value
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,22 +1,25 @@
-"""Bring weights over from other programs: PyTorch checkpoints to the HDF5 weights file.
+"""Bring weights over from other programs: PyTorch, safetensors and Keras to the HDF5 weights file.
 
     from minitl.convert import convert
 
-    print(convert("resnet18.pth", "resnet18.h5", arch="resnet18"))
+    print(convert("resnet18.pth", "resnet18.h5"))
 
-Neither PyTorch nor trust is needed: see pickles.py.
+Neither those programs nor trust is needed: see pickles.py and safetensors_files.py.
 """
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minitl.convert.pickles import TensorRecord
+from minitl.convert.named import from_safetensors, from_torch
 from minitl.convert.report import ConversionError, Report, match
+from minitl.convert.safetensors_files import is_safetensors
+from minitl.convert.source import Request, Source, StoredArray
 from minitl.convert.state import find_state
 from minitl.convert.torch_files import TorchFile, read_bytes, read_torch
 from minitl.errors import UserError, WeightsFileError
@@ -27,30 +30,51 @@ if TYPE_CHECKING:
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
+@dataclass(frozen=True)
+class Reader:
+    """One format: whether a file's bytes are of it, and how it is read."""
+
+    format: str
+    recognises: Callable[[bytes], bool]
+    read: Callable[[Path, bytes, Request], Source]
+
+
+# The first that recognises a file reads it; what nobody recognises is explained by the last.
+READERS = (
+    Reader("safetensors", is_safetensors, from_safetensors),
+    Reader("PyTorch", lambda data: True, from_torch),
+)
+
+
 def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
-    arch: str,
+    arch: str | None = None,
     arch_options: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     source: str | None = None,
     license: str | None = None,
     entry: str | None = None,
+    new_head: int | None = None,
     drop_unexpected: bool = False,
     overwrite: bool = False,
+    dry_run: bool = False,
 ) -> Report:
-    """Convert a PyTorch checkpoint to a weights file; return what became of each name.
+    """Convert somebody's weights to a weights file; return what became of each name.
 
-    src: a file of torch.save with a state dict in it. dst: the weights file to write.
-    arch, arch_options: the network, as for `minitl.models.create`; the number of classes is read off the
-        weights. class_names: name of each output. preprocessing: None for what is
-        usual for the network.
+    src: a file of torch.save with a state dict in it, a safetensors file, or a model or weights of Keras;
+        which one is told from its contents. dst: the weights file to write.
+    arch, arch_options: the network, as for `minitl.models.create`; None to recognise it by its weights,
+        and options given then go before what was recognised. The number of classes is read off the weights.
+    class_names: name of each output. preprocessing: the fields that differ from what the file says, or
+        else from what is usual for the network.
     source, license: recorded; the source is the file's name if None.
     entry: the checkpoint's key that holds the weights, as "model_ema"; None to look for it.
+    new_head: leave the file's head out, if it has one, and put a random one for so many classes.
     drop_unexpected: leave out what the network has no place for, instead of refusing.
-    overwrite: replace `dst` if it exists.
+    overwrite: replace `dst` if it exists. dry_run: do all but write.
 
     Raises ConversionError, with all names that do not fit, and UserError for whatever else is wrong.
     """
@@ -59,88 +83,131 @@ def convert(
 
     src, dst = Path(src), Path(dst)
     if dst.exists() and not overwrite:
-        raise UserError(f"{dst} exists; choose another name, or or replace it with --overwrite")
+        raise UserError(f"{dst} exists; choose another name, or replace it with --overwrite")
     data = read_bytes(src)
-    file = read_torch(src, data)
-    found = find_state(file.content, str(src), entry)
-    model = _network(arch, arch_options or {}, found.tensors)
-    expected = {name: array.shape for name, array in model.state_dict().items()}
-    classes = model.num_classes
-    shapes = {name: record.shape for name, record in found.tensors.items()}
-    report = match(expected, shapes, f"{src.name} as {arch}")
-    report.ignored = found.ignored
-    report.notes = _notes(found.entry, found.prefix, found.beside)
-    if drop_unexpected:
-        report.ignored |= dict.fromkeys(report.unexpected, "no place for it in the network")
-        report.unexpected = []
-    if not report.complete:
-        raise ConversionError(f"{src} does not fit {arch}:\n{report}", report)
-    if class_names is not None and len(class_names) != classes:
+    found = read_source(src, data, Request(arch, arch_options or {}, entry))
+    model = _network(found, new_head, "--arch" if arch else str(src))
+    report = _matched(model, found, src, new_head, drop_unexpected)
+    names = found.class_names if class_names is None and new_head is None else class_names
+    if names is not None and len(names) != model.num_classes:
         raise UserError(
-            f"{len(class_names)} class names were given, but {src} distinguishes {classes} classes"
+            f"{len(names)} class names were given, but {src} distinguishes {model.num_classes} classes"
         )
-    checked = model.preprocessing if preprocessing is None else _checked(preprocessing)
-    state = _weights(file, found.tensors, report)
+    report.preprocessing, report.preprocessing_from = _preprocessing(preprocessing, found, model)
+    state = _weights(src, found.arrays, report)
+    own = model.state_dict()
+    state |= {name: own[name] for name in report.reinitialised}
+    report.arch, report.arch_options, report.target = model.arch, model.arch_options, str(dst)
+    if dry_run:
+        return report
     hdf5.write(
         dst,
         hdf5.WeightsFile(
-            arch=arch,
+            arch=model.arch,
             arch_options=model.arch_options,
             state=state,
-            class_names=None if class_names is None else list(class_names),
-            preprocessing=checked,
+            class_names=None if names is None else list(names),
+            preprocessing=report.preprocessing,
             source=src.name if source is None else source,
             source_sha256=hashlib.sha256(data).hexdigest(),
-            license=license or "",
+            license=(found.license or "") if license is None else license,
         ),
     )
+    report.written = True
     return report
 
 
-def _network(
-    arch: str, options: Mapping[str, Any], tensors: Mapping[str, TensorRecord]
-) -> "Classifier":
-    """Make the network with a head as wide as the file's."""
+def read_source(path: Path, data: bytes, request: Request) -> Source:
+    """Return the weights in a file of any known format; WeightsFileError says what is wrong with it."""
+    reader = next(reader for reader in READERS if reader.recognises(data))
+    return reader.read(path, data, request)
+
+
+def _network(found: Source, new_head: int | None, what: str) -> "Classifier":
+    """Make the network with a head as wide as the file's, or as asked for."""
     from minitl.models.saving import empty_model
 
-    model = empty_model(arch, options, "--arch")
-    head = tensors.get(f"{model.head_name}.weight")
-    if head is not None and head.shape and head.shape[0] > 0:
+    model = empty_model(found.arch, found.arch_options, what)
+    if new_head is not None:
+        if not 1 <= new_head <= 1_000_000:
+            raise UserError(f"--new-head {new_head}: give the number of classes, at least 1")
+        model.replace_head(new_head)
+        return model
+    head = found.arrays.get(f"{model.head_name}.weight")
+    # A head wider than the file has numbers is misshapen; it is not made.
+    if head is not None and len(head.shape) == 2 and 0 < head.shape[0] <= 1_000_000:
         model.replace_head(head.shape[0])
     return model
 
 
-def _notes(entry: str, prefix: str, beside: Sequence[str]) -> list[str]:
-    notes = []
-    if entry:
-        notes.append(f"weights found under {entry!r}")
-    if prefix:
-        notes.append(f"prefix {prefix!r} taken away")
-    if beside:
-        more = ", ..." if len(beside) > 8 else ""
-        notes.append(f"beside the weights, not used: {', '.join(beside[:8])}{more}")
-    return notes
+def _matched(
+    model: "Classifier", found: Source, src: Path, new_head: int | None, drop_unexpected: bool
+) -> Report:
+    """Compare the network's names and shapes with the file's; ConversionError where they differ."""
+    expected = {name: array.shape for name, array in model.state_dict().items()}
+    shapes = {name: array.shape for name, array in found.arrays.items()}
+    report = match(expected, shapes, f"{src.name} as {model.arch}")
+    report.ignored, report.notes = dict(found.ignored), list(found.notes)
+    heads = tuple(f"{head}." for head in model.heads)
+    if new_head is not None:
+        report.reinitialised = [name for name in expected if name.startswith(heads)]
+        report.ignored |= {
+            name: "a new head takes its place" for name in shapes if name.startswith(heads)
+        }
+        report.matched = [name for name in report.matched if not name.startswith(heads)]
+        report.missing = [name for name in report.missing if not name.startswith(heads)]
+        report.unexpected = [name for name in report.unexpected if not name.startswith(heads)]
+        for name in report.reinitialised:
+            report.misshapen.pop(name, None)
+    if drop_unexpected:
+        report.ignored |= dict.fromkeys(report.unexpected, "no place for it in the network")
+        report.unexpected = []
+    if not report.complete:
+        headless = [name for name in report.missing if name.startswith(heads)]
+        if headless and headless == report.missing:
+            report.notes.append("the file has no head; --new-head N puts one for N classes")
+        raise ConversionError(f"{src} does not fit {model.arch}:\n{report}", report)
+    return report
 
 
-def _weights(
-    file: TorchFile, tensors: Mapping[str, TensorRecord], report: Report
-) -> dict[str, np.ndarray]:
-    """Return the matched tensors as float32."""
+def _preprocessing(
+    asked: Mapping[str, Any] | None, found: Source, model: "Classifier"
+) -> tuple[dict[str, Any], str]:
+    """Return the preprocessing to write, and in words where it came from."""
+    from minitl.data.preprocessing import Preprocessing
+
+    values, origin = model.preprocessing, f"usual for {model.arch}; the file does not say"
+    if found.preprocessing is not None:
+        values, origin = found.preprocessing, found.preprocessing_from
+    if asked:
+        values = values | dict(asked)
+        origin = (
+            "as you said" if values == asked else f"{', '.join(asked)} as you said, else {origin}"
+        )
+    return Preprocessing.from_dict(values).to_dict(), origin
+
+
+def _weights(src: Path, arrays: Mapping[str, StoredArray], report: Report) -> dict[str, np.ndarray]:
+    """Return the matched arrays as float32."""
     state = {}
     rounded = 0
     for name in report.matched:
-        record = tensors[name]
-        if record.dtype not in _FLOATS:
+        stored = arrays[name]
+        if stored.dtype not in _FLOATS:
             raise WeightsFileError(
-                f"{file.path}: {name} is {record.dtype}; quantised and complex networks are not supported"
+                f"{src}: {name} is {stored.dtype}; quantised and complex networks are not supported"
             )
-        array = file.array(record)
-        rounded += record.dtype == "float64"
+        array = stored.read()
+        rounded += stored.dtype == "float64"
         with np.errstate(over="ignore"):  # an infinity is reported below
             array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise WeightsFileError(
-                f"{file.path}: {name} holds NaN or infinities (as float32); its training had diverged"
+                f"{src}: {name} holds NaN or infinities (as float32); its training had diverged"
+            )
+        if name.endswith(".running_var") and array.size and array.min() < 0:
+            raise WeightsFileError(
+                f"{src}: {name} holds a negative variance; the file is damaged: get it anew"
             )
         state[name] = array
     if rounded:
@@ -148,18 +215,18 @@ def _weights(
     return state
 
 
-def _checked(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    from minitl.data.preprocessing import Preprocessing
-
-    return Preprocessing.from_dict(preprocessing).to_dict()
-
-
 __all__ = [
+    "READERS",
     "ConversionError",
+    "Reader",
     "Report",
+    "Request",
+    "Source",
+    "StoredArray",
     "TorchFile",
     "convert",
     "find_state",
     "match",
+    "read_source",
     "read_torch",
 ]

@@ -1,8 +1,10 @@
 """What became of each name in a conversion."""
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from minitl.errors import WeightsFileError
 
@@ -23,7 +25,10 @@ class Report:
 
     title: what was compared. matched: in the network's order. missing: the network has them, the file
     not. unexpected: the other way round. misshapen: name -> (shape in the file, shape expected).
-    ignored: name -> why it plays no part. notes: lines for the reader.
+    ignored: name -> why it plays no part. reinitialised: those that get new values, not the file's.
+    notes: lines for the reader.
+    arch, arch_options: the network. preprocessing: what the weights file says, and preprocessing_from
+    why. target: the weights file, written: whether it was.
     """
 
     title: str
@@ -32,7 +37,14 @@ class Report:
     unexpected: list[str] = field(default_factory=list)
     misshapen: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
+    reinitialised: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    arch: str = ""
+    arch_options: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    preprocessing_from: str = ""
+    target: str = ""
+    written: bool = False
 
     @property
     def complete(self) -> bool:
@@ -45,15 +57,17 @@ class Report:
             "missing": len(self.missing),
             "unexpected": len(self.unexpected),
             "misshapen": len(self.misshapen),
+            "re-initialised": len(self.reinitialised),
             "ignored": len(self.ignored),
         }
-        lines = [self.title, *(f"  {name:<11}{count:>5}" for name, count in counts.items())]
+        lines = [self.title, *(f"  {name:<14}{count:>5}" for name, count in counts.items())]
         rows = [(name, "missing", self._near(name)) for name in self.missing]
         rows += [(name, "unexpected", "") for name in self.unexpected]
         rows += [
             (name, "misshapen", f"has {has}, needs {needs}")
             for name, (has, needs) in self.misshapen.items()
         ]
+        rows += [(name, "re-initialised", "new random values") for name in self.reinitialised]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.ignored.items():
             reasons.setdefault(reason, []).append(name)
@@ -64,12 +78,26 @@ class Report:
         rows = [(shown(name), what, shown(detail)) for name, what, detail in rows]
         width = max((len(name) for name, _, _ in rows[:_MAX_ROWS]), default=0)
         lines += [
-            f"  {name:<{width}}  {what:<10}  {detail}".rstrip()
+            f"  {name:<{width}}  {what:<14}  {detail}".rstrip()
             for name, what, detail in rows[:_MAX_ROWS]
         ]
         if len(rows) > _MAX_ROWS:
             lines.append(f"  ... and {len(rows) - _MAX_ROWS} more")
-        return "\n".join([*lines, *(f"  {shown(note)}" for note in self.notes)])
+        lines += [f"  {shown(note)}" for note in self.notes]
+        return "\n".join([*lines, *self._outcome()])
+
+    def _outcome(self) -> list[str]:
+        """Say what the weights file holds beside the weights, where a conversion got that far."""
+        if not self.target:
+            return []
+        options = json.dumps(self.arch_options)
+        options = options if len(options) <= 300 else f"{options[:297]}..."
+        written = "written" if self.written else "not written (dry run):"
+        return [
+            f"architecture: {self.arch} {options}",
+            f"preprocessing, {shown(self.preprocessing_from)}: {json.dumps(self.preprocessing)}",
+            f"{written} {self.target}",
+        ]
 
     def _near(self, name: str) -> str:
         """Guess what a missing name is called in the file; where much is missing it is another network."""

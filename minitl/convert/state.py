@@ -5,6 +5,7 @@ from typing import Any
 
 from minitl.convert.pickles import TensorRecord
 from minitl.convert.report import shown
+from minitl.convert.source import StoredArray
 from minitl.errors import WeightsFileError
 
 # Under these keys training programs put the weights, the first that is there is taken.
@@ -15,17 +16,20 @@ PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 
 _MAX_DEPTH = 4
 
+Array = TensorRecord | StoredArray  # of a PyTorch file or of another
+
 
 @dataclass
 class FoundState:
     """The weights of a checkpoint.
 
-    tensors: by name, prefixes taken away. entry: where they were, as "model/state_dict", "" for the top.
+    tensors: by name, prefixes taken away; TensorRecords of a PyTorch file, else StoredArrays. entry:
+    where they were, as "model/state_dict", "" for the top.
     prefix: what was taken away. ignored: names that are no weights, with the reason. beside: keys of the
     checkpoint next to the weights.
     """
 
-    tensors: dict[str, TensorRecord]
+    tensors: dict[str, Any]
     entry: str
     prefix: str
     ignored: dict[str, str]
@@ -52,10 +56,10 @@ def find_state(content: Any, what: str, entry: str | None = None) -> FoundState:
         content = _inside(content, wrapper, entries, beside)
     if not isinstance(content, dict):
         raise WeightsFileError(f"{what} holds no weights by name, but {_summary(content)}")
-    tensors: dict[str, TensorRecord] = {}
+    tensors: dict[str, Any] = {}
     ignored: dict[str, str] = {}
     for name, value in content.items():
-        if isinstance(name, str) and isinstance(value, TensorRecord):
+        if isinstance(name, str) and isinstance(value, Array):
             tensors[name] = value
         else:
             ignored[str(name)] = "not a tensor"
@@ -82,7 +86,7 @@ def _inside(content: dict[Any, Any], key: str, entries: list[str], beside: list[
     return content[key]
 
 
-def _common_prefix(tensors: dict[str, TensorRecord]) -> str:
+def _common_prefix(tensors: dict[str, Any]) -> str:
     prefix = ""
     while True:
         more = next((p for p in PREFIXES if all(n.startswith(prefix + p) for n in tensors)), None)
@@ -99,7 +103,7 @@ def _summary(content: Any) -> str:
             if keys
             else "nothing"
         )
-    if isinstance(content, TensorRecord):
+    if isinstance(content, Array):
         return f"one tensor of shape {content.shape}"
     return f"a {type(content).__name__}"
 

@@ -55,6 +55,11 @@ class Classifier(nn.Module):
         return reduce(getattr, path, self)
 
     @property
+    def heads(self) -> tuple[str, ...]:
+        """Where all layers are whose outputs are classes: the head, and what helps to train it."""
+        return (self.head_name,)
+
+    @property
     def num_classes(self) -> int:
         """Number of classes the head distinguishes."""
         return self.head.weight.shape[0]

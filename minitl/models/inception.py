@@ -253,6 +253,11 @@ class InceptionV3(Classifier):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2048, num_classes, rng=rng)
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Where all layers are whose outputs are classes: the head, and what helps to train it."""
+        return ("fc",) if self.AuxLogits is None else ("fc", "AuxLogits.fc")
+
     def features(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, 2048). Raises ValueError for pictures below MIN_SIZE pixels."""
         return self._late(self._early(x))
