@@ -34,6 +34,7 @@ ALLOWED = {
 }
 ALLOWED["convert"] = ALLOWED["models"] | {"models", "data"}
 ALLOWED["train"] = set(ALLOWED) - {"kernels"}
+ALLOWED["serve"] = ALLOWED["train"] | {"train"}
 ALLOWED["cli"] = set(ALLOWED) | {""}
 ALLOWED["recipes"] = ALLOWED["train"] | {"train"}  # programs in weights/, which nothing imports
 ALLOWED[""] = {"tensor", "ops", "nn", "models", "optim"}  # minitl/__init__.py itself

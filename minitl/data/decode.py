@@ -23,6 +23,7 @@ of the final pixels, in levels of 255, for reduction by the decoder and by avera
     KEEP = 3   0.5 and 0.6
 """
 
+import io
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +98,18 @@ def decode_image(path: str | Path, min_side: int | None = None) -> Image.Image:
     except Exception as error:
         # A damaged file can make Pillow's parsers raise nearly anything (OSError, ValueError,
         # SyntaxError, struct.error, KeyError ...), and all of it means the same to the user.
-        raise ImageError(path, _reason(path, error)) from error
+        raise ImageError(path, _reason_of_file(path, error)) from error
+
+
+def decode_bytes(content: bytes, name: str, min_side: int | None = None) -> Image.Image:
+    """Read a picture like `decode_image` from memory; `name` stands for the path in errors."""
+    path = Path(name)
+    try:
+        return _read(path, io.BytesIO(content), min_side)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise ImageError(path, _reason(content[:64], error)) from error
 
 
 def _read(path: Path, file: object, min_side: int | None) -> Image.Image:
@@ -145,7 +157,7 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason_of_file(path: Path, error: Exception) -> str:
     """Say what is wrong with a file in words for its owner."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
@@ -153,13 +165,17 @@ def _reason(path: Path, error: Exception) -> str:
         return "this is a folder, not a picture"
     if isinstance(error, PermissionError):
         return "no permission to read it"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more pixels than the limit of {MAX_PIXELS:,}"
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            return _reason(file.read(64), error)
     except OSError:
-        head = b"?"
+        return _reason(b"?", error)
+
+
+def _reason(head: bytes, error: Exception) -> str:
+    """Say what is wrong with a content that begins with `head`."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more pixels than the limit of {MAX_PIXELS:,}"
     if not head:
         return "the file is empty"
     if head.startswith(b"version https://git-lfs"):
@@ -212,4 +228,13 @@ def check_images(
     return [bad for part in parts for bad in part]
 
 
-__all__ = ["FORMATS", "KEEP", "MAX_PIXELS", "ImageError", "check_images", "decode", "decode_image"]
+__all__ = [
+    "FORMATS",
+    "KEEP",
+    "MAX_PIXELS",
+    "ImageError",
+    "check_images",
+    "decode",
+    "decode_bytes",
+    "decode_image",
+]

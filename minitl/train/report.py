@@ -1,14 +1,11 @@
 """report.html: what a run did and how good its result is, in one file that opens without a network."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from minitl.data.decode import decode
 from minitl.data.folder import Dataset, Sample
@@ -19,9 +16,9 @@ from minitl.train import plots
 from minitl.train.activation_map import activation_maps
 from minitl.train.console import duration, percent
 from minitl.train.forward import softmax
+from minitl.train.pictures import data_uri, jpeg, overlaid
 
 SHOWN = 8  # pictures in each group
-SIDE = 160  # of a picture in the report
 PART_NAMES = {"val": "validation"}
 
 
@@ -72,7 +69,7 @@ def render(
         title=title,
         lead=lead,
         figures=figures,
-        curves=_uri(plots.curves(history)),
+        curves=data_uri(plots.curves(history)),
         parts=[_part(one, model, dataset) for one in judged],
         data={
             "parts": parts,
@@ -93,8 +90,8 @@ def _part(judged: Judged, model: Classifier, dataset: Dataset) -> dict[str, Any]
     return {
         "name": _part_name(judged),
         "images": f"{metrics['images']:,}",
-        "confusion": _uri(plots.confusion(metrics["confusion"], dataset.classes)),
-        "reliability": _uri(plots.reliability(metrics["calibration"])),
+        "confusion": data_uri(plots.confusion(metrics["confusion"], dataset.classes)),
+        "reliability": data_uri(plots.reliability(metrics["calibration"])),
         "calibration_error": percent(metrics["calibration"]["expected_error"]),
         "classes": [
             {"name": name, "images": row["images"]}
@@ -149,8 +146,8 @@ def _pictures(
     maps = activation_maps(model, Tensor(preprocessing.normalise(np.stack(crops))), predicted)
     return [
         {
-            "seen": _uri(_jpeg(crop), "jpeg"),
-            "map": _uri(_jpeg(_overlaid(crop, heat)), "jpeg"),
+            "seen": data_uri(jpeg(crop), "jpeg"),
+            "map": data_uri(jpeg(overlaid(crop, heat)), "jpeg"),
             "path": sample.path,
             "true": dataset.classes[sample.label],
             "predicted": dataset.classes[label],
@@ -161,31 +158,6 @@ def _pictures(
             samples, crops, maps, predicted, probabilities, strict=True
         )
     ]
-
-
-def _overlaid(crop: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Blend a picture with its activation map, enlarged and coloured."""
-    from matplotlib import colormaps
-
-    height, width = crop.shape[:2]
-    enlarged = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR))
-    colours = colormaps["inferno"](enlarged)[..., :3] * 255
-    gray = crop.mean(axis=2, keepdims=True)
-    blended: np.ndarray = (0.45 * gray + 0.55 * colours).round().astype(np.uint8)
-    return blended
-
-
-def _jpeg(array: np.ndarray) -> bytes:
-    image = Image.fromarray(np.ascontiguousarray(array))
-    if image.width > SIDE:
-        image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
-
-
-def _uri(content: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 __all__ = ["Judged", "render"]
