@@ -1,0 +1,243 @@
+// The matrix product under convolution and dense layers: sum[m][n] = sum over k of a(m, k) b(n, k).
+//
+// A block of threads computes BM x BN results, each warp WM x WN of them, BK products of k at a time.
+// Where a and b come from is the business of a Source (conv2d.cu, conv2d_dw.cu), which copies slices of
+// BM x BK and BN x BK into shared memory; what becomes of the sums is that of `finish` (epilogue.cuh).
+//
+//     T       operands: float, double or bf16. On tensor cores: bf16, and float with TF32.
+//     real    the sums
+//
+// A slice is 64 bytes deep for every T (BK = 32 bf16, 16 floats, 8 doubles), so BM x BN = 128 x 128 needs
+// 16 KB of shared memory and STAGES = 4 slices in flight 64 KB. While one slice is multiplied, the next
+// three are on their way (cp.async); one barrier for each slice.
+//
+// Registers: a thread holds WM * WN / 32 sums. Up to 64 of them (64 x 32 for a warp) the kernels keep to
+// 128 registers, so that 512 threads fit on a multiprocessor; with more, and for double, to 255 for 256.
+#pragma once
+#include "ptx.cuh"
+
+#ifndef TF32
+#define TF32 0
+#endif
+
+constexpr bool TENSOR_CORES = sizeof(T) == 2 || TF32;
+constexpr int CHUNK = Width<T>::value;  // elements in 16 bytes, the unit of copying
+constexpr int BK = 4 * CHUNK;
+constexpr int WARPS_M = BM / WM, WARPS_N = BN / WN;
+constexpr int THREADS = WARP * WARPS_M * WARPS_N;
+constexpr int MIN_BLOCKS = (WM * WN > 64 * 32 || sizeof(T) == 8 ? 256 : 512) / THREADS;
+
+static_assert(BM % WM == 0 && BN % WN == 0 && WM % 16 == 0 && WN % 16 == 0, "warps tile the block");
+static_assert(BM * 4 % THREADS == 0 && BN * 4 % THREADS == 0, "threads share the copying evenly");
+
+// ---- how a slice of EXTENT x BK lies in shared memory ----
+//
+// Rows are arranged so that the 8 chunks (ldmatrix) or 32 words that a warp reads in one go lie in different
+// banks, of which there are 32 with 4 bytes each.
+
+// Chunks lie along k: row i (of m or n) has 4 chunks, two rows fill all the banks. Chunks change places
+// within their row, so that eight successive rows have chunk c in eight different places.
+template <int EXTENT>
+struct AlongK {
+  static constexpr bool ALONG_K = true;
+  static constexpr int BYTES = EXTENT * 64;
+  static DEVICE int at(int i, int chunk) { return i * 64 + ((chunk ^ ((i >> 1) & 3)) << 4); }
+  static DEVICE int element(int i, int k) {
+    return at(i, k / CHUNK) + k % CHUNK * (int)sizeof(T);
+  }
+};
+
+// Chunks lie across k: row k has EXTENT / CHUNK chunks. bf16 is read by ldmatrix, eight successive rows at one
+// chunk: again they change places. float is read word by word, lane / 4 along i and lane % 4 along k: there
+// each row starts 8 banks after the one before.
+template <int EXTENT>
+struct AcrossK {
+  static constexpr bool ALONG_K = false;
+  static constexpr int CHUNKS = EXTENT / CHUNK;
+  static constexpr int PITCH = EXTENT * sizeof(T) + (sizeof(T) == 4 ? 32 : 0);
+  static constexpr int BYTES = BK * PITCH;
+  static DEVICE int at(int k, int chunk) {
+    const int place = sizeof(T) == 2 ? chunk ^ (k & 7 & (CHUNKS - 1)) : chunk;
+    return k * PITCH + (place << 4);
+  }
+  static DEVICE int element(int i, int k) {
+    return at(k, i / CHUNK) + i % CHUNK * (int)sizeof(T);
+  }
+};
+
+// Copy a chunk into shared memory in pieces of PIECE elements. next(from) tells where the next piece is,
+// and false if it is to be zeros. Pieces of 4 bytes or more arrive later, single bf16 numbers at once.
+template <int PIECE, class Next>
+DEVICE void copy_chunk(u8* to, const T* somewhere, Next next) {
+  if constexpr (PIECE * sizeof(T) >= 4) {
+#pragma unroll
+    for (int i = 0; i < CHUNK; i += PIECE) {
+      const T* from = somewhere;
+      const bool valid = next(from);
+      cp_async<PIECE * sizeof(T)>(to + i * sizeof(T), valid ? from : somewhere, valid);
+    }
+  } else {
+    Vector<T, CHUNK> chunk = {};
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) {
+      const T* from = somewhere;
+      if (next(from)) chunk.at[i] = *from;
+    }
+    store<CHUNK>(reinterpret_cast<T*>(to), chunk);
+  }
+}
+
+// ---- from shared memory to the sums ----
+
+typedef real Sums[WM / 16][WN / 8][4];  // [i][j] as an accumulator of mma.m16n8, see ptx.cuh
+
+DEVICE float word_at(const u8* tile, int offset) {
+  return *reinterpret_cast<const float*>(tile + offset);
+}
+
+// The fragment of rows m .. m + 15 and the next 16 (bf16) or 8 (tf32) of k: m16 x k.
+template <class Layout>
+DEVICE void load_a(u32 (&a)[4], const u8* tile, int m, int k, int lane) {
+  if constexpr (Layout::ALONG_K) {
+    ldmatrix_x4(a, tile + Layout::at(m + (lane & 15), k / CHUNK + (lane >> 4)));
+  } else if constexpr (sizeof(T) == 2) {
+    const int row = k + (lane & 7) + (lane >> 4) * 8;
+    ldmatrix_x4_transposed(a, tile + Layout::at(row, m / CHUNK + ((lane >> 3) & 1)));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      a[i] = __float_as_uint(
+          word_at(tile, Layout::element(m + lane / 4 + i % 2 * 8, k + lane % 4 + i / 2 * 4)));
+  }
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) a[i] = to_tf32(__uint_as_float(a[i]));
+  }
+}
+
+// Two fragments, of columns n .. n + 7 (b[0], b[1]) and n + 8 .. n + 15 (b[2], b[3]).
+template <class Layout>
+DEVICE void load_b(u32 (&b)[4], const u8* tile, int n, int k, int lane) {
+  if constexpr (Layout::ALONG_K) {
+    const int row = n + (lane & 7) + (lane >> 4) * 8;
+    ldmatrix_x4(b, tile + Layout::at(row, k / CHUNK + ((lane >> 3) & 1)));
+  } else if constexpr (sizeof(T) == 2) {
+    ldmatrix_x4_transposed(b, tile + Layout::at(k + (lane & 15), n / CHUNK + (lane >> 4)));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      b[i] = __float_as_uint(
+          word_at(tile, Layout::element(n + lane / 4 + i / 2 * 8, k + lane % 4 + i % 2 * 4)));
+  }
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) b[i] = to_tf32(__uint_as_float(b[i]));
+  }
+}
+
+// Add the products of one slice to a warp's sums, of which the first is (m, n).
+template <class LayoutA, class LayoutB, class Real>
+DEVICE void multiply_slice(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, const u8* b_tile, int m, int n,
+                           int lane) {
+  if constexpr (TENSOR_CORES) {
+    constexpr int DEEP = 2 * CHUNK;  // of k in one instruction
+#pragma unroll
+    for (int k = 0; k < BK; k += DEEP) {
+      u32 a[WM / 16][4], b[WN / 16][4];
+#pragma unroll
+      for (int i = 0; i < WM / 16; i++) load_a<LayoutA>(a[i], a_tile, m + 16 * i, k, lane);
+#pragma unroll
+      for (int j = 0; j < WN / 16; j++) load_b<LayoutB>(b[j], b_tile, n + 16 * j, k, lane);
+#pragma unroll
+      for (int i = 0; i < WM / 16; i++)
+#pragma unroll
+        for (int j = 0; j < WN / 8; j++) {
+          const u32 b0 = b[j / 2][j % 2 * 2], b1 = b[j / 2][j % 2 * 2 + 1];
+          if constexpr (sizeof(T) == 2)
+            mma_m16n8k16_bf16(sum[i][j], a[i], b0, b1);
+          else
+            mma_m16n8k8_tf32(sum[i][j], a[i], b0, b1);
+        }
+    }
+  } else {  // the same sums in the same places, one multiplication at a time
+#pragma unroll 4
+    for (int k = 0; k < BK; k++) {
+      Real a[WM / 8], b[WN / 4];
+#pragma unroll
+      for (int i = 0; i < WM / 8; i++)
+        a[i] = to_real(
+            *reinterpret_cast<const T*>(a_tile + LayoutA::element(m + 8 * i + lane / 4, k)));
+#pragma unroll
+      for (int j = 0; j < WN / 4; j++)
+        b[j] = to_real(*reinterpret_cast<const T*>(
+            b_tile + LayoutB::element(n + j / 2 * 8 + lane % 4 * 2 + j % 2, k)));
+#pragma unroll
+      for (int i = 0; i < WM / 8; i++)
+#pragma unroll
+        for (int j = 0; j < WN / 4; j++)
+          sum[i / 2][j / 2][i % 2 * 2 + j % 2] += a[i] * b[j];
+    }
+  }
+}
+
+// Multiply `slices` slices. source.load(a_tile, b_tile) starts copying the next slice.
+//
+// A thread waits for its own copies; the barrier makes everyone's visible and says as well that everyone is
+// done with the slice before, whose place the copies started right after it will take.
+template <class LayoutA, class LayoutB, class Source>
+DEVICE void matmul(Sums& sum, Source& source, int slices, u8* shared) {
+  constexpr int A_BYTES = LayoutA::BYTES, STAGE_BYTES = A_BYTES + LayoutB::BYTES;
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const int m = warp / WARPS_N * WM, n = warp % WARPS_N * WN;
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++) {
+    if (i < slices) source.load(shared + i * STAGE_BYTES, shared + i * STAGE_BYTES + A_BYTES);
+    cp_async_commit();  // an empty group as well: they are counted
+  }
+  int here = 0, ahead = STAGES - 1;
+  for (int i = 0; i < slices; i++) {
+    cp_async_wait<STAGES - 2>();
+    __syncthreads();
+    u8* const next = shared + ahead * STAGE_BYTES;
+    if (i + STAGES - 1 < slices) source.load(next, next + A_BYTES);
+    cp_async_commit();
+    const u8* const tile = shared + here * STAGE_BYTES;
+    multiply_slice<LayoutA, LayoutB>(sum, tile, tile + A_BYTES, m, n, lane);
+    here = here + 1 == STAGES ? 0 : here + 1;
+    ahead = ahead + 1 == STAGES ? 0 : ahead + 1;
+  }
+  cp_async_wait<0>();
+  __syncthreads();  // shared memory is free for other uses
+}
+
+// ---- which part of the work is whose ----
+
+// The part of `slices` that split number `split` of `splits` multiplies.
+struct Part {
+  int first, count;
+  DEVICE Part(int slices, int split, int splits) {
+    const int each = (slices + splits - 1) / splits;
+    first = min(each * split, slices);
+    count = min(each, slices - first);
+  }
+};
+
+// A number written in digits of three sizes, such as tap row, tap column and channel: counting on by a
+// fixed step needs additions only. The first digit has no end.
+struct Odometer {
+  int high, middle, low;
+  Odometer() = default;
+  DEVICE Odometer(int value, int middle_size, int low_size) {
+    high = value / (middle_size * low_size);
+    const int rest = value - high * middle_size * low_size;
+    middle = rest / low_size;
+    low = rest - middle * low_size;
+  }
+  DEVICE void add(const Odometer& step, int middle_size, int low_size) {
+    high += step.high;
+    middle += step.middle;
+    low += step.low;
+    if (low >= low_size) low -= low_size, middle++;
+    if (middle >= middle_size) middle -= middle_size, high++;
+  }
+};

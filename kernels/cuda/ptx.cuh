@@ -1,0 +1,114 @@
+// Every instruction that C++ has no name for, and all inline PTX of the project: matrix products on tensor
+// cores, loads of their operands, and copies to shared memory that run by themselves. For sm_80 and later.
+//
+// A fragment is what one thread of a warp holds of a small matrix. With g = lane / 4 and q = lane % 4
+// (PTX ISA, "Matrix Fragments for mma.m16n8k8" and "... m16n8k16"), the accumulator of 16 x 8 is
+//     d[0], d[1]: row g, columns 2q, 2q + 1        d[2], d[3]: row g + 8, the same columns.
+//
+// On the CPU (CUSHIM) each wrapper calls a twin with the same fragments, written from the same manual.
+#pragma once
+#include "common.cuh"
+
+#ifdef CUSHIM
+
+DEVICE u32 to_tf32(float x) { return cushim::tf32_rna(x); }
+DEVICE void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, CUSHIM_CALLER) {
+  const u32 b[2] = {b0, b1};
+  cushim::mma_m16n8k8_tf32(d, a, b, site);
+}
+DEVICE void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, CUSHIM_CALLER) {
+  const u32 b[2] = {b0, b1};
+  cushim::mma_m16n8k16_bf16(d, a, b, site);
+}
+DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row, CUSHIM_CALLER) {
+  cushim::ldmatrix(r, 4, false, row, site);
+}
+DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row, CUSHIM_CALLER) {
+  cushim::ldmatrix(r, 4, true, row, site);
+}
+template <int BYTES>
+DEVICE void cp_async(void* shared, const void* global, bool valid, CUSHIM_CALLER) {
+  cushim::cp_async(shared, global, BYTES, valid ? BYTES : 0, site);
+}
+DEVICE void cp_async_commit() { cushim::cp_async_commit(); }
+template <int GROUPS_LEFT>
+DEVICE void cp_async_wait() {
+  cushim::cp_async_wait(GROUPS_LEFT);
+}
+
+#else
+
+// The block's dynamic shared memory, as a pointer to Type.
+#define DYN_SHARED(Type, name)                                        \
+  extern __shared__ __align__(128) unsigned char dynamic_shared_[];   \
+  Type* name = reinterpret_cast<Type*>(dynamic_shared_)
+
+DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// Round to tf32 (10 bits of fraction), to nearest, ties away from zero.
+DEVICE u32 to_tf32(float x) {
+  u32 bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+// d += a b, 16 x 8 by 8 x 8.  a[0]: (g, q)  a[1]: (g + 8, q)  a[2]: (g, q + 4)  a[3]: (g + 8, q + 4)
+// b0: (q, g)  b1: (q + 4, g), as (row, column).
+DEVICE void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d += a b, 16 x 16 by 16 x 8, two numbers in a register, the one with the lower index in the lower half.
+// a[0]: (g, 2q ..)  a[1]: (g + 8, 2q ..)  a[2]: (g, 2q + 8 ..)  a[3]: (g + 8, 2q + 8 ..)
+// b0: (2q .., g)  b1: (2q + 8 .., g), as (row, column).
+DEVICE void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Four 8 x 8 matrices of 16-bit elements. Lane 8 j + i gives the address of row i of matrix j: 16 bytes
+// at a multiple of 16. r[j] holds elements 2q, 2q + 1 of row g of matrix j (transposed: of column g).
+// Without transposition the elements may as well be 4 words of 32 bits: r[j] is then word q of row g.
+DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// Start copying 4, 8 or 16 bytes to shared memory, or zeros if not valid; both addresses are multiples
+// of BYTES. `global` must be an address inside an array even if nothing is read from it.
+template <int BYTES>
+DEVICE void cp_async(void* shared, const void* global, bool valid) {
+  const int bytes_read = valid ? BYTES : 0;
+  if constexpr (BYTES == 16)  // past the first-level cache: each block reads its part once
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(bytes_read)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)),
+                 "l"(global), "n"(BYTES), "r"(bytes_read)
+                 : "memory");
+}
+// Copies that this thread started since the last call become a group.
+DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Wait until all but the latest GROUPS_LEFT groups of this thread are there.
+template <int GROUPS_LEFT>
+DEVICE void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS_LEFT) : "memory");
+}
+
+#endif
