@@ -23,16 +23,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
-from tests.cuda_on_cpu.host_module import ALIGNMENT, HostModule
+from tests.cuda_on_cpu.host_module import ALIGNMENT, KERNELS, HostModule
 
-KERNELS = Path(__file__).parents[2] / "kernels" / "cuda"
 UNIT = 512  # CuPy's pool hands out multiples of this many bytes
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import platformdirs
 
 SHIM = Path(__file__).parent / "shim"
+KERNELS = Path(__file__).parents[2] / "kernels" / "cuda"
 COMPILER = shutil.which("g++")
 HERE_IT_RUNS = COMPILER is not None
 REASON = "the kernels' checker needs g++, which is not on this machine"
@@ -137,9 +138,9 @@ def _runtime() -> Path:
 
 
 def _library(path: Path, mode: str, defines: Sequence[str]) -> Path:
-    flags = ["-DCUSHIM", f"-I{SHIM}", f"-I{path.parent}"]
+    flags = ["-DCUSHIM", f"-I{SHIM}", f"-I{KERNELS}"]
     runtime = _runtime()
-    headers = [*path.parent.glob("*.cuh"), *path.parent.glob("*.h"), *SHIM.glob("*.h")]
+    headers = [*path.parent.glob("*.cuh"), *KERNELS.glob("*.cuh"), *SHIM.glob("*.h")]
     digest = _digest([path, *headers], mode, defines, COMMON_FLAGS, MODE_FLAGS[mode], runtime.name)
 
     def make(folder: Path, file: Path) -> None:

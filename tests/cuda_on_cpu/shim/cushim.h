@@ -26,8 +26,9 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __constant__ static
-// One section holds all shared variables, so that the checker knows where shared memory is.
-#define __shared__ static __attribute__((section("cushim_shared")))
+// The library's thread-local storage holds all shared variables and nothing else, so that the runtime
+// knows where shared memory is. (All threads of a block are fibers of one real thread.)
+#define __shared__ static thread_local
 // Dynamic shared memory, in place of `extern __shared__ T name[]`.
 #define DYN_SHARED(T, name) T* name = reinterpret_cast<T*>(cushim::dynamic_shared())
 

@@ -4,15 +4,13 @@
 #include "runtime.h"
 
 #include <algorithm>
+#include <link.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
-
-extern "C" char __start_cushim_shared[] __attribute__((weak));
-extern "C" char __stop_cushim_shared[] __attribute__((weak));
 
 namespace cushim {
 
@@ -403,9 +401,32 @@ static void make_stacks(size_t count) {
   for (size_t i = 0; i < count; i++) mprotect(stacks + i * STACK_SIZE, 4096, PROT_NONE);
 }
 
+// Storage comes into being when a thread first touches it.
+static thread_local char touched;
+__attribute__((noinline)) static void touch_thread_local_storage() {
+  *const_cast<volatile char*>(&touched) = 1;
+}
+
+// Called for each loaded library: finds the thread-local storage of the one that this code is in.
+static int find_static_shared(dl_phdr_info* library, size_t, void*) {
+  const char* here = reinterpret_cast<const char*>(&find_static_shared);
+  bool mine = false;
+  size_t size = 0;
+  for (int i = 0; i < library->dlpi_phnum; i++) {
+    const ElfW(Phdr)& part = library->dlpi_phdr[i];
+    const char* begin = (const char*)library->dlpi_addr + part.p_vaddr;
+    mine |= part.p_type == PT_LOAD && here >= begin && here < begin + part.p_memsz;
+    if (part.p_type == PT_TLS) size = part.p_memsz;
+  }
+  if (!mine) return 0;
+  static_shared = (char*)library->dlpi_tls_data;
+  static_shared_size = static_shared ? size : 0;
+  return 1;
+}
+
 static void make_shared_memory() {
-  static_shared = __start_cushim_shared;
-  static_shared_size = __start_cushim_shared ? __stop_cushim_shared - __start_cushim_shared : 0;
+  touch_thread_local_storage();
+  dl_iterate_phdr(find_static_shared, nullptr);
   if (dynamic_shared_base && dynamic_capacity >= active->shared_size) return;
   free(dynamic_shared_base);
   dynamic_capacity = (active->shared_size + 1024) / 1024 * 1024;
