@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minitl.convert.export_torch import torch_file
+from minitl.convert.names import TIMM_RESNET_V2, TIMM_VGG
 from minitl.errors import UserError
 from minitl.files import write_atomically
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from minitl.hdf5 import WeightsFile
 
 FORMATS = {"torch": (".pth", ".pt"), "safetensors": (".safetensors",), "onnx": (".onnx",)}
+NAMES = ("torchvision", "timm")
 
 
 def export(
@@ -30,11 +32,13 @@ def export(
     dst: str | os.PathLike[str],
     *,
     to: str | None = None,
+    names: str = "torchvision",
     overwrite: bool = False,
 ) -> str:
     """Write the weights file `src` in another program's format to `dst`; return the format.
 
     to: "torch", "safetensors" or "onnx"; None goes by the ending of `dst`.
+    names: whose names a state dict gets where they differ, "torchvision" or "timm".
     overwrite: replace `dst` if it exists.
 
     Raises UserError for weights that do not fit their architecture, an unknown format, a library that is
@@ -45,6 +49,8 @@ def export(
 
     src, dst = Path(src), Path(dst)
     to = _format(dst, to)
+    if names not in NAMES:
+        raise UserError(f"--names {names}: the choice is {' or '.join(NAMES)}")
     if dst.exists() and not overwrite:
         raise UserError(f"{dst} exists; choose another name, or replace it with --overwrite")
     contents = hdf5.read(src)
@@ -54,7 +60,10 @@ def export(
 
         content = onnx_file(model, metadata(contents), str(src))
     else:
-        state = _with_counters(model.state_dict())
+        state = model.state_dict()
+        if names == "timm":
+            state = _timm_names(state, model.arch)
+        state = _with_counters(state)
         content = torch_file(state) if to == "torch" else _safetensors_file(state, contents)
     write_atomically(dst, content)
     return to
@@ -71,6 +80,20 @@ def _format(dst: Path, to: str | None) -> str:
     if to not in FORMATS:
         raise UserError(f"--to {to}: the formats are {', '.join(FORMATS)}")
     return to
+
+
+def _timm_names(state: Mapping[str, np.ndarray], arch: str) -> dict[str, np.ndarray]:
+    """Return the state as timm's network of this architecture has it; most have torchvision's names."""
+    family = next((f for f in (TIMM_VGG, TIMM_RESNET_V2) if arch.startswith(f.archs)), None)
+    if family is None:
+        return dict(state)
+    theirs: dict[str, np.ndarray] = {}
+    for name, array in state.items():
+        kernel = family.convolutions.get(name)
+        if kernel is not None:  # a dense layer there is a convolution over its whole input
+            array = array.reshape(len(array), -1, *kernel)
+        theirs[family.there(name)] = array
+    return theirs
 
 
 def metadata(contents: "WeightsFile") -> dict[str, str]:
@@ -105,4 +128,4 @@ def _safetensors_file(state: Mapping[str, np.ndarray], contents: "WeightsFile") 
     return content
 
 
-__all__ = ["FORMATS", "export", "metadata"]
+__all__ = ["FORMATS", "NAMES", "export", "metadata"]
