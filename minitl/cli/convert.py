@@ -42,9 +42,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--preprocessing",
-        type=_fields,
-        metavar="JSON",
-        help="""what differs from the usual, such as '{"resize": 232, "interpolation": "bicubic"}'""",
+        type=_preprocessing,
+        metavar="NAME|JSON",
+        help="what is done to bytes: raw, unit, tf, torch or caffe; or what differs from the usual, such as "
+        """'{"resize": 232, "interpolation": "bicubic"}'""",
     )
     command.add_argument(
         "--class-names", type=Path, metavar="FILE", help="one name a line, in order"
@@ -78,14 +79,14 @@ def run(options: argparse.Namespace) -> None:
     print(report)
 
 
-def _fields(text: str) -> dict[str, Any]:
+def _preprocessing(text: str) -> str | dict[str, Any]:
+    if not text.lstrip().startswith("{"):
+        return text
     try:
         fields = json.loads(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object of fields")
-    return fields
+    return dict(fields)
 
 
 def _lines(file: Path) -> list[str]:

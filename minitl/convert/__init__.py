@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minitl.convert.keras_files import is_keras
 from minitl.convert.named import from_safetensors, from_torch
 from minitl.convert.report import ConversionError, Report, match
 from minitl.convert.safetensors_files import is_safetensors
@@ -39,9 +40,16 @@ class Reader:
     read: Callable[[Path, bytes, Request], Source]
 
 
+def _from_keras(path: Path, data: bytes, request: Request) -> Source:
+    from minitl.convert.keras import from_keras  # needs the networks
+
+    return from_keras(path, data, request)
+
+
 # The first that recognises a file reads it; what nobody recognises is explained by the last.
 READERS = (
     Reader("safetensors", is_safetensors, from_safetensors),
+    Reader("Keras", is_keras, _from_keras),
     Reader("PyTorch", lambda data: True, from_torch),
 )
 
@@ -53,7 +61,7 @@ def convert(
     arch: str | None = None,
     arch_options: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: str | Mapping[str, Any] | None = None,
     source: str | None = None,
     license: str | None = None,
     entry: str | None = None,
@@ -69,7 +77,7 @@ def convert(
     arch, arch_options: the network, as for `minitl.models.create`; None to recognise it by its weights,
         and options given then go before what was recognised. The number of classes is read off the weights.
     class_names: name of each output. preprocessing: the fields that differ from what the file says, or
-        else from what is usual for the network.
+        else from what is usual for the network; or the name of one of `presets.PRESETS`.
     source, license: recorded; the source is the file's name if None.
     entry: the checkpoint's key that holds the weights, as "model_ema"; None to look for it.
     new_head: leave the file's head out, if it has one, and put a random one for so many classes.
@@ -85,7 +93,7 @@ def convert(
     if dst.exists() and not overwrite:
         raise UserError(f"{dst} exists; choose another name, or replace it with --overwrite")
     data = read_bytes(src)
-    found = read_source(src, data, Request(arch, arch_options or {}, entry))
+    found = read_source(src, data, Request(arch, arch_options or {}, entry, preprocessing))
     model = _network(found, new_head, "--arch" if arch else str(src))
     report = _matched(model, found, src, new_head, drop_unexpected)
     names = found.class_names if class_names is None and new_head is None else class_names
@@ -171,15 +179,19 @@ def _matched(
 
 
 def _preprocessing(
-    asked: Mapping[str, Any] | None, found: Source, model: "Classifier"
+    asked: str | Mapping[str, Any] | None, found: Source, model: "Classifier"
 ) -> tuple[dict[str, Any], str]:
     """Return the preprocessing to write, and in words where it came from."""
+    from minitl.convert.presets import preset
     from minitl.data.preprocessing import Preprocessing
 
     values, origin = model.preprocessing, f"usual for {model.arch}; the file does not say"
     if found.preprocessing is not None:
         values, origin = found.preprocessing, found.preprocessing_from
-    if asked:
+    if isinstance(asked, str):
+        meaning, fields = preset(asked)
+        values, origin = values | fields, f"{asked} ({meaning}), as you said"
+    elif asked:
         values = values | dict(asked)
         origin = (
             "as you said" if values == asked else f"{', '.join(asked)} as you said, else {origin}"

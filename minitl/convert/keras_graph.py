@@ -48,19 +48,30 @@ class Node:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Affine:
+    """What a network does to its input first: x * scale + offset for each of three channels, after it has
+    reversed the order of the channels if `reverse`.
+    """
+
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    reverse: bool
+
+
 @dataclass
 class Graph:
     """A network: its input and output nodes, and what to know beside them.
 
-    scale, offset: what the network itself does to bytes first, for each of three channels, and the order
-    of the channels thereafter; None if it expects prepared input. notes: for the reader.
+    open_size: whether it takes pictures of any size. inside: what it does to its input first, which is no
+    part of the graph; None for nothing. notes: for the reader.
     """
 
     input: Node
     output: Node
+    open_size: bool = False
+    inside: Affine | None = None
     notes: list[str] = field(default_factory=list)
-    scale: tuple[float, ...] | None = None
-    offset: tuple[float, ...] | None = None
 
 
 def nodes_of(output: Node) -> list[Node]:
@@ -146,6 +157,10 @@ _PASSIVE = {
     "RandomTranslation", "RandomWidth", "RandomZoom", "SpatialDropout2D",
 }  # fmt: skip
 _MODELS = ("Sequential", "Functional", "Model")
+_ARITHMETIC = (
+    *("GetItem", "Stack", "Add", "Subtract", "Multiply", "Divide", "TrueDivide"),
+    *("TFOpLambda", "SlicingOpLambda"),
+)
 _CODE = ("Lambda", "TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer")
 
 
@@ -155,12 +170,12 @@ class _Reader:
         self.at = "(the whole)"
         self.notes: list[str] = []
         self.input: Node | None = None
-        self.scale: list[float] | None = None
-        self.offset = [0.0, 0.0, 0.0]
+        self.open_size = False
+        self.inside: Affine | None = None
         self.count = 0
 
-    def refuse(self, problem: str, advice: str = "") -> UnknownNetworkError:
-        return UnknownNetworkError(f"{self.what}: layer {shown(self.at)} {problem}{advice}")
+    def refuse(self, problem: str) -> UnknownNetworkError:
+        return UnknownNetworkError(f"{self.what}: layer {shown(self.at)} {problem}")
 
     def network(self, config: Config) -> Graph:
         if config.get("class_name") not in _MODELS:
@@ -174,13 +189,11 @@ class _Reader:
         if output.op == "softmax":
             output = output.inputs[0]
         for node in nodes_of(output):
-            if node.op in ("softmax", "pad"):
+            if node.op in ("softmax", "pad", "channel"):
                 raise UnknownNetworkError(
                     f"{self.what}: a {node.op} in the middle is not supported"
                 )
-        scale = None if self.scale is None else tuple(self.scale)
-        offset = None if self.scale is None else tuple(self.offset)
-        return Graph(self.input, output, self.notes, scale, offset)
+        return Graph(self.input, output, self.open_size, self.inside, self.notes)
 
     # -------------------------------------------------------------------- models in models
 
@@ -234,7 +247,9 @@ class _Reader:
     def start(self, shape: Sequence[Any]) -> Node:
         if len(shape) != 4:
             raise self.refuse(f"takes input of shape {tuple(shape)}; pictures are (None, H, W, 3)")
-        height, width, channels = (self.size if v is None else v for v in shape[1:])
+        self.open_size = None in shape[1:3]
+        height, width = (self.size if v is None else v for v in shape[1:3])
+        channels = shape[3]
         if not all(isinstance(v, int) and 1 <= v <= MAX_SIDE for v in (height, width)):
             raise self.refuse(
                 f"takes pictures of {shown(str(shape))}; 1 to {MAX_SIDE} pixels a side are"
@@ -249,7 +264,7 @@ class _Reader:
     # -------------------------------------------------------------------- layers
 
     def layer(self, layer: Config, inputs: list[Node], group: str, depth: int) -> Node:
-        kind, config = str(layer["class_name"]).rpartition(">")[2], layer["config"]
+        kind, config = str(layer["class_name"]), layer["config"]
         self.count += 1
         if self.count > MAX_LAYERS:
             raise UnknownNetworkError(f"{self.what} describes more than {MAX_LAYERS} layers")
@@ -262,9 +277,15 @@ class _Reader:
         self.at = str(config.get("name", kind))
         if kind == "InputLayer":
             return inputs[0] if inputs else self.start(_shape_of(config))
+        if ">" in kind or not str(layer.get("module") or "keras").startswith("keras"):
+            raise self.refuse(
+                f"is a {shown(kind)}, a class of its author's own, which is never run"
+            )
+        if kind in _ARITHMETIC and (known := self.arithmetic(layer, inputs)) is not None:
+            return known
         if kind in _CODE:
             raise self.refuse(
-                f"is a {kind}: code, which is never run; ", "replace it by a layer of Keras"
+                f"is a {kind}: code, which is never run; replace it by a layer of Keras"
             )
         if not inputs:
             raise self.refuse("has no input")
@@ -389,7 +410,7 @@ class _Reader:
             raise self.refuse(f"has the padding {shown(mode)}; valid and same are supported")
         if any(around):
             raise self.refuse("pads what is padded already")
-        return same_padding(*x.shape[:2], kernel, stride, dilation), x, True
+        return same_padding(x.shape[0], x.shape[1], kernel, stride, dilation), x, True
 
     def zero_padding(self, config: Config, inputs: list[Node]) -> Node:
         (x,) = inputs
@@ -463,6 +484,8 @@ class _Reader:
             return self.node("gap", (), x.inputs, x.shape[2:])  # one mean of the whole map
         return self.node("flatten", (), (x,), (math.prod(x.shape),))
 
+    # -------------------------------------------------------------------- what comes first
+
     def rescaling(self, config: Config, inputs: list[Node]) -> Node:
         return self.affine(_triple(config["scale"]), _triple(config.get("offset", 0.0)), inputs)
 
@@ -470,23 +493,87 @@ class _Reader:
         mean, variance = config.get("mean"), config.get("variance")
         if mean is None or variance is None:
             raise self.refuse(
-                "is a Normalization with learned statistics; ", "give it mean and variance"
+                "is a Normalization with learned statistics; give it mean and variance"
             )
         std = [max(math.sqrt(v), 1e-7) for v in _triple(variance)]
         pairs = list(zip(_triple(mean), std, strict=True))
         return self.affine([1 / s for _, s in pairs], [-m / s for m, s in pairs], inputs)
 
-    def affine(self, scale: list[float], offset: list[float], inputs: list[Node]) -> Node:
-        """Take what the network does to its input itself as part of the preprocessing."""
+    def affine(
+        self, scale: list[float], offset: list[float], inputs: list[Node], reverse: bool = False
+    ) -> Node:
+        """Take x[reversed] * scale + offset as part of the preprocessing."""
         (x,) = inputs
         if x.op != "input" or not all(map(math.isfinite, (*scale, *offset))) or min(scale) <= 0:
             raise self.refuse(
                 "scales maps; that is supported right behind the input, with a positive factor"
             )
-        earlier = self.scale or [1.0, 1.0, 1.0]
-        self.scale = [a * b for a, b in zip(earlier, scale, strict=True)]
-        self.offset = [o * s + t for o, s, t in zip(self.offset, scale, offset, strict=True)]
+        before = self.inside or Affine((1.0,) * 3, (0.0,) * 3, False)
+        step = -1 if reverse else 1
+        old_scale, old_offset = before.scale[::step], before.offset[::step]
+        self.inside = Affine(
+            tuple(a * b for a, b in zip(old_scale, scale, strict=True)),
+            tuple(o * s + t for o, s, t in zip(old_offset, scale, offset, strict=True)),
+            before.reverse != reverse,
+        )
         return x
+
+    def arithmetic(self, layer: Config, inputs: list[Node]) -> Node | None:
+        """Understand an operation of `preprocess_input` that was applied to the input as a part of the
+        network; None for any other.
+
+        Keras 3: x[..., 2], x[..., 1] and x[..., 0] are stacked and a constant is added, or x is divided
+        and a constant subtracted. TensorFlow's Keras 2: the same with functions of TensorFlow, by name.
+        """
+        kind, config, uses = layer["class_name"], layer["config"], layer["inbound_nodes"]
+        if kind == "GetItem":
+            ellipsis, channel = uses[0]["args"][1]
+            if inputs[0].op == "input" and ellipsis.get("class_name") == "__ellipsis__":
+                return Node("channel", (channel,), (inputs[0],), inputs[0].shape[:2])
+        elif kind == "Stack" and config.get("axis") == -1:
+            if [x.attrs for x in inputs] == [(2,), (1,), (0,)]:
+                return self.affine([1.0] * 3, [0.0] * 3, [*inputs[0].inputs], reverse=True)
+        elif kind in _OPERATORS and len(inputs) == 1 and isinstance(uses[0], Mapping):
+            return self.operation(_OPERATORS[kind], uses[0]["args"][1], inputs)
+        elif kind == "SlicingOpLambda":
+            if config["function"] == "__operators__.getitem" and _reverses(uses[0][3]):
+                return self.affine([1.0] * 3, [0.0] * 3, inputs, reverse=True)
+        elif kind == "TFOpLambda" and config["function"] in _OPERATORS:
+            values = uses[0][3]
+            return self.operation(
+                _OPERATORS[config["function"]], values.get("y", values.get("bias")), inputs
+            )
+        return None
+
+    def operation(self, sign: str, value: Any, inputs: list[Node]) -> Node:
+        if isinstance(value, Mapping):  # a constant of Keras 3
+            value = value["config"]["value"]
+        values = _triple(value)
+        if sign in "+-":
+            return self.affine([1.0] * 3, [v if sign == "+" else -v for v in values], inputs)
+        return self.affine([v if sign == "*" else 1 / v for v in values], [0.0] * 3, inputs)
+
+
+_OPERATORS = {
+    "Add": "+",
+    "Subtract": "-",
+    "Multiply": "*",
+    "Divide": "/",
+    "TrueDivide": "/",
+    "nn.bias_add": "+",
+    "math.add": "+",
+    "math.subtract": "-",
+    "math.multiply": "*",
+    "math.truediv": "/",
+    "math.divide": "/",
+}
+
+
+def _reverses(values: Config) -> bool:
+    """Return whether arguments of TensorFlow's getitem mean [..., ::-1]."""
+    ellipsis, last = values["slice_spec"]["items"]
+    ends: Sequence[Any] = [last[name] for name in ("start", "stop", "step")]
+    return ellipsis["class_name"] == "__ellipsis__" and ends == [None, None, -1]
 
 
 _LAYERS: dict[str, Callable[[_Reader, Config, list[Node]], Node]] = {
@@ -537,8 +624,10 @@ def _inbound(layer: Config) -> list[list[str]]:
     """
     uses = []
     for use in layer.get("inbound_nodes", []):
-        if isinstance(use, Mapping):
-            uses.append(_tensors(use["args"]))
+        if use and isinstance(use[0] if isinstance(use, list) else None, str):
+            uses.append([str(use[0])])  # a function of TensorFlow
+        elif isinstance(use, Mapping):
+            uses.append(_tensors([use["args"], list(use.get("kwargs", {}).values())]))
         else:
             uses.append([str(reference[0]) for reference in use])
     return uses
@@ -591,6 +680,7 @@ def _padded(shape: Shape, padding: Padding2d) -> Shape:
 
 
 __all__ = [
+    "Affine",
     "Graph",
     "Node",
     "UnknownNetworkError",

@@ -34,15 +34,23 @@ from minitl.ops.global_avgpool2d import GlobalAvgPool2d
 from minitl.ops.linear import Linear
 from minitl.ops.maxpool2d import MaxPool2d
 from minitl.ops.relu import Relu
+from minitl.shapes import Padding2d, window_output_shape
 from minitl.tensor import Op, Tensor, Use, no_grad, record_uses
 
 
 @dataclass
 class Match:
-    """A network of minitl, and for each of its modules with weights (by name) the node of Keras."""
+    """A network of minitl, and where its weights are.
+
+    model: of zeros. output: what it computes, as a graph. layers: for each module with weights (by name) a
+    node of Keras' graph that has them; a module without one has no weights in the file. mode: the preset
+    of its preprocessing, where the architecture does not tell.
+    """
 
     model: Classifier
-    nodes: dict[str, Node]
+    output: Node
+    layers: dict[str, Node]
+    mode: str | None = None
 
 
 def find_architecture(
@@ -64,8 +72,9 @@ def find_architecture(
                 break
             ours = trace(model, size)
             pairs = None if ours is None else same_network(ours, output)
-            if pairs is not None and _same_eps(pairs):
-                return Match(model, {a.weights: b for a, b in pairs if a.weights})
+            if ours is not None and pairs is not None and _same_eps(pairs):
+                layers = {a.weights: b for a, b in pairs if a.weights and b.weights}
+                return Match(model, ours, layers)
     return None
 
 
@@ -206,13 +215,12 @@ def _after(
     x: Node,
     kernel: tuple[int, int],
     stride: tuple[int, int],
-    padding: Any,
+    padding: Padding2d,
     dilation: tuple[int, int],
     channels: int,
 ) -> tuple[int, ...]:
-    from minitl.shapes import window_output_shape
-
-    return (*window_output_shape(*x.shape[:2], kernel, stride, padding, dilation), channels)
+    size = window_output_shape(x.shape[0], x.shape[1], kernel, stride, padding, dilation)
+    return (*size, channels)
 
 
 def _conv2d(tracer: _Tracer, use: Use) -> Node:

@@ -12,12 +12,14 @@ class Request:
     """What the user said about the file.
 
     arch, arch_options: the network; None to recognise it. entry: the key that holds the weights, None to
-    look for it.
+    look for it. preprocessing: how pictures are prepared, a name of `presets.PRESETS` or some fields;
+    None for what the file says.
     """
 
     arch: str | None = None
     arch_options: Mapping[str, Any] = field(default_factory=dict)
     entry: str | None = None
+    preprocessing: str | Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,387 @@
+"""From a file of Keras to the state of a network of minitl.
+
+What differs between the two, and what is done about it:
+
+    filters        (height, width, in, out) there, (out, in, height, width) here: transposed
+    dense weights  (in, out) there: transposed. Behind a flattening `in` runs over row, column, channel
+                   there and over channel, row, column here: rearranged, also what lies in between
+    biases         a convolution without bias here: the bias b is folded into the normalisation that
+                   follows, for (x + b) - mean = x - (mean - b)
+    normalisation  without scale or shift there: ones and zeros
+    strides, padding, epsilon    options of the architecture, see keras_match.py
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitl import models
+from minitl.convert.keras_files import KerasFile, KerasLayer, read_keras
+from minitl.convert.keras_graph import Graph, Node, UnknownNetworkError, nodes_of, read_graph
+from minitl.convert.keras_match import Match, find_architecture, trace
+from minitl.convert.keras_names import APPLICATIONS, create, layers_of
+from minitl.convert.keras_preprocessing import mode_of, preprocessing_of
+from minitl.convert.report import shown
+from minitl.convert.source import Request, Source, StoredArray
+from minitl.errors import UserError, WeightsFileError
+from minitl.models import Classifier
+
+_OPEN_SIZE = 224  # pixels to look at a network with, where it takes pictures of any size
+
+
+def from_keras(path: Path, data: bytes, request: Request) -> Source:
+    """Read a model or weights of Keras.
+
+    Raises WeightsFileError, in one line, for a file that is damaged or lacks weights that it lists, and
+    UserError for a network that minitl does not have, or where the user has to say more.
+    """
+    file = read_keras(path, data)
+    arch, options = request.arch, dict(request.arch_options)
+    if arch is not None and arch not in models.ARCHITECTURES:
+        known = ", ".join(models.ARCHITECTURES)
+        raise UserError(f"unknown architecture {arch!r}; known are: {known}")
+    graph = None
+    if file.config is None:
+        match = _by_names(file, arch, options)
+    else:
+        graph = read_graph(file.config, str(path), _OPEN_SIZE)
+        match = _by_structure(file, graph, arch, options)
+    arrays, notes = _arrays(file, match)
+    side = None if graph is None or graph.open_size else graph.input.shape[0]
+    preprocessing, origin = preprocessing_of(
+        match.model,
+        side,
+        None if graph is None else graph.inside,
+        match.mode or mode_of(match.model),
+        request.preprocessing,
+        str(path),
+    )
+    return Source(
+        match.model.arch,
+        match.model.arch_options,
+        arrays,
+        _ignored(file),
+        _notes(file, graph) + notes,
+        preprocessing,
+        origin,
+    )
+
+
+# ---------------------------------------------------------------------------- the architecture
+
+
+def _by_structure(
+    file: KerasFile, graph: Graph, arch: str | None, options: dict[str, Any]
+) -> Match:
+    """Find what the configuration describes. Raises UserError if it is nothing minitl has."""
+    height, width, _ = graph.input.shape
+    if height != width:
+        raise UnknownNetworkError(
+            f"{file.path} takes pictures of {height} x {width} pixels; minitl prepares square ones"
+        )
+    output = _with_head(graph.output)
+    match = None
+    if arch != "sequential":
+        match = find_architecture(output, height, arch, options)
+    if match is None and arch in (None, "sequential"):
+        match = _sequential(output, height)
+    if match is not None:
+        return match
+    if arch is not None and (other := find_architecture(output, height, None, {})):
+        raise UserError(
+            f"{file.path} is no {arch} {options or ''} but a {other.model.arch} "
+            f"{other.model.arch_options or ''}; leave --arch out"
+        )
+    kinds = [node.op for node in nodes_of(output)]
+    raise UserError(
+        f"{file.path} holds a network that minitl has no architecture for ({kinds.count('conv')} "
+        f"convolutions, {kinds.count('linear')} dense layers{_example(output)}); it has chains of "
+        "layers, ResNets, VGG, Inception v3 as Keras' applications build them, and MLPerf's ResNet-8"
+    )
+
+
+def _example(output: Node) -> str:
+    """Say where a network is no chain."""
+    joined = [node for node in nodes_of(output) if len(node.inputs) > 1]
+    return f", {len(joined)} places where branches meet" if joined else ""
+
+
+def _with_head(output: Node) -> Node:
+    """Return the network with a head, which has no weights yet if the file has none."""
+    if output.op == "linear":
+        return output
+    if len(output.shape) == 3:
+        output = Node("gap", (), (output,), output.shape[2:])
+    return Node("linear", (1000,), (output,), (1000,), options={"bias": True})
+
+
+def _sequential(output: Node, size: int) -> Match | None:
+    """Describe a chain of layers as the architecture `sequential`; None if it is no chain."""
+    chain: list[Node] = []
+    node = output
+    while node.op != "input":
+        if len(node.inputs) != 1 or node.op == "zeropad":
+            return None
+        chain.append(node)
+        node = node.inputs[0]
+    chain.reverse()
+    layers = [_description(node) for node in chain]
+    try:
+        model = models.create("sequential", seed=None, input=[size, size], layers=layers)
+    except ValueError:
+        return None
+    ours = trace(model, size)
+    if ours is None:
+        return None
+    return Match(model, ours, {str(i): node for i, node in enumerate(chain) if node.weights})
+
+
+def _description(node: Node) -> dict[str, Any]:
+    """Return a node as `models.sequential` describes layers."""
+    if node.op == "linear":
+        return {"type": "dense", "units": node.attrs[0], "bias": node.options["bias"]}
+    if node.op == "bn":
+        return {"type": "batchnorm", "eps": node.options["eps"]}
+    if node.op == "dropout":
+        return {"type": "dropout", "p": node.options["rate"]}
+    if node.op == "conv":
+        channels, kernel, stride, padding, dilation, groups = node.attrs
+        bias = node.options["bias"]
+        layer = {"type": "conv", "channels": channels, "groups": groups, "bias": bias}
+        if dilation != (1, 1):
+            layer["dilation"] = list(dilation)  # which `sequential` does not have, and says so
+    elif node.op in ("maxpool", "avgpool"):
+        kernel, stride, padding = node.attrs[:3]
+        layer = {"type": node.op}
+        if node.op == "avgpool":
+            layer["count_include_pad"] = not node.options["same"]
+    else:
+        return {"type": {"gap": "global_avgpool"}.get(node.op, node.op)}
+    around: Any = "same" if node.options["same"] else [list(padding[:2]), list(padding[2:])]
+    return layer | {"kernel": list(kernel), "stride": list(stride), "padding": around}
+
+
+def _by_names(file: KerasFile, arch: str | None, options: dict[str, Any]) -> Match:
+    """Find one of Keras' applications by the names and shapes of the layers."""
+    layers = {layer.name: layer for layer in file.layers}
+    if "" in layers or len(layers) < len(file.layers):
+        raise UserError(
+            f"{file.path} holds weights without names of layers; save the whole model, as model.keras"
+        )
+    for application in APPLICATIONS:
+        if arch not in (None, application.arch) or application.known_by not in ("", *layers):
+            continue
+        model = create(application)
+        found = layers_of(application, model, layers)
+        if found is None or not _shapes_fit(model, found, layers):
+            continue
+        if options:
+            raise UserError(
+                f"{file.path} is recognised as {model.arch} {model.arch_options}; leave options out"
+            )
+        if model.head_name in found:
+            model.replace_head(layers[found[model.head_name]].arrays[0].shape[-1])
+        output = trace(model, model.preprocessing["crop"])
+        assert output is not None
+        nodes = {
+            module: Node("", (), (), (), name, layers[name].path) for module, name in found.items()
+        }
+        match = Match(model, output, nodes)
+        whole = {name.rpartition(".")[0] for name in model.state_dict()} - {model.head_name}
+        return match if whole <= found.keys() else _trunk(match, mode_of(model))
+    some = ", ".join(shown(name) for name in list(layers)[:3])
+    raise UserError(
+        f"{file.path} holds weights alone ({len(layers)} layers: {some}, ...), which "
+        f"{'do not fit ' + arch if arch else 'are of no application of Keras that minitl knows'}; save the "
+        "whole model with model.save('model.keras')"
+    )
+
+
+def _trunk(match: Match, mode: str | None) -> Match:
+    """Return a VGG without its three dense layers as a chain: the average over the map, then a head."""
+    nodes = nodes_of(match.output)
+    last = max(i for i, node in enumerate(nodes) if node.op == "maxpool")
+    for node in nodes:
+        layer = match.layers.get(node.weights)
+        node.weights, node.group = (layer.weights, layer.group) if layer else ("", "")
+        node.options = {"same": False, "bias": True}
+    chain = _sequential(_with_head(nodes[last]), match.model.preprocessing["crop"])
+    assert chain is not None
+    chain.mode = mode
+    chain.model.preprocessing = match.model.preprocessing
+    return chain
+
+
+def _shapes_fit(
+    model: Classifier, found: Mapping[str, str], layers: Mapping[str, KerasLayer]
+) -> bool:
+    """Return whether the filters of all convolutions have the network's shapes."""
+    state = model.state_dict()
+    for module, name in found.items():
+        ours = state[f"{module}.weight"].shape
+        theirs = {stored.shape for stored in layers[name].arrays}
+        if len(ours) == 4 and (*ours[2:], ours[1], ours[0]) not in theirs:
+            # Filters in Theano's order: let them through, to be explained as misshapen.
+            return ours in theirs
+    return True
+
+
+# ---------------------------------------------------------------------------- the weights
+
+
+def _arrays(file: KerasFile, match: Match) -> tuple[dict[str, StoredArray], list[str]]:
+    """Return the arrays by their names here, those that have no place by the layer's, and notes."""
+    by_name = {layer.name: layer for layer in file.layers if layer.name}
+    by_place = {_place(layer.path): layer for layer in file.layers if layer.path}
+    ours = {node.weights: node for node in nodes_of(match.output) if node.weights}
+    expected = {name: array.shape for name, array in match.model.state_dict().items()}
+    found: dict[str, np.ndarray] = {}
+    biases: dict[str, np.ndarray] = {}
+    used: set[int] = set()
+    for module, theirs in match.layers.items():
+        layer = by_place.get(_place(theirs.group)) if theirs.group else None
+        if layer is None or layer.name not in ("", theirs.weights):
+            layer = by_name.get(theirs.weights)
+        if layer is None:
+            continue  # reported as missing
+        used.add(id(layer))
+        arrays = _translated(_roles(file, layer, ours[module], theirs), ours[module])
+        if "bias" in arrays and f"{module}.bias" not in expected:
+            biases[module] = arrays.pop("bias")
+        elif "bias" not in arrays and f"{module}.bias" in expected:
+            arrays["bias"] = np.zeros(expected[f"{module}.bias"], np.float32)
+        found |= {f"{module}.{name}": array for name, array in arrays.items()}
+    _fold(biases, match.output, found, str(file.path))
+    stored = {name: _in_memory(array) for name, array in found.items()}
+    for layer in file.layers:
+        if id(layer) not in used:
+            stored[layer.name or layer.path] = StoredArray((), "unused", lambda: np.zeros(()))
+    notes = []
+    if biases:
+        notes.append(f"{len(biases)} biases folded into the normalisation behind them")
+    if any(
+        array.ndim == 4 and array.shape != expected[name] and array.shape == expected[name][::-1]
+        for name, array in found.items()
+    ):
+        notes.append("filters in Theano's order of axes: take the file for TensorFlow")
+    return stored, notes
+
+
+def _in_memory(array: np.ndarray) -> StoredArray:
+    return StoredArray(array.shape, "float32", lambda: array)
+
+
+def _place(path: str) -> str:
+    """Return the place of a layer in a Keras 3 file; its first releases had another name for it."""
+    return path.replace("\\", "/").replace("_layer_checkpoint_dependencies", "layers")
+
+
+_ORDER = {
+    "conv": ("kernel", "bias"),
+    "linear": ("kernel", "bias"),
+    "bn": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+
+
+def _roles(file: KerasFile, layer: KerasLayer, ours: Node, theirs: Node) -> dict[str, np.ndarray]:
+    """Return the arrays of a layer by what they are to it."""
+    roles = _ORDER[ours.op]
+    if not any(layer.roles):
+        if ours.op == "bn":
+            there = {"gamma": theirs.options.get("scale"), "beta": theirs.options.get("center")}
+            if (
+                there["gamma"] is None
+            ):  # no configuration; three arrays are Inception's, without scale
+                there = {"gamma": len(layer.arrays) == 4, "beta": len(layer.arrays) > 2}
+            roles = tuple(role for role in roles if there.get(role, True))
+        elif len(layer.arrays) == 1:
+            roles = roles[:1]
+    elif set(layer.roles) <= set(roles):
+        roles = tuple(layer.roles)
+    required = roles[:1] if ours.op != "bn" else ("moving_mean", "moving_variance")
+    if len(roles) != len(layer.arrays) or not set(required) <= set(roles):
+        raise WeightsFileError(
+            f"{file.path}: layer {shown(layer.name or layer.path)} has {len(layer.arrays)} arrays where "
+            f"{' and '.join(roles)} are expected; save the model anew"
+        )
+    return {role: file.array(stored) for role, stored in zip(roles, layer.arrays, strict=True)}
+
+
+def _translated(arrays: dict[str, np.ndarray], ours: Node) -> dict[str, np.ndarray]:
+    """Return a layer's arrays by their names here and in the order here."""
+    flat = _flattened(ours)
+    if ours.op == "bn":
+        mean, var = arrays["moving_mean"], arrays["moving_variance"]
+        full = {
+            "weight": arrays.get("gamma", np.ones_like(mean)),
+            "bias": arrays.get("beta", np.zeros_like(mean)),
+            "running_mean": mean,
+            "running_var": var,
+        }
+        return {name: _reordered(array, flat, 0) for name, array in full.items()}
+    kernel = arrays["kernel"]
+    if ours.op == "linear":
+        weight = _reordered(kernel, flat, 0).T if kernel.ndim == 2 else kernel
+    else:
+        weight = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel
+    full = {"weight": np.ascontiguousarray(weight)}
+    return full | ({"bias": arrays["bias"]} if "bias" in arrays else {})
+
+
+def _flattened(node: Node) -> tuple[int, ...] | None:
+    """Return the shape of the map that was flattened into what a node takes; None if none was."""
+    before = node.inputs[0]
+    while before.op in ("relu", "bn"):
+        before = before.inputs[0]
+    return before.inputs[0].shape if before.op == "flatten" else None
+
+
+def _reordered(array: np.ndarray, shape: tuple[int, ...] | None, axis: int) -> np.ndarray:
+    """Bring features of a flattened map from row, column, channel to channel, row, column."""
+    if shape is None or array.shape[axis] != math.prod(shape):
+        return array
+    order = np.arange(math.prod(shape)).reshape(shape).transpose(2, 0, 1).reshape(-1)
+    return np.take(array, order, axis)
+
+
+def _fold(
+    biases: Mapping[str, np.ndarray], output: Node, found: dict[str, np.ndarray], what: str
+) -> None:
+    """Take biases that have no place into the running means behind them."""
+    consumers: dict[int, list[Node]] = {}
+    nodes = {}
+    for node in nodes_of(output):
+        nodes[node.weights] = node
+        for before in node.inputs:
+            consumers.setdefault(id(before), []).append(node)
+    for module, bias in biases.items():
+        after = consumers.get(id(nodes[module]), [])
+        if len(after) != 1 or after[0].op != "bn":
+            raise WeightsFileError(f"{what}: the bias of {module} has no normalisation behind it")
+        name = f"{after[0].weights}.running_mean"
+        if name in found and found[name].shape == bias.shape:
+            folded = found[name].astype(np.float64) - bias
+            found[name] = folded.astype(np.float32)
+
+
+# ---------------------------------------------------------------------------- what to say
+
+
+def _ignored(file: KerasFile) -> dict[str, str]:
+    return {
+        name: "the optimiser's" if "optimizer" in name.split("/")[0] else "belongs to no layer"
+        for name in file.beside
+    }
+
+
+def _notes(file: KerasFile, graph: Graph | None) -> list[str]:
+    notes = [f"saved by Keras {shown(file.version)}"] if file.version else []
+    if graph is None:
+        return [*notes, "weights alone: the network is taken from the names of the layers"]
+    return notes + graph.notes
+
+
+__all__ = ["from_keras"]
