@@ -94,4 +94,4 @@ def of_type(x: np.ndarray, ctype: str) -> np.ndarray:
 
 
 # Half the distance between neighbours, as a share of the value: one rounding of the result.
-ROUNDING = {"float": 2.0**-24, "bf16": 2.0**-9, "double": 2.0**-53}
+ROUNDING = {"float": 2.0**-24, "bf16": 2.0**-8, "double": 2.0**-53}

@@ -118,6 +118,17 @@ DEVICE void for_each(i64 n, bool vectors, Body body) {
   for (i64 i = whole * WIDTH + first; i < n; i += threads) body(i, Count<1>());
 }
 
+// Do `call` with N channels at a time where 16-byte vectors fit (`fits`: the pointers are aligned), and with
+// one at a time where not.
+#define BY_WIDTH(fits, call)                                                                          \
+  if (channels % Width<T>::value == 0 && (fits)) {                                                    \
+    constexpr int N = Width<T>::value;                                                                \
+    call;                                                                                             \
+  } else {                                                                                            \
+    constexpr int N = 1;                                                                              \
+    call;                                                                                             \
+  }
+
 // ---- sums: fixed trees, so the result never depends on who comes first ----
 
 // Each lane gets the sum over the warp; all 32 lanes must call it.

@@ -49,6 +49,11 @@ def contiguous(x: Array) -> Array:
     return x if x.flags.c_contiguous else cupy().ascontiguousarray(x)
 
 
+def address(x: Array) -> int:
+    """Return where x lies on the device."""
+    return int(x.data.ptr)
+
+
 def release_memory() -> None:
     """Give memory in which nothing is in use any more back to the driver."""
     cupy().get_default_memory_pool().free_all_blocks()
@@ -77,6 +82,18 @@ def real(dtype: DTypeLike) -> np.dtype:
 def blocks(work: int, per_block: int, most: int = 1 << 16) -> int:
     """Return how many blocks to start for so much work, of which a block does `per_block` at a time."""
     return max(1, min(most, -(-work // per_block)))
+
+
+def tile(channels: int, dtype: DTypeLike, threads: int = 256) -> tuple[int, int, int]:
+    """Return how to lay threads over rows of channels: along channels, along rows; blocks side by side.
+
+    Each thread takes 16 bytes where the channels divide into such pieces, and else one channel. Up to a
+    warp lies along the channels, the next rows follow.
+    """
+    width = 16 // np.dtype(dtype).itemsize
+    pieces = channels // width if channels % width == 0 else channels
+    across = min(32, 1 << (pieces - 1).bit_length())
+    return across, threads // across, -(-pieces // across)
 
 
 def number_or_array(value: Any, dtype: DTypeLike, name: str) -> tuple[Any, Any]:
