@@ -1,0 +1,100 @@
+"""Adversarial pictures: how little must change for the network to be wrong?
+
+    FGSM    one step of the full size along the sign of the loss's gradient (Goodfellow et al. 2014,
+            "Explaining and Harnessing Adversarial Examples")
+    PGD     several smaller steps, each followed by a return into the allowed box, from a random start
+            (Madry et al. 2017, "Towards Deep Learning Models Resistant to Adversarial Attacks")
+
+A change is allowed up to `epsilon` levels of 255 for each value, and values stay those of a picture, 0
+to 255. Both hold for the prepared input, where a level of a channel is `scale / std`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minitl import ops
+from minitl.data.preprocessing import Preprocessing
+from minitl.models import Classifier
+from minitl.tensor import Tensor
+
+ATTACKS = ("fgsm", "pgd")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One way to disturb pictures.
+
+    kind: "fgsm" or "pgd". epsilon: the largest change of a value, in levels of 255. steps, step_size:
+    of PGD; the default size reaches two and a half times as far as the box. seed: of PGD's start.
+    """
+
+    kind: str = "pgd"
+    epsilon: float = 2.0
+    steps: int = 10
+    step_size: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ATTACKS:
+            raise ValueError(f"no attack {self.kind!r}; choose one of {', '.join(ATTACKS)}")
+        if not 0 < self.epsilon <= 255 or self.steps < 1 or (self.step_size or 1) <= 0:
+            raise ValueError(
+                "epsilon must be above 0 and at most 255, steps at least 1, step_size above 0; "
+                f"got {self.epsilon}, {self.steps}, {self.step_size}"
+            )
+
+    def __call__(
+        self,
+        model: Classifier,
+        images: np.ndarray,
+        labels: np.ndarray,
+        preprocessing: Preprocessing,
+    ) -> np.ndarray:
+        """Return pictures near `images` that raise the loss: (N, H, W, 3) float32.
+
+        images: prepared as for the network. labels: (N,) integers. The model is used in evaluation mode
+        and left in the mode it was in; its gradients are not touched.
+        """
+        level = (preprocessing.scale / np.array(preprocessing.std)).astype(np.float32)
+        darkest = (-np.array(preprocessing.mean) / preprocessing.std).astype(np.float32)
+        low = np.maximum(images - self.epsilon * level, darkest)
+        high = np.minimum(images + self.epsilon * level, darkest + 255 * level)
+        was_training = model.training
+        model.eval()
+        try:
+            if self.kind == "fgsm":
+                step = self.epsilon * level * _sign(model, images, labels)
+                return _clipped(images + step, low, high)
+            rng = np.random.default_rng(self.seed)
+            moved = rng.uniform(low, high).astype(np.float32)
+            size = self.step_size or 2.5 * self.epsilon / self.steps
+            for _ in range(self.steps):
+                moved = _clipped(moved + size * level * _sign(model, moved, labels), low, high)
+            return moved
+        finally:
+            model.train(was_training)
+
+
+def _clipped(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    clipped: np.ndarray = np.clip(values, low, high)
+    return clipped
+
+
+def _sign(model: Classifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the sign of the loss's gradient with respect to the pictures."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:  # only the pictures' gradient is asked for
+        parameter.requires_grad = False
+    try:
+        x = Tensor(images, requires_grad=True)
+        ops.softmax_cross_entropy(model(x), labels).backward()
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True
+    assert x.grad is not None
+    sign: np.ndarray = np.sign(x.grad)
+    return sign
+
+
+__all__ = ["ATTACKS", "Attack"]
