@@ -64,10 +64,10 @@ class Attack:
         model.eval()
         try:
             if self.kind == "fgsm":
-                step = self.epsilon * level * _sign(model, images, labels)
+                step: np.ndarray = self.epsilon * level * _sign(model, images, labels)
                 return _clipped(images + step, low, high)
             rng = np.random.default_rng(self.seed)
-            moved = rng.uniform(low, high).astype(np.float32)
+            moved: np.ndarray = rng.uniform(low, high).astype(np.float32)
             size = self.step_size or 2.5 * self.epsilon / self.steps
             for _ in range(self.steps):
                 moved = _clipped(moved + size * level * _sign(model, moved, labels), low, high)
