@@ -13,7 +13,8 @@
 // pixel to pixel and down by dilation * step / stride from tap to tap: a convolution with stride 1.
 //
 // Grid: x: tiles of m times tiles of n (those of n first: they share the pixels); y: splits of k;
-// z: groups times phases. With several splits, each stores its sums and conv2d_passes.cu adds them up.
+// z: groups times phases. With several splits, each stores its sums as they are (-DSPLIT=1 for bf16, whose
+// results are no sums) and conv2d_passes.cu adds them up.
 #include "epilogue.cuh"
 
 #ifndef DX
@@ -145,7 +146,7 @@ conv2d_forward(
     const real* __restrict__ scale,    // scale, shift and residual may be null
     const real* __restrict__ shift,
     const T* __restrict__ residual,
-    Stored* __restrict__ to,           // forward: y; dx: dx; with SPLIT [splits][...]
+    Stored* __restrict__ to,           // forward: y; dx: dx; of several splits [splits][...]
     real* __restrict__ moments,        // written only with STATISTICS: [tiles of m][2][K]
     int relu, int n, int h, int w, int c, int k, int r, int s, int p, int q, int stride_h,
     int stride_w, int top, int left, int dilation_h, int dilation_w, int groups) {
@@ -200,6 +201,6 @@ conv2d_forward(
   const auto offset = [&](int m) { return (i64)m * pitch; };
 #endif
   finish<Stored>(sum, shared, m0, n0, rows, columns, offset, epilogue,
-                 to + (SPLIT ? blockIdx.y * size : 0) + first,
+                 to + (blockIdx.y * size + first),
                  STATISTICS ? moments + ((i64)tile_m * 2 * pitch + first) : nullptr, pitch);
 }

@@ -1,19 +1,103 @@
-"""Which tiles of results a convolution on the GPU is cut into, and into how many splits of its sums.
+"""How a convolution on the GPU is cut into blocks of threads; shapes, number types and precision.
 
 Everything here is arithmetic on shapes: the same shape gives the same plan, and so the same bits, on every
 card.
 """
 
+import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-STAGES = 4  # slices of shared memory in flight
+import numpy as np
+
+from minitl.kernels.cuda import runtime
+from minitl.kernels.cuda.runtime import Array
+from minitl.shapes import Padding2d, window_output_shape
+
+Pair = tuple[int, int]
+Defines = dict[str, object]
+
 WARP = 32
+STAGES = 4  # slices of shared memory in flight
+SLICE = 64  # bytes of each operand's row in a slice
 
 # Blocks of threads that keep a card busy: about one for each multiprocessor (108 on an A100, 132 on an H100).
 ENOUGH_BLOCKS = 128
 # Slices that a split should have at least: a few more than it takes to fill the pipeline.
 ENOUGH_SLICES = 8
+
+PRECISIONS = ("float32", "tf32")
+_precision = "float32"
+
+
+def set_precision(name: str) -> str:
+    """Say how float32 arrays are multiplied from now on; return what held before.
+
+    "float32": exactly, on CUDA cores. "tf32": on tensor cores, operands rounded to 10 bits of fraction.
+    bfloat16 arrays are multiplied on tensor cores in any case.
+    """
+    global _precision
+    if name not in PRECISIONS:
+        raise ValueError(f"no precision {name!r}; choose one of {', '.join(PRECISIONS)}")
+    before, _precision = _precision, name
+    return before
+
+
+class Geometry(NamedTuple):
+    """What the kernels are told about a convolution, in their order of arguments."""
+
+    n: int
+    h: int
+    w: int
+    c: int
+    k: int
+    r: int
+    s: int
+    p: int
+    q: int
+    stride_h: int
+    stride_w: int
+    top: int
+    left: int
+    dilation_h: int
+    dilation_w: int
+    groups: int
+
+    @classmethod
+    def of(
+        cls,
+        x_shape: tuple[int, ...],
+        weight_shape: tuple[int, ...],
+        stride: Pair,
+        padding: Padding2d,
+        dilation: Pair,
+        groups: int,
+    ) -> "Geometry":
+        """Return the geometry; ValueError if it is larger than the kernels can count."""
+        (n, h, w, c), (k, r, s, _) = x_shape, weight_shape
+        p, q = window_output_shape(h, w, (r, s), stride, padding, dilation)
+        largest = max(n * h * w, n * p * q, math.prod(weight_shape))
+        if largest > 2**31 - 2**16 or groups * stride[0] * stride[1] > 65535:
+            raise ValueError(
+                f"conv2d of x {x_shape} and weight {weight_shape} is too large for the GPU kernels, which "
+                "count 2^31 pixels, 2^31 elements of a weight and 65535 groups; use smaller batches"
+            )
+        return cls(n, h, w, c, k, r, s, p, q, *stride, padding.top, padding.left, *dilation, groups)
+
+    @property
+    def cg(self) -> int:
+        """Channels of a group."""
+        return self.c // self.groups
+
+    @property
+    def kg(self) -> int:
+        """Filters of a group."""
+        return self.k // self.groups
+
+    def arguments(self) -> Iterator[np.int32]:
+        """Yield the numbers as kernels take them."""
+        return map(np.int32, self)
 
 
 class Tile(NamedTuple):
@@ -29,6 +113,11 @@ class Tile(NamedTuple):
         """Threads in a block."""
         return WARP * (self.m // self.warp_m) * (self.n // self.warp_n)
 
+    @property
+    def shared_mem(self) -> int:
+        """Bytes of shared memory for the slices in flight."""
+        return STAGES * (self.m + self.n) * SLICE
+
 
 class Plan(NamedTuple):
     """How a matrix product of rows x columns is cut."""
@@ -42,25 +131,33 @@ class Plan(NamedTuple):
 
 
 SMALL = Tile(64, 64, 32, 32)
-# Largest first: the larger, the fewer times the operands are read.
-LARGE = (
-    Tile(128, 128, 64, 32),
-    Tile(128, 64, 64, 32),
-    Tile(64, 128, 64, 32),
-    SMALL,
-)
-# dw in 4-byte numbers reads them word by word, which takes registers.
-LARGE_WORDS = (Tile(128, 64, 32, 32), Tile(64, 128, 32, 32), SMALL)
+# Largest first: the larger the tile, the fewer times the operands are read.
+LARGE = (Tile(128, 128, 64, 32), Tile(128, 64, 64, 32), SMALL)
+# dw reads 4-byte numbers word by word from shared memory, which takes registers.
+LARGE_WORDS = (Tile(128, 64, 32, 32), SMALL)
+
+
+def pieces_of(ctype: str) -> tuple[int, int]:
+    """Return how many elements are copied to shared memory at once: 16 bytes' worth, or one."""
+    return 16 // {"bf16": 2, "float": 4, "double": 8}[ctype], 1
+
+
+def piece(channels: int, *arrays: Array) -> int:
+    """Return how many elements of the arrays may be copied at once.
+
+    channels: elements that lie in a row in each of them, from one jump to the next.
+    """
+    vector, one = pieces_of(runtime.ctype(arrays[0].dtype))
+    whole = channels % vector == 0 and not any(runtime.address(a) % 16 for a in arrays)
+    return vector if whole else one
 
 
 def tiles_for(ctype: str, pieces: tuple[int, int], dw: bool) -> tuple[Tile, ...]:
     """Return the tiles that the kernels are compiled for, largest first.
 
-    ctype: float, double or bf16. pieces: elements that are copied at a time (see conv2d.py). Double sums
-    and copies in pieces need registers, so there only the small tile is without spills.
+    Sums in double and copies of single elements need registers: there only the small tile spills none.
     """
-    vector = 16 // {"bf16": 2, "float": 4, "double": 8}[ctype]
-    if ctype == "double" or min(pieces) < vector:
+    if ctype == "double" or min(pieces) == 1:
         return (SMALL,)
     return LARGE_WORDS if dw and ctype == "float" else LARGE
 
@@ -77,18 +174,43 @@ def choose(
 ) -> Plan:
     """Return the plan for `copies` products of rows x columns (one for each group and phase).
 
-    slices: of the sums, each 64 bytes deep. dw: results are few and sums long, so splitting costs little
-    and comes before smaller tiles. split: whether splitting is allowed.
+    slices: of the sums, each SLICE bytes deep. split: whether the sums may be split among blocks.
+    dw: results are few and sums long; so splitting costs little and comes before smaller tiles, and two
+    blocks for each multiprocessor, which is what fits, are worth it.
     """
     fitting = [t for t in tiles if t.m < 2 * rows and t.n < 2 * columns] or [tiles[-1]]
     plans = [Plan(t, 1) for t in fitting]
-    plan = plans[0]
-    if not dw:
-        enough = (p for p in plans if p.tiles(rows, columns) * copies >= ENOUGH_BLOCKS)
+    if dw:
+        plan, wanted = plans[0], 2 * ENOUGH_BLOCKS
+    else:
+        wanted = ENOUGH_BLOCKS
+        enough = (p for p in plans if p.tiles(rows, columns) * copies >= wanted)
         plan = next(enough, plans[-1])
-    blocks = plan.tiles(rows, columns) * copies
-    if not split or blocks >= ENOUGH_BLOCKS:
+    if not split:
         return plan
-    # Two blocks fit on a multiprocessor; more than this many splits only add partial sums.
-    wanted = -(-2 * ENOUGH_BLOCKS // blocks) if dw else ENOUGH_BLOCKS // blocks
-    return plan._replace(splits=max(1, min(wanted, slices // ENOUGH_SLICES)))
+    splits = min(wanted // (plan.tiles(rows, columns) * copies), slices // ENOUGH_SLICES)
+    return plan._replace(splits=max(1, splits))
+
+
+def matrix_defines(ctype: str, tf32: bool, pieces: tuple[int, int], tile: Tile) -> Defines:
+    """Return the macros of matmul.cuh."""
+    return {
+        "T": ctype,
+        "TF32": int(tf32),
+        "BM": tile.m,
+        "BN": tile.n,
+        "WM": tile.warp_m,
+        "WN": tile.warp_n,
+        "STAGES": STAGES,
+        "PIECE_A": pieces[0],
+        "PIECE_B": pieces[1],
+    }
+
+
+def defines_for(dtype: np.dtype, pieces: tuple[int, int], tile: Tile) -> Defines:
+    """Return the macros of matmul.cuh for operands of this type, in the precision that is set."""
+    tf32 = dtype == np.float32 and _precision == "tf32"
+    return matrix_defines(runtime.ctype(dtype), tf32, pieces, tile)
+
+
+FORMATS = (("float", False), ("float", True), ("bf16", False), ("double", False))

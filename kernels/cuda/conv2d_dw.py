@@ -1,0 +1,65 @@
+"""The gradient of a convolution's weight on the GPU; the kernel is in conv2d_dw.cu."""
+
+from minitl.kernels.cuda import conv2d_plan, runtime
+from minitl.kernels.cuda.conv2d_passes import Epilogue, sum_splits
+from minitl.kernels.cuda.conv2d_plan import (
+    FORMATS,
+    SLICE,
+    STAGES,
+    Geometry,
+    Pair,
+    defines_for,
+    matrix_defines,
+    piece,
+    pieces_of,
+    tiles_for,
+)
+from minitl.kernels.cuda.runtime import Array, contiguous, ctype, empty, real
+from minitl.shapes import Padding2d
+
+VARIANTS = tuple(
+    matrix_defines(kind, tf32, (a, b), tile)
+    for kind, tf32 in FORMATS
+    for a in pieces_of(kind)
+    for b in pieces_of(kind)
+    for tile in tiles_for(kind, (a, b), dw=True)
+)
+
+
+def conv2d_dw(
+    dy: Array,
+    x: Array,
+    weight_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Padding2d,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Return the gradient of the weight, shape (K, R, S, C/groups), float32 (float64 beside float64)."""
+    g = Geometry.of(x.shape, weight_shape, stride, padding, dilation, groups)
+    dw = empty(weight_shape, real(dy.dtype))
+    if not dw.size:
+        return dw
+    dy, x = contiguous(dy), contiguous(x)
+    columns = g.r * g.s * g.cg
+    pieces = piece(g.kg, dy), piece(g.cg, x)
+    tiles = tiles_for(ctype(dy.dtype), pieces, dw=True)
+    slices = -(-g.n * g.p * g.q * dy.itemsize // SLICE)
+    plan = conv2d_plan.choose(g.kg, columns, slices, g.groups, tiles, dw=True, split=True)
+    sums = empty((plan.splits, *weight_shape), dw.dtype) if plan.splits > 1 else dw
+    # A slice is SLICE / itemsize rows of each operand; of 4-byte numbers, each row is 32 bytes longer.
+    longer = 2 * 32 * SLICE // 4 if dy.itemsize == 4 else 0
+    defines = defines_for(dy.dtype, pieces, plan.tile)
+    assert defines in VARIANTS
+    runtime.launch(
+        "conv2d_dw",
+        "conv2d_dw",
+        (plan.tiles(g.kg, columns), plan.splits, g.groups),
+        (plan.tile.threads,),
+        (dy, x, sums, *g.arguments()),
+        shared_mem=plan.tile.shared_mem + STAGES * longer,
+        **defines,
+    )
+    if sums is not dw:
+        sum_splits(sums, dw, Epilogue())
+    return dw
