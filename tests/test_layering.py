@@ -48,9 +48,12 @@ def modules():
             yield ".".join([package, *(p for p in parts if p != "__init__")]), path
 
 
+DATA = {"STROKES", "CATALOGUE", "IMAGENET_CLASSES"}  # where files are, in minitl.weights itself
+
+
 def part_of(name):
     """Return the part that a module belongs to: "ops" for minitl.ops.conv2d, "" for minitl."""
-    if name.startswith("minitl.weights.") and not name.endswith(".STROKES"):
+    if name.startswith("minitl.weights.") and name.split(".")[-1] not in DATA:
         return "recipes"
     return [*name.split("."), ""][1]
 

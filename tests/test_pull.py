@@ -1,0 +1,333 @@
+"""Weights by name: the catalogue is sound, and a download is whole and verified or leaves nothing.
+
+No test needs the network: a server on this machine is slow, cuts off, sends wrong bytes or 404.
+"""
+
+import hashlib
+import http.server
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pooch
+import pytest
+
+from minitl import hdf5, models
+from minitl.convert import pull as pulling
+from minitl.convert.export_torch import torch_file
+from minitl.convert.pull import catalogue, find_weights, pull
+from minitl.data.preprocessing import Preprocessing
+from minitl.errors import UserError
+from minitl.models import ARCHITECTURES
+from minitl.weights import IMAGENET_CLASSES
+
+NAME = "cifar_resnet20.test"
+
+
+# ---------------------------------------------------------------------------- the catalogue
+
+
+def test_the_catalogue_is_sound():
+    entries = catalogue()
+    assert len(entries) > 40
+    for name, entry in entries.items():
+        assert entry.arch in ARCHITECTURES, name
+        assert entry.url.startswith("https://"), name
+        assert entry.license and "\n" not in entry.license
+        Preprocessing.from_dict(entry.preprocessing)
+        if entry.algorithm == "sha256":  # the file's name carries it
+            assert entry.url.endswith(f"-{entry.digits}.pth"), name
+    assert len({entry.url for entry in entries.values()}) == len(entries)
+    assert len({entry.digits for entry in entries.values()}) == len(entries)
+
+
+def test_preprocessing_is_the_source_s():
+    def window(name):
+        return [catalogue()[name].preprocessing[key] for key in ("resize", "crop", "interpolation")]
+
+    assert window("resnet50.torchvision_v1") == [256, 224, "bilinear"]
+    assert window("resnet50.torchvision_v2") == [232, 224, "bilinear"]
+    assert window("inception_v3.torchvision_v1") == [342, 299, "bilinear"]
+    assert window("resnet50.a1_in1k") == [235, 224, "bicubic"]
+    caffe = catalogue()["resnet50.keras"].preprocessing
+    assert (caffe["channel_order"], caffe["scale"]) == ("BGR", 1.0)
+    tf = catalogue()["inception_v3.keras"].preprocessing
+    assert (tf["scale"], tf["mean"], tf["std"]) == (1 / 127.5, [1.0] * 3, [1.0] * 3)
+
+
+def test_there_are_as_many_class_names_as_classes():
+    names = IMAGENET_CLASSES.read_text(encoding="utf-8").splitlines()
+    assert len(names) == len(set(names)) == 1000
+    assert (names[0], names[64], names[999]) == ("tench", "green mamba", "toilet tissue")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "weights",
+        "[weights.'a.b']",
+        "[licenses]\n[weights.'../x.y']\nhash='md5:'",
+        "[licenses]\n[weights.'a.b']\nhash='sha256:abc'",
+        "[licenses]\n[weights.'a.b']\nhash='crc:abcd'",
+    ],
+)
+def test_a_broken_catalogue_is_one_error(tmp_path, text):
+    (tmp_path / "catalogue.toml").write_text(text)
+    with pytest.raises(UserError, match=r"catalogue\.toml is not a valid catalogue"):
+        catalogue(tmp_path / "catalogue.toml")
+
+
+# ---------------------------------------------------------------------------- a server
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content`; `behaviour` says how. Counts the requests."""
+
+    daemon_threads = True
+    behaviour = "well"
+    requests = 0
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server = self.server
+        server.requests += 1
+        behaviour = server.behaviour
+        if isinstance(behaviour, list):
+            behaviour = behaviour.pop(0) if behaviour else "well"
+        if behaviour == "404":
+            self.send_error(404)
+            return
+        content = server.content if behaviour != "wrong" else server.content[:-1] + b"!"
+        self.send_response(200)
+        if behaviour != "unmeasured":
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if behaviour in ("cut", "unmeasured"):
+            content = content[: len(content) // 2]
+        if behaviour == "silent":
+            self.wfile.write(content[:1000])
+            self.wfile.flush()
+            server.released.wait(10)
+            return
+        if behaviour == "slow":
+            for start in range(0, len(content), 1 << 15):
+                self.wfile.write(content[start : start + (1 << 15)])
+                time.sleep(0.05)
+            return
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def checkpoint():
+    model = models.create("cifar_resnet20", num_classes=1000, seed=3, width=4, shortcut="B")
+    return torch_file({name: np.ascontiguousarray(a) for name, a in model.state_dict().items()})
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    server = Server(("127.0.0.1", 0), Handler)
+    server.content = checkpoint()
+    server.released = threading.Event()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    write_catalogue(tmp_path, monkeypatch, server.content, server.server_address[1])
+    monkeypatch.setenv("MINITL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pulling, "RETRIES", 1)
+    monkeypatch.setattr(pooch.core.time, "sleep", lambda seconds: None)
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    yield server
+    server.released.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def write_catalogue(folder, monkeypatch, content, port):
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    path = folder / "catalogue.toml"
+    path.write_text(
+        f"""
+[licenses]
+free = "as you like"
+[weights."{NAME}"]
+arch = "cifar_resnet20"
+url = "http://127.0.0.1:{port}/some/resnet20-{digits}.pth"
+hash = "sha256:{digits}"
+preprocessing = {{ resize = 40, crop = 32, interpolation = "bicubic", values = "caffe" }}
+license = "free"
+"""
+    )
+    monkeypatch.setattr(pulling, "CATALOGUE", path)
+
+
+def files(tmp_path):
+    folder = tmp_path / "cache" / "weights"
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+
+
+def refused(*words, name=NAME, **options):
+    with pytest.raises(UserError) as caught:
+        pull(name, say=lambda line: None, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_pulled_once_and_kept(server, tmp_path):
+    lines = []
+    path = pull(NAME, say=lines.append)
+    contents = hdf5.read(path)
+    assert (contents.arch, contents.license) == ("cifar_resnet20", "as you like")
+    assert contents.arch_options == {"shortcut": "B", "width": 4}
+    assert contents.source == f"{NAME}: {catalogue()[NAME].url}"
+    assert contents.source_sha256 == hashlib.sha256(server.content).hexdigest()
+    assert contents.preprocessing["channel_order"] == "BGR"
+    assert contents.preprocessing["resize"] == 40
+    assert contents.class_names[0] == "tench"
+    expected = models.create("cifar_resnet20", num_classes=1000, seed=3, width=4, shortcut="B")
+    for name, array in expected.state_dict().items():
+        assert np.array_equal(contents.state[name], array), name
+    assert "downloading" in lines[0] and str(path) in lines[-1]
+    assert files(tmp_path) == [path.name, path.name.replace(".h5", ".source.pth")]
+
+    assert pull(NAME) == pull(NAME, offline=True, check=True) == find_weights(NAME) == path
+    assert server.requests == 1
+
+
+def test_a_slow_server_is_waited_for(server, monkeypatch):
+    server.behaviour = "slow"
+    monkeypatch.setattr(pulling, "TIMEOUT", 2.0)
+    assert pull(NAME).is_file()
+
+
+def test_a_broken_connection_is_tried_again(server):
+    server.behaviour = ["cut"]
+    assert pull(NAME).is_file()
+    assert server.requests == 2
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words", "requests"),
+    [
+        ("404", ["answers 404", "moved"], 1),
+        ("wrong", ["other bytes", "nothing was kept"], 1),
+        ("unmeasured", ["other bytes"], 1),  # cut off where no length was told
+        ("cut", ["cut off 2 times", "nothing was kept"], 2),
+        ("silent", ["silent for 0.3 s", "nothing was kept"], 2),
+    ],
+)
+def test_a_failed_download_leaves_nothing(
+    server, tmp_path, monkeypatch, behaviour, words, requests
+):
+    server.behaviour = behaviour
+    monkeypatch.setattr(pulling, "TIMEOUT", 0.3)
+    refused("127.0.0.1", *words)
+    assert files(tmp_path) == []
+    assert server.requests == requests
+
+
+def test_no_server(server, tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    write_catalogue(tmp_path, monkeypatch, server.content, port)
+    refused("cannot reach 127.0.0.1", "Connection refused", "HTTPS_PROXY")
+    assert files(tmp_path) == []
+
+
+def test_a_full_disk(server, tmp_path, monkeypatch):
+    def fill(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", fill)
+    refused(str(tmp_path), "No space left", "MINITL_CACHE")
+    assert files(tmp_path) == []
+
+
+def test_a_cache_folder_that_cannot_be(server, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINITL_CACHE", str(tmp_path / "file"))
+    refused(str(tmp_path / "file"), "MINITL_CACHE")
+
+
+def test_offline_takes_what_is_there(server, tmp_path):
+    refused("without --offline", offline=True)
+    assert server.requests == 0
+    path = pull(NAME)
+    path.unlink()
+    assert pull(NAME, offline=True) == path  # made anew from the source file
+    assert server.requests == 1
+
+
+def test_a_damaged_cache_is_noticed_and_mended(server, tmp_path):
+    path = pull(NAME)
+    path.write_bytes(path.read_bytes()[:-1000])
+    lines = []
+    assert pull(NAME, check=True, say=lines.append) == path
+    assert "cut off" in lines[0]
+    hdf5.read(path)
+    assert server.requests == 1
+
+    source = path.with_name(path.name.replace(".h5", ".source.pth"))
+    source.write_bytes(source.read_bytes()[:-1000])
+    path.unlink()
+    refused("without --offline", offline=True)
+    assert hdf5.read(pull(NAME)).arch == "cifar_resnet20"
+    assert server.requests == 2
+
+
+def test_a_catalogue_that_is_wrong_about_the_network(server, tmp_path):
+    text = pulling.CATALOGUE.read_text().replace('arch = "cifar_resnet20"', 'arch = "resnet18"')
+    pulling.CATALOGUE.write_text(text)
+    refused("holds a cifar_resnet20", "says resnet18")
+    assert not any(name.endswith(".h5") for name in files(tmp_path))
+
+
+def test_two_at_once_get_the_same(server, tmp_path):
+    """Two programs pull at the same time, from a slow server."""
+    server.behaviour = "slow"
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from minitl.convert import pull as pulling\n"
+        "pulling.CATALOGUE = Path(sys.argv[1])\n"
+        f"print(pulling.pull({NAME!r}, say=lambda line: None))"
+    )
+    command = [sys.executable, "-c", program, str(pulling.CATALOGUE)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    paths = {process.communicate(timeout=60)[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    (path,) = paths
+    assert hdf5.read(path).arch == "cifar_resnet20"
+    assert len(files(tmp_path)) == 2
+
+
+# ---------------------------------------------------------------------------- names
+
+
+def test_unknown_names_are_helped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused("several sources", "resnet50.torchvision_v2", "resnet50.keras", name="resnet50")
+    refused("resnet50.torchvision_v1", name="resnet50.torchvison_v1")
+    refused("minitl pull --list", name="perceptron")
+
+
+def test_a_path_goes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "m.h5", tmp_path / "resnet50.keras"):
+        path.write_text("")
+        assert find_weights(path.name).resolve() == path
+    assert find_weights("absent.h5").name == "absent.h5"  # whoever reads it says so
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"no best\.h5"):
+        find_weights("run")
+    (tmp_path / "run" / "best.h5").write_text("")
+    assert find_weights("run").resolve() == tmp_path / "run" / "best.h5"
