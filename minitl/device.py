@@ -43,12 +43,14 @@ class Device:
     def computing(self) -> Iterator[None]:
         """Compute on this device within the block: on a GPU, on a stream of its own.
 
-        What is queued there is finished when the block ends without an error.
+        What was queued before is finished when it begins, and what is queued in it when it ends without
+        an error.
         """
         if self.kind == "cpu":
             yield
             return
-        with cupy().cuda.Device(self.number):
+        with cupy().cuda.Device(self.number) as device:
+            device.synchronize()
             stream = cupy().cuda.Stream(non_blocking=True)
             with stream:
                 yield
@@ -63,28 +65,32 @@ def cupy() -> Any:
 CPU = Device("cpu")
 
 
+def parse_device(name: str) -> Device:
+    """Read the name of a device, without asking whether there is one. Raises UserError for another name."""
+    if name == "cpu":
+        return CPU
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
+    if match is None:
+        raise UserError(f"there is no device {name!r}; choose cpu, cuda or cuda:N with N from 0")
+    return Device("cuda", int(match[1] or 0))
+
+
 def get_device(name: str | Device) -> Device:
     """Return the device of this name, after checking that it can be used.
 
     Raises UserError for another name, without CuPy, a driver or a card of that number, and for a card
     that is too old.
     """
-    if isinstance(name, Device):
-        return name
-    if name == "cpu":
-        return CPU
-    match = re.fullmatch(r"cuda(?::(\d+))?", name)
-    if match is None:
-        raise UserError(f"there is no device {name!r}; choose cpu, cuda or cuda:N with N from 0")
-    number = int(match[1] or 0)
-    count = gpu_count()
-    if number >= count:
-        there = (
-            "is 1 GPU, cuda:0" if count == 1 else f"are {count} GPUs, cuda:0 to cuda:{count - 1}"
-        )
-        raise UserError(f"there is no {name}: there {there}; choose one of these, or cpu")
-    architecture(number)
-    return Device("cuda", number)
+    device = parse_device(name) if isinstance(name, str) else name
+    if device.kind == "cuda":
+        count = gpu_count()
+        if device.number >= count:
+            there = "is 1 GPU, cuda:0" if count == 1 else f"are {count}, up to cuda:{count - 1}"
+            raise UserError(
+                f"there is no {device}: there {there}; choose one that is there, or cpu"
+            )
+        architecture(device.number)
+    return device
 
 
 def gpu_count() -> int:
@@ -95,7 +101,7 @@ def gpu_count() -> int:
     except runtime.CUDARuntimeError as error:
         raise UserError(_no_driver(runtime, str(error))) from None
     if not count:
-        raise UserError("there is no GPU that CUDA can use; use --device cpu")
+        raise UserError("no cuda device: there is no GPU that CUDA can use; use --device cpu")
     return count
 
 
@@ -113,10 +119,13 @@ def _no_driver(runtime: Any, message: str) -> str:
         return "there is no NVIDIA driver on this machine; install one to use a GPU, or use --device cpu"
     if "InsufficientDriver" in message:
         return (
-            f"the NVIDIA driver is too old: it supports CUDA {version(driver)}, CuPy was built for "
-            f"CUDA {version(runtime.runtimeGetVersion())}; update the driver or install 'minitl[cuda12]'"
+            "no cuda device: the NVIDIA driver is too old; it supports CUDA "
+            f"{version(driver)}, and CuPy was built for CUDA {version(runtime.runtimeGetVersion())}; "
+            "update the driver, or install 'minitl[cuda12]' instead of 'minitl[cuda13]'"
         )
-    return f"CUDA does not start: {message}; use --device cpu, or see minitl doctor"
+    return (
+        f"no cuda device: CUDA does not start ({message}); see minitl doctor, or use --device cpu"
+    )
 
 
 def version(number: int) -> str:
@@ -136,18 +145,23 @@ def architecture(number: int) -> str:
     return str(compiler.architecture(capability(number)))
 
 
-def set_precision(device: Device, precision: str) -> None:
-    """Say how a device multiplies from now on: "float32", "tf32" or "bf16".
-
-    With "bf16" it is the inputs that decide: give pictures in bfloat16, and everything flows in it.
-    Raises UserError for an unknown word, and on the CPU for all but float32.
-    """
+def check_precision(device: Device, precision: str) -> None:
+    """Raise UserError for an unknown precision, and on the CPU for all but float32."""
     if precision not in PRECISIONS:
         raise UserError(f"--precision cannot be {precision}; choose one of {', '.join(PRECISIONS)}")
     if device.kind == "cpu" and precision != "float32":
         raise UserError(
-            f"--precision {precision} needs a GPU; on the CPU leave it out (float32), or give --device cuda"
+            f"--precision {precision} needs a GPU: give --device cuda as well, or leave it out (float32)"
         )
+
+
+def set_precision(device: Device, precision: str) -> None:
+    """Say how a device multiplies from now on: "float32", "tf32" or "bf16".
+
+    With "bf16" it is the inputs that decide: give pictures in bfloat16, and everything flows in it.
+    Raises UserError as `check_precision`.
+    """
+    check_precision(device, precision)
     device.kernels.set_precision("tf32" if precision == "tf32" else "float32")
 
 
@@ -157,9 +171,11 @@ __all__ = [
     "Device",
     "architecture",
     "capability",
+    "check_precision",
     "cupy",
     "get_device",
     "gpu_count",
+    "parse_device",
     "set_precision",
     "version",
 ]

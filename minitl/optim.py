@@ -181,6 +181,13 @@ class Optimizer:
     def _lr(self, group: Group) -> float:
         return float(group["lr"] * self.lr_factor)
 
+    def allocate(self) -> None:
+        """Make the arrays of what is remembered now, rather than in the first step."""
+        for group, flat in zip(self.param_groups, self._flats, strict=True):
+            if flat is not None:
+                for name in self._state_names(group):
+                    flat.remembered(name)
+
     def _update(
         self, kernels: ModuleType, flat: _Flat, first: int, end: int, options: Group
     ) -> None:

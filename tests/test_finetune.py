@@ -112,10 +112,10 @@ def test_resume_after_a_lost_epoch_gives_the_same_weights(run, monkeypatch):
 
     original = finetune._train_epoch
 
-    def interrupted(run, loader):
+    def interrupted(run, *others):
         if run.epoch == 2:
             raise KeyboardInterrupt
-        return original(run, loader)
+        return original(run, *others)
 
     monkeypatch.setattr(finetune, "_train_epoch", interrupted)
     code, folder = run(out="part")
@@ -277,7 +277,10 @@ def test_bad_weights(run, capsys, tmp_path, pictures, weights):
     [
         (["--lr", "nan"], ["--lr", "nan"]),
         (["--epochs", "0"], ["--epochs", "0"]),
-        (["--device", "cuda"], ["cuda", "cpu"]),
+        (["--device", "tpu"], ["tpu", "cpu", "cuda:N"]),
+        (["--precision", "half"], ["half", "tf32", "bf16"]),
+        (["--precision", "bf16"], ["bf16", "--device cuda"]),
+        (["--micro-batch", "0"], ["--micro-batch"]),
         (["--freeze", "layer9"], ["layer9", "layer1"]),
         (["--freeze", "backbone,linear"], ["nothing to train"]),
         (["--freeze", "none,layer1"], ["none"]),
@@ -341,10 +344,10 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_checkpoint(
 
     original = finetune._train_epoch
 
-    def explode(run, loader):
+    def explode(run, *others):
         if run.epoch == 1:
             run.model.state_dict()["linear.bias"][...] = np.nan
-        return original(run, loader)
+        return original(run, *others)
 
     monkeypatch.setattr(finetune, "_train_epoch", explode)
     code, folder = run()
@@ -391,7 +394,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch(pictures, weights, tmp_path):
 def test_an_interrupt_before_anything_is_saved_leaves_the_folder_free(run, capsys, monkeypatch):
     from minitl.train import finetune
 
-    def interrupt(run, forward):
+    def interrupt(*others):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(finetune, "_train_epoch", interrupt)

@@ -14,6 +14,20 @@ def add_threads(command: Any) -> None:
     )
 
 
+def add_device(command: Any, **defaults: Any) -> None:
+    """Add --device and --precision, with defaults unless the command sets its own."""
+    command.add_argument(
+        "--device", metavar="NAME", help="cpu (default), cuda, or cuda:N for the GPU of number N"
+    )
+    command.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="float32 (default); on a GPU also tf32 or bf16, quicker and less exact",
+    )
+    if defaults:
+        command.set_defaults(**defaults)
+
+
 def count(text: str) -> int:
     """Read a number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

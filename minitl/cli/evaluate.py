@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_threads, count
+from minitl.cli.arguments import add_device, add_threads, count
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -23,6 +23,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--workers", type=count, default=1, metavar="N", help="decoding threads (1)"
     )
     add_threads(command)
+    add_device(command, device="cpu", precision="float32")
     command.add_argument("--json", action="store_true", help="print the figures as JSON")
     return command
 
@@ -32,7 +33,15 @@ def run(options: argparse.Namespace) -> None:
     from minitl.train.console import percent, printable
     from minitl.train.evaluate import evaluate
 
-    figures = evaluate(options.model, options.data, options.part, options.workers, options.threads)
+    figures = evaluate(
+        options.model,
+        options.data,
+        options.part,
+        options.workers,
+        options.threads,
+        options.device,
+        options.precision,
+    )
     if options.json:
         print(json.dumps(figures, indent=2))
         return

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_threads
+from minitl.cli.arguments import add_device, add_threads
 from minitl.errors import UserError
 
 
@@ -86,8 +86,14 @@ def add(commands: Any) -> argparse.ArgumentParser:
     data.add_argument("--skip-bad", action="store_true", help="go on without unreadable pictures")
     data.add_argument("--workers", type=int, metavar="N", help="threads that decode pictures (1)")
     machine = command.add_argument_group("computing")
-    machine.add_argument("--device", metavar="NAME", help="cpu (default)")
+    add_device(machine)
     add_threads(machine)
+    machine.add_argument(
+        "--micro-batch",
+        type=int,
+        metavar="N",
+        help="pictures at a time, at most, in a step: takes less memory (default: all of a batch)",
+    )
     machine.add_argument(
         "--conv",
         metavar="HOW",

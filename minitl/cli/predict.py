@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_threads, count
+from minitl.cli.arguments import add_device, add_threads, count
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -18,6 +18,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--top", type=count, default=3, metavar="N", help="classes shown for each (3)"
     )
     add_threads(command)
+    add_device(command, device="cpu", precision="float32")
     command.add_argument("--json", action="store_true", help="print a JSON list")
     return command
 
@@ -27,7 +28,14 @@ def run(options: argparse.Namespace) -> None:
     from minitl.train.console import percent, printable
     from minitl.train.evaluate import predict
 
-    results = predict(options.model, options.images, options.top, threads=options.threads)
+    results = predict(
+        options.model,
+        options.images,
+        options.top,
+        threads=options.threads,
+        device=options.device,
+        precision=options.precision,
+    )
     if options.json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
         return

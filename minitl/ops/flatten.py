@@ -6,7 +6,7 @@ Features come in the order channel, row, column, which is that of libraries with
 the weight of a dense layer that follows is the same there and here.
 """
 
-from minitl.backend import Array
+from minitl.backend import Array, array_module
 from minitl.tensor import Op, Tensor
 
 
@@ -19,7 +19,9 @@ class Flatten(Op):
         """Compute y, shape (N, C*H*W)."""
         self.x_shape = x.shape
         n, h, w, c = x.shape
-        return x.transpose(0, 3, 1, 2).reshape(n, c * h * w)
+        y = array_module(x).empty((n, c, h, w), x.dtype)
+        y[...] = x.transpose(0, 3, 1, 2)
+        return y.reshape(n, c * h * w)
 
     # A permutation, so its gradient is the inverse permutation of dY.
     def backward(self, dy: Array) -> tuple[Array | None, ...]:

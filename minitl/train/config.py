@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import tomli_w
 
+from minitl.device import check_precision, parse_device
 from minitl.errors import UserError
 from minitl.files import write_atomically
 
@@ -25,6 +26,8 @@ class Config:
     lr: None takes LR, or LR_HEAD where only the head trains.
     freeze: name patterns, or "backbone", or "none".
     augment: random crops, and mirrored pictures if `flip`.
+    micro_batch: pictures at a time, at most, with the gradients of a whole batch; None for all of it.
+    device: "cpu", "cuda" or "cuda:N". precision: "float32", or on a GPU "tf32" or "bf16".
     conv: how 3x3 convolutions are computed, see `set_conv_algorithm`.
     """
 
@@ -34,6 +37,7 @@ class Config:
     from_scratch: bool = False
     epochs: int = 10
     batch_size: int = 16
+    micro_batch: int | None = None
     lr: float | None = None
     momentum: float = 0.9
     nesterov: bool = False
@@ -49,6 +53,7 @@ class Config:
     workers: int = 1
     skip_bad: bool = False
     device: str = "cpu"
+    precision: str = "float32"
     conv: str = "auto"
     threads: int | None = None
 
@@ -57,6 +62,7 @@ class Config:
         checks = {
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size >= 1,
+            "micro_batch": self.micro_batch is None or self.micro_batch >= 1,
             "lr": self.lr is None or (math.isfinite(self.lr) and self.lr > 0),
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": math.isfinite(self.weight_decay) and self.weight_decay >= 0,
@@ -76,10 +82,7 @@ class Config:
                 )
         if self.nesterov and self.momentum == 0:
             raise UserError("--nesterov needs a --momentum above 0")
-        if self.device != "cpu":
-            raise UserError(
-                f"--device {self.device}: this version computes on the CPU only; use --device cpu"
-            )
+        check_precision(parse_device(self.device), self.precision)
 
     def save(self, path: Path) -> None:
         """Write the settings as TOML, atomically; None is left out."""
@@ -146,6 +149,7 @@ _HINTS = {
     "conv": "choose auto, exact, f2 or f4",
     "epochs": "give at least 1",
     "batch_size": "give at least 1",
+    "micro_batch": "give at least 1, or leave it out for whole batches",
     "lr": "give a positive number such as 0.001",
     "momentum": "give a number from 0 up to, not including, 1",
     "weight_decay": "give 0 or a small positive number such as 1e-4",

@@ -10,7 +10,7 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
-from minitl.backend import kernel_module
+from minitl.device import CPU, Device
 
 LOG_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -21,10 +21,11 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
-def announce_compilation() -> None:
-    """Say so if CPU kernels have to be compiled, which makes the first steps slow."""
-    kernel_module("cpu").on_first_compile(
-        lambda: say("  compiling CPU kernels for this machine: once, up to half a minute ...")
+def announce_compilation(device: Device = CPU) -> None:
+    """Say so if kernels have to be compiled, which makes the first steps slow."""
+    kind = "CPU" if device.kind == "cpu" else "CUDA"
+    device.kernels.on_first_compile(
+        lambda: say(f"  compiling {kind} kernels for this machine: once, up to half a minute ...")
     )
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from minitl import models
-from minitl.backend import kernel_module
 from minitl.data.folder import Sample, list_pictures, scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
+from minitl.device import get_device, set_precision
 from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.train.console import Progress, announce_compilation
@@ -36,12 +36,14 @@ def evaluate(
     part: str | None,
     workers: int = 1,
     threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Compare a model's predictions with the labels of an image folder.
 
     Folders are matched with the model's classes by name, never by position. part: "train", "val",
     "test" or "all"; None takes test, else val. A folder without parts is all "test". workers decode
-    pictures; threads compute (None: one for each core).
+    pictures; threads compute (None: one for each core). device, precision: as for `finetune`.
 
     Returns the metrics with "part" and "classes" added. Raises UserError for folders that are
     unknown to the model or a part that is not there.
@@ -55,7 +57,9 @@ def evaluate(
     samples = [s for p in parts.values() for s in p] if part == "all" else parts[part]
     if not samples:
         raise UserError(f"{data} has no {part} part; use --part all")
-    logits, labels = _predict(model, samples, data, f"evaluating {part}", workers, threads)
+    logits, labels = _predict(
+        model, samples, data, f"evaluating {part}", workers, threads, device, precision
+    )
     return {"part": part, **classification_metrics(logits, labels, model.class_names)}
 
 
@@ -65,6 +69,8 @@ def predict(
     top: int = 3,
     workers: int = 1,
     threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> list[dict[str, Any]]:
     """Return for each picture {"image", "class", "probability", "top": [[class, probability], ...]}.
 
@@ -73,7 +79,7 @@ def predict(
     model = load(run_or_weights)
     assert model.class_names is not None
     samples = [Sample(str(path.absolute()), 0) for path in list_pictures(images)]
-    logits, _ = _predict(model, samples, Path(), "predicting", workers, threads)
+    logits, _ = _predict(model, samples, Path(), "predicting", workers, threads, device, precision)
     results = []
     for sample, row in zip(samples, softmax(logits), strict=True):
         order = (-row).argsort(kind="stable")[:top]
@@ -91,10 +97,21 @@ def _predict(
     label: str,
     workers: int,
     threads: int | None,
+    device: str,
+    precision: str,
 ) -> tuple[Any, Any]:
-    preprocessing = Preprocessing.from_dict(model.preprocessing)
-    loader = Loader(samples, root, preprocessing, EVALUATION_BATCH, workers=workers)
-    announce_compilation()
-    kernel_module("cpu").set_threads(threads)
-    with Progress(label, len(samples)) as progress:
-        return Forward(model, loader, False, label).logits(progress.update)
+    where = get_device(device)
+    set_precision(where, precision)
+    where.kernels.set_threads(threads)
+    announce_compilation(where)
+    loader = Loader(
+        samples,
+        root,
+        Preprocessing.from_dict(model.preprocessing),
+        EVALUATION_BATCH,
+        workers=workers,
+        normalise=where.kind == "cpu",
+    )
+    with Progress(label, len(samples)) as progress, where.computing():
+        forward = Forward(model.to(where), loader, False, label, where, precision)
+        return forward.logits(progress.update)

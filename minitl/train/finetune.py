@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from minitl import hdf5, models, ops, optim
-from minitl.backend import kernel_module
+from minitl import hdf5, models, optim
 from minitl.data.augment import Augmentation
 from minitl.data.decode import check_images
 from minitl.data.folder import Dataset, Sample, load_split, scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
+from minitl.device import Device, get_device, set_precision
 from minitl.errors import InterruptedRunError, UserError
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
@@ -36,6 +36,7 @@ from minitl.train.forward import EVALUATION_BATCH, Forward, backbone_is_frozen
 from minitl.train.freezing import apply_freeze
 from minitl.train.metrics import classification_metrics
 from minitl.train.run_folder import clear_run
+from minitl.train.step import TrainingStep, statistics_note
 
 COLUMNS = (
     "epoch",
@@ -57,6 +58,7 @@ class Run:
     config: Config
     folder: Path
     dataset: Dataset
+    device: Device
     model: Classifier
     optimizer: optim.Optimizer
     history: list[dict[str, float]]
@@ -80,6 +82,7 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
 
     Raises UserError for anything wrong with the data, the weights, the settings or the folder.
     """
+    device = get_device(config.device)
     dataset = scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
     model = _make_model(config, dataset)
     if config.lr is None:
@@ -92,7 +95,8 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     clear_run(folder)
     config.save(folder / "config.toml")
     dataset.save_split(folder / "split.json")
-    run = Run(config, folder, dataset, model, _make_optimizer(model, config), [])
+    model.to(device)
+    run = Run(config, folder, dataset, device, model, _make_optimizer(model, config), [])
     try:
         return _train(run)
     except BaseException:
@@ -106,6 +110,7 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
 def resume(folder: Path) -> dict[str, Any]:
     """Continue a run after its last finished epoch, as if it had never stopped."""
     config = Config.load(folder / "config.toml")
+    device = get_device(config.device)
     dataset = load_split(folder / "split.json", Path(config.data))
     checkpoint = hdf5.read(folder / "last.h5")
     if checkpoint.progress is None or checkpoint.optimizer is None:
@@ -114,7 +119,7 @@ def resume(folder: Path) -> dict[str, Any]:
     apply_freeze(model, config.freeze)
     if config.lr is None:
         raise UserError(f"{folder / 'config.toml'} does not say the lr; write the run's back")
-    optimizer = _make_optimizer(model, config)
+    optimizer = _make_optimizer(model.to(device), config)
     try:
         optimizer.load_state_dict(checkpoint.optimizer)
     except ValueError:
@@ -122,7 +127,8 @@ def resume(folder: Path) -> dict[str, Any]:
             f"{folder / 'last.h5'} does not fit {folder / 'config.toml'}: other parameters train, or "
             "with another momentum; write the run's own freeze and momentum back"
         ) from None
-    run = Run(config, folder, dataset, model, optimizer, checkpoint.progress["history"])
+    history = checkpoint.progress["history"]
+    run = Run(config, folder, dataset, device, model, optimizer, history)
     say(f"{folder}: continuing after epoch {run.epoch} of {config.epochs}")
     return _train(run)
 
@@ -213,6 +219,10 @@ def _say_model(model: Classifier, config: Config) -> None:
         f"  {config.epochs} epochs, batch {config.batch_size}, learning rate {config.lr:g} "
         f"({config.schedule}), momentum {config.momentum:g}, weight decay {config.weight_decay:g}"
     )
+    if config.micro_batch is not None and config.micro_batch < config.batch_size:
+        say(f"  at most {config.micro_batch} pictures at a time{statistics_note(model)}")
+    if config.device != "cpu":
+        say(f"  computing on {config.device} in {config.precision}")
 
 
 def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
@@ -245,9 +255,16 @@ def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
 
 def _train(run: Run) -> dict[str, Any]:
     config = run.config
-    announce_compilation()
-    kernel_module(config.device).set_conv_algorithm(config.conv)
-    kernel_module(config.device).set_threads(config.threads)
+    announce_compilation(run.device)
+    set_precision(run.device, config.precision)
+    run.device.kernels.set_conv_algorithm(config.conv)
+    run.device.kernels.set_threads(config.threads)
+    with run.device.computing():
+        return _train_on_device(run)
+
+
+def _train_on_device(run: Run) -> dict[str, Any]:
+    config = run.config
     keep = not config.augment and backbone_is_frozen(run.model)
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
     train_loader = Loader(
@@ -259,18 +276,28 @@ def _train(run: Run) -> dict[str, Any]:
         shuffle=True,
         augment=Augmentation(flip=0.5 if config.flip else 0.0) if config.augment else None,
         workers=config.workers,
+        normalise=run.device.kind == "cpu",
         # A rest of one picture has no batch statistics; kept features need none.
         drop_last=not keep
         and len(run.dataset.train) % config.batch_size == 1
         and 1 < config.batch_size < len(run.dataset.train),
     )
-    train = Forward(run.model, train_loader, keep, "train")
-    val = Forward(run.model, _evaluation_loader(run, run.dataset.val), keep, "validation")
+    where = run.device, config.precision
+    train = Forward(run.model, train_loader, keep, "train", *where)
+    val = Forward(run.model, _evaluation_loader(run, run.dataset.val), keep, "validation", *where)
+    step = TrainingStep(
+        train.network,
+        run.model,
+        run.optimizer,
+        run.device,
+        label_smoothing=config.label_smoothing,
+        micro_batch=config.micro_batch,
+    )
     say(f"  run folder: {run.folder}")
     try:
         while run.epoch < config.epochs:
             started = time.monotonic()
-            row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train)}
+            row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train, step)}
             metrics = _evaluate(val, run.dataset.classes)
             row |= {f"val_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
             row["seconds"] = time.monotonic() - started
@@ -286,53 +313,62 @@ def _train(run: Run) -> dict[str, Any]:
             f"interrupted; the state after epoch {run.epoch} is safe in {run.folder / 'last.h5'}; continue "
             f"with: minitl finetune --resume {run.folder}"
         ) from None
-    kernel_module(config.device).release_memory()  # judging takes much less than training did
+    del step
+    run.device.kernels.release_memory()  # judging takes much less than training did
     return _finish(run)
 
 
 def _evaluation_loader(run: Run, samples: list[Sample]) -> Loader:
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
     return Loader(
-        samples, run.dataset.root, preprocessing, EVALUATION_BATCH, workers=run.config.workers
+        samples,
+        run.dataset.root,
+        preprocessing,
+        EVALUATION_BATCH,
+        workers=run.config.workers,
+        normalise=run.device.kind == "cpu",
     )
 
 
-def _train_epoch(run: Run, forward: Forward) -> dict[str, float]:
-    config, model = run.config, run.model
+def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, float]:
+    config = run.config
     lr = run.optimizer.param_groups[0]["lr"]
-    model.train()
+    run.model.train()
     steps = len(forward.loader)
     schedule = make_schedule(config, steps)
+    factors: list[float] = []
     losses: list[float] = []
     correct = seen = 0
-    factor = 0.0
     forward.prepare()
     started = time.monotonic()
     with Progress(f"epoch {run.epoch + 1}/{config.epochs}", len(run.dataset.train)) as progress:
-        for number, (logits, labels) in enumerate(forward.epoch(run.epoch)):
-            factor = schedule(run.epoch * steps + number)
-            loss = ops.softmax_cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                saved = f"; the state after epoch {run.epoch} is in last.h5" if run.epoch else ""
-                raise UserError(
-                    f"the loss became {losses[-1]} in epoch {run.epoch + 1}, step {number + 1}, at learning "
-                    f"rate {lr * factor:g}; try a lower --lr, for example {lr / 10:g}{saved}"
-                )
-            run.optimizer.lr_factor = factor
-            loss.backward()
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            correct += int((logits.numpy().argmax(axis=1) == labels).sum())
-            seen += len(labels)
-            recent = np.mean(losses[-20:])
-            progress.update(len(labels), f"loss {recent:.3f}, accuracy {percent(correct / seen)}")
+        for number, inputs in enumerate(forward.inputs(run.epoch)):
+            factors.append(schedule(run.epoch * steps + number))
+            run.optimizer.lr_factor = factors[-1]
+            step(inputs)
+            for result in step.results() if step.due or number == steps - 1 else ():
+                losses.append(result.loss)
+                if not math.isfinite(result.loss):
+                    raise _diverged(run, result.loss, len(losses), lr, factors[len(losses) - 1])
+                correct += result.correct
+                seen += result.images
+                recent = np.mean(losses[-20:])
+                figures = f"loss {recent:.3f}, accuracy {percent(correct / seen)}"
+                progress.update(result.images, figures)
     return {
-        "lr": lr * factor,
+        "lr": lr * factors[-1],
         "train_loss": float(np.mean(losses)),
         "train_accuracy": correct / seen,
         "images_per_second": seen / (time.monotonic() - started),
     }
+
+
+def _diverged(run: Run, loss: float, step: int, lr: float, factor: float) -> UserError:
+    saved = f"; the state after epoch {run.epoch} is in last.h5" if run.epoch else ""
+    return UserError(
+        f"the loss became {loss} in epoch {run.epoch + 1}, step {step}, at learning "
+        f"rate {lr * factor:g}; try a lower --lr, for example {lr / 10:g}{saved}"
+    )
 
 
 def _evaluate(forward: Forward, classes: list[str]) -> dict[str, Any]:
@@ -378,10 +414,11 @@ def _say_epoch(run: Run) -> None:
 
 def _finish(run: Run) -> dict[str, Any]:
     """Judge the best epoch's weights, on the test part too where there is one."""
-    best = models.load_model(run.folder / "best.h5")
+    best = models.load_model(run.folder / "best.h5").to(run.device)
     summary: dict[str, Any] = {
         "model": best.arch,
         "device": run.config.device,
+        "precision": run.config.precision,
         "classes": run.dataset.classes,
         "epochs": run.epoch,
         "best_epoch": int(run.best["epoch"]),
@@ -390,7 +427,14 @@ def _finish(run: Run) -> dict[str, Any]:
     }
     for part, samples in (("val", run.dataset.val), ("test", run.dataset.test)):
         if samples:
-            forward = Forward(best, _evaluation_loader(run, samples), False, f"{part}, best epoch")
+            forward = Forward(
+                best,
+                _evaluation_loader(run, samples),
+                False,
+                f"{part}, best epoch",
+                run.device,
+                run.config.precision,
+            )
             summary[part] = _evaluate(forward, run.dataset.classes)
     write_json(run.folder / "summary.json", summary)
     for part in ("val", "test"):

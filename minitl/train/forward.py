@@ -9,12 +9,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from minitl.backend import BFLOAT16
 from minitl.data.loader import Loader
+from minitl.device import CPU, Device
 from minitl.models import Classifier
+from minitl.nn import Module
 from minitl.tensor import Tensor, no_grad
+from minitl.train.batches import Inputs, on_device
 from minitl.train.console import Progress
 
 EVALUATION_BATCH = 32  # pictures at once where nothing is trained
+UNREAD = 64  # batches whose results may still be on a GPU
 Count = Callable[[int], object]
 
 
@@ -27,48 +32,72 @@ class Forward:
     """A model on the pictures of one loader.
 
     keep_features: compute the backbone once and reuse its output; for a frozen one and a loader that
-    does not vary its pictures.
+    does not vary its pictures. device: where the model is; for a GPU the loader must not normalise.
+    precision: as for `set_precision`; with "bf16" the network's inputs are in it.
     """
 
-    def __init__(self, model: Classifier, loader: Loader, keep_features: bool, label: str) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        loader: Loader,
+        keep_features: bool,
+        label: str,
+        device: Device = CPU,
+        precision: str = "float32",
+    ) -> None:
         if keep_features and (loader.augment is not None or loader.drop_last):
             raise ValueError(
                 "features can be kept only where every picture is used and none is varied"
             )
-        self.model, self.loader, self.label = model, loader, label
+        self.model, self.loader, self.label, self.device = model, loader, label, device
+        self._dtype = BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
         self._keep_features = keep_features
         self._features: np.ndarray | None = None
+
+    @property
+    def network(self) -> Module:
+        """What computes logits from `inputs`: the model, or its head alone on kept features."""
+        return self.model.head if self._keep_features else self.model
 
     def prepare(self) -> None:
         """Compute the features that are to be kept, once."""
         if self._keep_features and self._features is None:
             self._features = self._compute_features()
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Yield (logits, labels) for the batches of an epoch, in the model's present mode."""
+    def inputs(self, epoch: int) -> Iterator[Inputs]:
+        """Yield what `network` is given in an epoch, batch by batch."""
         if not self._keep_features:
-            for batch in self.loader.epoch(epoch):
-                yield self.model(Tensor(batch.images)), batch.labels
+            yield from self._pictures(epoch)
             return
         self.prepare()
         assert self._features is not None
         order, size = self.loader.order(epoch), self.loader.batch_size
-        labels = np.array([sample.label for sample in self.loader.samples], np.int64)
+        all_labels = np.array([sample.label for sample in self.loader.samples], np.int64)
         for number in range(len(self.loader)):
             indices = order[number * size : (number + 1) * size]
-            yield self.model.head(Tensor(self._features[indices])), labels[indices]
+            features = self.device.array(self._features[indices])
+            labels = all_labels[indices]
+            x = self.device.kernels.cast(features, self._dtype)
+            yield Inputs(x, self.device.array(labels), labels)
+
+    def _pictures(self, epoch: int) -> Iterator[Inputs]:
+        batches = self.loader.epoch(epoch)
+        return on_device(batches, self.loader.preprocessing, self.device, self._dtype)
 
     @no_grad()
     def _compute_features(self) -> np.ndarray:
         """Return the backbone's output for every sample, (N, F), in the samples' order."""
         features: np.ndarray | None = None
+        places = self.loader.order(0)
         images = len(self.loader.samples)
         with Progress(f"features of the frozen backbone, {self.label}", images) as progress:
-            for batch in self.loader.epoch(0):
-                part = self.model.features(Tensor(batch.images)).numpy()
+            done = 0
+            for inputs in self._pictures(0):
+                part = self.model.features(Tensor(inputs.x)).numpy()
                 if features is None:
                     features = np.empty((images, part.shape[1]), part.dtype)
-                features[batch.indices] = part
+                features[places[done : done + len(part)]] = part
+                done += len(part)
                 progress.update(len(part))
         assert features is not None
         return features
@@ -82,11 +111,15 @@ class Forward:
         was_training = self.model.training
         self.model.eval()
         try:
-            parts, labels = [], []
-            for logits, batch_labels in self.epoch(0):
-                parts.append(logits.numpy())
-                labels.append(batch_labels)
-                on_batch(len(batch_labels))
+            parts, unread, labels = [], [], []
+            for inputs in self.inputs(0):
+                unread.append(self.network(Tensor(inputs.x)))
+                labels.append(inputs.host_labels)
+                if self.device.kind == "cpu" or len(unread) == UNREAD:
+                    parts += [logits.numpy() for logits in unread]
+                    unread.clear()
+                on_batch(len(inputs.host_labels))
+            parts += [logits.numpy() for logits in unread]
             return np.concatenate(parts), np.concatenate(labels)
         finally:
             self.model.train(was_training)

@@ -1,0 +1,197 @@
+"""A training step as a CUDA graph: launched as one, instead of some thousand kernels one by one.
+
+The first steps of a shape run as code. They compile what is needed and fill a memory pool that belongs to
+the step alone; the next one is run once more as code, but only recorded, with all its memory from that
+pool, whose addresses the graph keeps. Inputs are copied to where the recorded step reads them, and
+numbers that change (see minitl/changing.py) are written to device memory before each launch.
+
+Both ways run the same kernels with the same values, so they give the same bits.
+"""
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minitl.backend import Array
+from minitl.changing import held_in
+from minitl.device import cupy
+from minitl.train.batches import pinned_like
+
+EAGER = 3  # steps before the recorded one
+RING = 4  # steps whose numbers may be on their way to the device at once
+PLACE = 8  # bytes for a number
+MOST_PLACES = 4096
+
+# (loss, logits) of each part of a batch
+Outputs = list[tuple[Array, Array]]
+Compute = Callable[[Array, Array], Outputs]
+
+
+class Recorder:
+    """Takes training steps on a GPU: as code at first, then as a graph.
+
+    compute: one whole step for (x, labels): all that it launches, and nothing that waits.
+    """
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self._key: Hashable = None
+        self._size = 0
+        self.forget()
+
+    def forget(self, record_again: bool = True) -> None:
+        """Drop the recorded step and give its memory back; start again, or stay with code."""
+        self._eager_left = EAGER
+        self._step: _Recorded | None = None
+        self._pool = cupy().cuda.MemoryPool()
+        self.recording = False  # true in an error that came while recording
+        self.allowed = record_again
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there is a recorded step."""
+        return self._step is not None
+
+    def replays(self, key: Hashable) -> bool:
+        """Whether a step with this key would be the recorded one."""
+        return self._step is not None and key == self._key
+
+    def step(self, key: Hashable, x: Array, labels: Array) -> Outputs:
+        """Take a step. key: all that tells two recordings apart.
+
+        The one that is recorded is that of the largest batch; others run as code.
+        """
+        if len(labels) > self._size or (len(labels) == self._size and key != self._key):
+            self.forget(self.allowed)
+            self._key, self._size = key, len(labels)
+        if key != self._key or not self.allowed:
+            return self._run(x, labels)
+        if self._step is not None:
+            return self._step.replay(x, labels)
+        if self._eager_left:
+            self._eager_left -= 1
+            with cupy().cuda.using_allocator(self._pool.malloc):
+                outputs = self._run(x, labels)
+            self._shapes = [[(a.shape, a.dtype) for a in part] for part in outputs]
+            return outputs
+        self.recording = True
+        self._step = _Recorded(self._compute, x, labels, self._pool, self._shapes)
+        self.recording = False
+        return self._step.first
+
+    def _run(self, x: Array, labels: Array) -> Outputs:
+        with held_in(_Fresh()):
+            return self._compute(x, labels)
+
+
+class _Fresh:
+    """Places for the numbers of a step that runs as code: new ones."""
+
+    def place(self, find: Callable[[], Any], dtype: DTypeLike) -> Array:
+        return cupy().asarray(np.array([find()], dtype))
+
+
+class _Recorded:
+    """One recorded step. It is taken for the first time when it is made: `first` is what came out."""
+
+    def __init__(
+        self, compute: Compute, x: Array, labels: Array, pool: Any, shapes: list[list[Any]]
+    ) -> None:
+        self._pool = pool  # the graph works on its memory
+        self._shapes = shapes
+        self._x, self._labels = x.copy(), labels.copy()
+        self._numbers = _Numbers()
+        self.first = self._room()
+        stream = cupy().cuda.get_current_stream()
+        with (
+            cupy().cuda.using_allocator(pool.malloc),
+            held_in(self._numbers),
+            _capture(stream) as captured,
+        ):
+            self._outputs = compute(self._x, self._labels)
+        self._graph = captured[0]
+        self._launch(self.first)
+
+    def replay(self, x: Array, labels: Array) -> Outputs:
+        """Take the step with other inputs and the numbers of now."""
+        outputs = self._room()  # first, as it is all that can fail for lack of memory
+        self._x[...] = x
+        self._labels[...] = labels
+        self._numbers.find_again()
+        self._launch(outputs)
+        return outputs
+
+    def _room(self) -> Outputs:
+        """Return arrays that outputs can be copied to, as the next launch overwrites them."""
+        return [(cupy().empty(*loss), cupy().empty(*logits)) for loss, logits in self._shapes]
+
+    def _launch(self, outputs: Outputs) -> None:
+        self._numbers.send()
+        self._graph.launch(cupy().cuda.get_current_stream())
+        for copies, arrays in zip(outputs, self._outputs, strict=True):
+            for copy, array in zip(copies, arrays, strict=True):
+                copy[...] = array
+
+
+@contextlib.contextmanager
+def _capture(stream: Any) -> Iterator[list[Any]]:
+    """Record what is launched in the block; the graph is the list's only element afterwards."""
+    captured: list[Any] = []
+    stream.begin_capture()
+    try:
+        yield captured
+    except BaseException:
+        with contextlib.suppress(Exception):
+            stream.end_capture()
+        raise
+    captured.append(stream.end_capture())
+
+
+class _Numbers:
+    """Places for the numbers of a recorded step, written again before each launch."""
+
+    def __init__(self) -> None:
+        self._finders: list[tuple[Callable[[], Any], np.dtype]] = []
+        self._device = cupy().zeros(MOST_PLACES * PLACE, np.uint8)
+        self._host = np.zeros(MOST_PLACES * PLACE, np.uint8)
+        self._ring = [pinned_like(self._host) for _ in range(RING)]
+        self._sent: list[Any] = [None] * RING  # events: a part of the ring may be written again
+        self._next = 0
+
+    def place(self, find: Callable[[], Any], dtype: DTypeLike) -> Array:
+        number = len(self._finders)
+        if number == MOST_PLACES:
+            raise RuntimeError(f"a step with more than {MOST_PLACES} changing numbers")
+        self._finders.append((find, np.dtype(dtype)))
+        self._write(number)
+        return self._part(self._device, number)
+
+    def find_again(self) -> None:
+        """Find all numbers for the next step."""
+        for number in range(len(self._finders)):
+            self._write(number)
+
+    def send(self) -> None:
+        """Copy the numbers to the device, in the current stream's order."""
+        stream = cupy().cuda.get_current_stream()
+        if self._sent[self._next] is not None:
+            self._sent[self._next].synchronize()
+        size = len(self._finders) * PLACE
+        pinned = self._ring[self._next][:size]
+        pinned[:] = self._host[:size]
+        self._device[:size].set(pinned, stream=stream)
+        self._sent[self._next] = stream.record()
+        self._next = (self._next + 1) % RING
+
+    def _write(self, number: int) -> None:
+        self._part(self._host, number)[0] = self._finders[number][0]()
+
+    def _part(self, memory: Array, number: int) -> Array:
+        dtype = self._finders[number][1]
+        return memory[number * PLACE : number * PLACE + dtype.itemsize].view(dtype)
+
+
+__all__ = ["Recorder"]

@@ -1,0 +1,200 @@
+"""One step of training: forward, loss, backward, update; the same on the CPU and on a GPU.
+
+A batch may be taken in parts, one after the other, whose gradients are added before the update. Each
+part's loss counts by its share of the pictures, so the sum is the mean over the whole batch and the step
+is the same up to rounding, except that batch statistics are those of a part. That takes the memory of a
+part; where a GPU has less, parts are halved until they fit.
+
+On a GPU nothing here waits for it: losses stay there until somebody reads them.
+"""
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minitl import nn, ops, optim
+from minitl.backend import BFLOAT16, Array, array_module, to_host, widen
+from minitl.device import Device, cupy
+from minitl.errors import UserError
+from minitl.tensor import Tensor
+from minitl.train.batches import Inputs
+from minitl.train.console import say
+from minitl.train.recording import Outputs, Recorder
+
+UNREAD = 32  # steps at most whose results are still on the device
+SECONDS = 1.0  # and how long they may be
+
+
+class StepResult(NamedTuple):
+    """What a step said of its batch: the mean loss, and how many of its pictures it got right."""
+
+    loss: float
+    correct: int
+    images: int
+
+
+class TrainingStep:
+    """Takes training steps with a network and an optimizer.
+
+    network: what computes logits from inputs, the model or a part of it. model: owns the parameters.
+    micro_batch: pictures at a time, at most; None for whole batches.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[Tensor], Tensor],
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        device: Device,
+        *,
+        label_smoothing: float = 0.0,
+        micro_batch: int | None = None,
+    ) -> None:
+        self.micro_batch = micro_batch
+        self._network, self._model, self._optimizer = network, model, optimizer
+        self._label_smoothing = label_smoothing
+        self._seeds: dict[float, Array] = {}
+        self._unread: list[tuple[Outputs, np.ndarray]] = []
+        self._last_reading = time.monotonic()
+        self._recorder: Recorder | None = None
+        self._out_of_memory: tuple[type[BaseException], ...] = ()
+        if device.kind == "cuda":
+            self._recorder = Recorder(self._compute)
+            self._out_of_memory = (cupy().cuda.memory.OutOfMemoryError,)
+            optimizer.allocate()  # now, outside of any step's memory
+
+    def __call__(self, inputs: Inputs) -> None:
+        """Take a step. Raises UserError where a GPU's memory does not even hold one picture's."""
+        outputs = None
+        while outputs is None:
+            # Out of the block before going on: the error holds on to the arrays of the failed attempt.
+            with contextlib.suppress(*self._out_of_memory):
+                outputs = self._attempt(inputs)
+            if outputs is None:
+                self._take_less_memory(len(inputs.labels))
+        self._unread.append((outputs, inputs.host_labels))
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to read results. On the CPU always: they are there."""
+        late = time.monotonic() - self._last_reading > SECONDS
+        return self._recorder is None or late or len(self._unread) >= UNREAD
+
+    def results(self) -> list[StepResult]:
+        """Return the results of the steps since the last call, in order; waits for them."""
+        unread, self._unread = self._unread, []
+        results = [_result(outputs, labels) for outputs, labels in unread]
+        self._last_reading = time.monotonic()
+        return results
+
+    def _attempt(self, inputs: Inputs) -> Outputs:
+        if self._recorder is None:
+            return self._compute(inputs.x, inputs.labels)
+        key = self._key(inputs)
+        if self._recorder.replays(key):
+            return self._recorder.step(key, inputs.x, inputs.labels)
+        with self._undone_on_failure():
+            return self._recorder.step(key, inputs.x, inputs.labels)
+
+    def _compute(self, x: Array, labels: Array) -> Outputs:
+        """Do all that a step does; return the loss and the logits of each part."""
+        n = len(labels)
+        parts = math.ceil(n / (self.micro_batch or n))
+        edges = [n * i // parts for i in range(parts + 1)]
+        outputs: Outputs = []
+        for start, end in itertools.pairwise(edges):
+            logits = self._network(Tensor(x[start:end]))
+            loss = ops.softmax_cross_entropy(
+                logits, labels[start:end], label_smoothing=self._label_smoothing
+            )
+            loss.backward(self._seed((end - start) / n, loss.data))
+            outputs.append((loss.data, logits.data))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return outputs
+
+    def _seed(self, share: float, loss: Array) -> Array:
+        """Return a part's share of its batch, as the gradient of its loss."""
+        if share not in self._seeds:
+            self._seeds[share] = array_module(loss).asarray(np.array(share, loss.dtype))
+        return self._seeds[share]
+
+    def _key(self, inputs: Inputs) -> tuple[Any, ...]:
+        """Return all that a recorded step depends on."""
+        options = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in self._optimizer.param_groups
+        ]
+        trained = tuple(p.requires_grad for p in self._model.parameters())
+        return inputs.x.shape, str(inputs.x.dtype), self.micro_batch, trained, repr(options)
+
+    @contextlib.contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        """Put back what a forward pass changes if the block fails; parameters change at the very end."""
+        saved = [(array, array.copy()) for _, array in self._model.named_buffers()]
+        dropouts = [m for _, m in self._model.named_modules() if isinstance(m, nn.Dropout)]
+        offsets = [module.offset for module in dropouts]
+        try:
+            yield
+        except BaseException:
+            for array, value in saved:
+                array[...] = value
+            for module, offset in zip(dropouts, offsets, strict=True):
+                module.offset = offset
+            self._optimizer.zero_grad()
+            raise
+
+    def _take_less_memory(self, n: int) -> None:
+        """After running out of memory: do without a recording, or with smaller parts."""
+        assert self._recorder is not None
+        if (
+            self._recorder.recorded
+        ):  # and runs as code all the same: another shape; it is made again
+            self._recorder.forget()
+        elif self._recorder.recording:
+            say("  the GPU's memory does not hold a recorded step; steps are launched one by one")
+            self._recorder.forget(record_again=False)
+        else:
+            self._halve(n)
+            self._recorder.forget()
+        cupy().get_default_memory_pool().free_all_blocks()
+
+    def _halve(self, n: int) -> None:
+        before = min(self.micro_batch or n, n)
+        if before == 1:
+            raise UserError(
+                "the GPU's memory does not hold the training of this network with a single picture; free "
+                "memory that other programs use, or choose a smaller network or --precision bf16"
+            )
+        self.micro_batch = math.ceil(before / 2)
+        say(
+            f"  the GPU's memory does not hold a step with {before} pictures; going on with at most "
+            f"{self.micro_batch} at a time and the same batch{statistics_note(self._model)}"
+        )
+
+
+def statistics_note(model: nn.Module) -> str:
+    """Say what taking batches in parts changes where batch normalisation is trained, if it is."""
+    trained = any(
+        isinstance(module, nn.BatchNorm2d) and not module.frozen
+        for _, module in model.named_modules()
+    )
+    return "; batch statistics are then those of so many pictures" if trained else ""
+
+
+def _result(outputs: Outputs, labels: np.ndarray) -> StepResult:
+    loss, correct, start = 0.0, 0, 0
+    for part_loss, part_logits in outputs:
+        logits = to_host(part_logits)
+        if logits.dtype == BFLOAT16:
+            logits = widen(logits)
+        end = start + len(logits)
+        loss += float(to_host(part_loss)) * ((end - start) / len(labels))
+        correct += int((logits.argmax(axis=1) == labels[start:end]).sum())
+        start = end
+    return StepResult(loss, correct, len(labels))
