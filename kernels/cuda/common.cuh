@@ -149,18 +149,30 @@ DEVICE Real warp_max(Real v) {
   return v;
 }
 
-// Every thread gets the sum over the block. THREADS: threads in a block, a multiple of 32, in one
-// dimension. Every thread of the block must call it.
+// Every thread gets the sum (the largest) over the block. THREADS: threads in a block, a multiple of 32, in
+// one dimension. Every thread of the block must call it.
 template <int THREADS, class Real>
 DEVICE Real block_sum(Real v) {
   __shared__ Real part[THREADS / WARP];
-  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   v = warp_sum(v);
   __syncthreads();  // of an earlier call, everything has been read
-  if (lane == 0) part[warp] = v;
+  if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = v;
   __syncthreads();
   v = part[0];
 #pragma unroll
   for (int i = 1; i < THREADS / WARP; i++) v += part[i];
+  return v;
+}
+
+template <int THREADS, class Real>
+DEVICE Real block_max(Real v) {
+  __shared__ Real part[THREADS / WARP];
+  v = warp_max(v);
+  __syncthreads();
+  if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = v;
+  __syncthreads();
+  v = part[0];
+#pragma unroll
+  for (int i = 1; i < THREADS / WARP; i++) v = part[i] > v || part[i] != part[i] ? part[i] : v;
   return v;
 }

@@ -1,0 +1,99 @@
+"""Steps of the optimizers on the GPU: one pass over flat arrays, in place.
+
+Each function is as its namesake in kernels/cpu/optim.py; the kernels are in optim.cu. Numbers that change
+from step to step may be arrays of one element on the device: lr float32, step and first int64.
+"""
+
+import numpy as np
+
+from minitl.kernels.cuda import runtime
+from minitl.kernels.cuda.runtime import Array, blocks, ctype, number_or_array
+
+THREADS = 256
+
+VARIANTS = ({"T": "float"}, {"T": "double"})
+
+
+def _launch(name: str, param: Array, *args: object) -> None:
+    defines = {"T": ctype(param.dtype)}
+    if defines not in VARIANTS:
+        raise TypeError(f"parameters are float32 or float64, not {defines['T']}")
+    grid = (blocks(param.nbytes, 16 * THREADS),)
+    runtime.launch("optim", name, grid, (THREADS,), args, **defines)
+
+
+def sgd_step(
+    param: Array,
+    grad: Array,
+    velocity: Array | None,
+    lr: float | Array,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    first: bool | Array,
+) -> None:
+    """Take one step of gradient descent.
+
+    velocity: flat array like param, or None where momentum is 0. first: velocity has no value yet.
+    """
+    number = param.dtype.type
+    rate, rate_at = number_or_array(lr, np.float32, "lr")
+    if velocity is None:
+        args = (np.int64(param.size), number(rate), rate_at, number(weight_decay))
+        _launch("sgd_step", param, param, grad, *args)
+        return
+    starts, starts_at = number_or_array(first, np.int64, "first")
+    _launch(
+        "sgd_momentum_step",
+        param,
+        param,
+        grad,
+        velocity,
+        np.int64(param.size),
+        number(rate),
+        rate_at,
+        number(momentum),
+        number(weight_decay),
+        np.int32(nesterov),
+        np.int64(starts),
+        starts_at,
+    )
+
+
+def adam_step(
+    param: Array,
+    grad: Array,
+    m: Array,
+    v: Array,
+    step: int | Array,
+    lr: float | Array,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """Take one step of Adam (Kingma, Ba 2014), or of AdamW (Loshchilov, Hutter 2017) where `decoupled`.
+
+    m, v: running means of the gradient and of its square, zero at the beginning. step: counted from 1.
+    """
+    rate, rate_at = number_or_array(lr, np.float32, "lr")
+    count, count_at = number_or_array(step, np.int64, "step")
+    _launch(
+        "adam_step",
+        param,
+        param,
+        grad,
+        m,
+        v,
+        np.int64(param.size),
+        np.float64(rate),
+        rate_at,
+        np.int64(count),
+        count_at,
+        np.float64(beta1),
+        np.float64(beta2),
+        param.dtype.type(eps),
+        np.float64(weight_decay),
+        np.int32(decoupled),
+    )
