@@ -2,25 +2,19 @@
 
 A budget is what lets enough threads run at a time: of 65,536 registers on a multiprocessor, 128 for each
 thread leave room for 512 threads. Nothing may spill registers to memory.
-
-The convolution has more forms than a test run has time for. Each is compiled for one of the two
-architectures, those that copy in small pieces (odd channels) only in part; HYPOTHESIS_PROFILE=thorough
-compiles everything for both.
 """
 
 import importlib
 import itertools
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
-from minitl.kernels.cuda import compiler, conv2d_plan
+from minitl.kernels.cuda import compiler
 
 ARCHITECTURES = ("sm_80", "sm_90a")
 STEMS = sorted(path.stem for path in compiler.FOLDER.glob("*.cu"))
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 # Kernel: most registers of a thread (for bfloat16 and float, for double), bytes of static shared memory.
 BUDGETS = {
@@ -43,12 +37,22 @@ BUDGETS = {
     "batchnorm_relu_maxpool_forward": (80, 64, 0),
     "conv2d_forward": (128, 176, 0),
     "conv2d_dx": (128, 184, 0),
-    "conv2d_dw": (128, 152, 0),
+    "conv2d_dw": (128, 160, 0),
     "conv2d_db_finish": (32, 32, 8192),
     "conv2d_db": (32, 32, 8192),
     "conv2d_statistics_finish": (40, 40, 8192),
     "conv2d_sum_splits": (32, 32, 0),
     "conv2d_transpose_weight": (32, 32, 8448),
+    "normalize_images": (32, 0, 0),
+    "times_dloss": (32, 32, 0),
+    "add_losses": (32, 32, 32),
+    "mean_squared_error_forward": (32, 32, 32),
+    "sigmoid_binary_cross_entropy_forward": (40, 48, 32),
+    "softmax_cross_entropy_forward": (48, 48, 64),
+    "label_weights": (32, 32, 32),
+    "adam_step": (48, 64, 24),
+    "sgd_momentum_step": (40, 40, 0),
+    "sgd_step": (32, 32, 0),
     "copy_columns": (32, 32, 0),
     "dropout_forward": (40, 32, 0),
     "relu_dx": (32, 32, 0),
@@ -62,51 +66,10 @@ BUDGETS = {
 }
 
 
-def convolutions():
-    """Yield stem and macros of every convolution that conv2d.py can launch, the usual ones first."""
-    kinds = [
-        {"DX": dx, "SPLIT": split, "STATISTICS": statistics}
-        for dx, split, statistics in [(0, 0, 0), (1, 0, 0), (0, 0, 1), (0, 1, 0), (1, 1, 0)]
-    ]
-    types = [("bf16", 0, 8), ("float", 1, 4), ("float", 0, 4), ("double", 0, 2)]
-    for ctype, tf32, vector in types:
-        sizes = [vector >> i for i in range(vector.bit_length())]
-        for pieces in sorted(itertools.product(sizes, sizes), reverse=True):
-            for dw in (False, True):
-                if pieces[0] != pieces[1] and not dw:
-                    continue  # forward and dx copy both sides in the smaller pieces
-                for tile in conv2d_plan.tiles_for(ctype, pieces, dw=dw):
-                    defines = {
-                        "T": ctype,
-                        "TF32": tf32,
-                        "BM": tile.m,
-                        "BN": tile.n,
-                        "WM": tile.warp_m,
-                        "WN": tile.warp_n,
-                        "STAGES": conv2d_plan.STAGES,
-                        "PIECE_A": pieces[0],
-                        "PIECE_B": pieces[1],
-                    }
-                    if dw:
-                        yield "conv2d_dw", defines
-                    else:
-                        yield from (("conv2d", defines | kind) for kind in kinds)
-
-
 def forms(stem):
-    """Return (architecture, macros) of everything that is compiled of a file."""
-    if stem not in ("conv2d", "conv2d_dw"):
-        found = [{"T": t} for t in ("bf16", "float", "double")]
-        if stem != "conv2d_passes":
-            found = importlib.import_module(f"minitl.kernels.cuda.{stem}").VARIANTS
-        return list(itertools.product(ARCHITECTURES, found))
-    found = [defines for name, defines in convolutions() if name == stem]
-    if THOROUGH:
-        return list(itertools.product(ARCHITECTURES, found))
-    vector = {"bf16": 8, "float": 4, "double": 2}
-    usual = [d for d in found if d["PIECE_A"] == d["PIECE_B"] == vector[d["T"]]]
-    others = [d for d in found if d not in usual][::5]
-    return list(zip(itertools.cycle(ARCHITECTURES), usual + others, strict=False))
+    """Return (architecture, macros) of everything that is launched of a file."""
+    launcher = importlib.import_module(f"minitl.kernels.cuda.{stem}")
+    return list(itertools.product(ARCHITECTURES, launcher.VARIANTS))
 
 
 def resources(stem, architecture, defines):
