@@ -29,8 +29,8 @@ def resnet18(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resnet18")
     packed = DATA / "weights" / "imagenet_resnet18_ktb_dense.pth.xz"
     (folder / "resnet18.pth").write_bytes(lzma.decompress(packed.read_bytes()))
-    report = convert(folder / "resnet18.pth", folder / "resnet18.h5", arch="resnet18")
-    assert report.complete
+    report = convert(folder / "resnet18.pth", folder / "resnet18.h5")
+    assert report.complete and report.arch == "resnet18"
     return folder / "resnet18.h5"
 
 
@@ -40,7 +40,7 @@ def test_resnet20_of_another_project_keeps_its_accuracy(tmp_path, capsys):
     names.write_text("\n".join(sorted(folder.name for folder in test.iterdir())))
     source = DATA / "weights" / "cifar_resnet20_akamaster.th"
     target = tmp_path / "resnet20.h5"
-    command = ["convert", source, target, "--arch", "cifar_resnet20", "--class-names", names]
+    command = ["convert", source, target, "--class-names", names]
     assert main([str(part) for part in command]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(target), str(test), "--json"]) == 0

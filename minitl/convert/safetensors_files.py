@@ -54,7 +54,8 @@ def read_safetensors(path: Path, data: bytes) -> tuple[dict[str, StoredArray], d
         ) from None
     if len(found) > _MAX_ARRAYS:
         raise WeightsFileError(f"{path} has more than {_MAX_ARRAYS:,} arrays; it is no network")
-    return {name: _stored(entry) for name, entry in found}, _texts(data)
+    # The library gives them in any order.
+    return {name: _stored(entry) for name, entry in sorted(found, key=lambda f: f[0])}, _texts(data)
 
 
 def _stored(entry: Any) -> StoredArray:
