@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from minitl.kernels.cuda import runtime
-from minitl.kernels.cuda.runtime import NULL, Array, blocks, contiguous, ctype, empty, real
+from minitl.kernels.cuda.runtime import NULL, Array, Defines, blocks, contiguous, ctype, empty, real
 
 THREADS = 256  # as in batchnorm.cu, like COLUMNS and LANES
 COLUMNS, LANES = 8, 32
@@ -27,7 +27,7 @@ VARIANTS = ({"T": "float"}, {"T": "bf16"}, {"T": "double"})
 def _launch(
     name: str, dtype: np.dtype, grid: tuple[int, ...], block: tuple[int, ...], *args: object
 ) -> None:
-    defines = {"T": ctype(dtype)}
+    defines: Defines = {"T": ctype(dtype)}
     assert defines in VARIANTS
     runtime.launch("batchnorm", name, grid, block, args, **defines)
 

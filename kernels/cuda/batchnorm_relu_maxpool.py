@@ -10,7 +10,7 @@ import numpy as np
 
 from minitl.kernels.cuda import runtime
 from minitl.kernels.cuda.pool import TYPES, Pair, axes, index_type, pixel_tiles
-from minitl.kernels.cuda.runtime import Array, contiguous, ctype, empty
+from minitl.kernels.cuda.runtime import Array, Defines, contiguous, ctype, empty
 from minitl.shapes import Padding2d, window_output_shape
 
 PIXELS = 4  # that a thread goes through, so that its channels' numbers pay
@@ -20,7 +20,7 @@ VARIANTS = tuple({"T": t, "INDEX": index} for t in TYPES for index in ("u8", "in
 
 def _launch(name: str, like: Array, index: Array, args: tuple, sizes: tuple) -> None:
     """Start a kernel with a thread for each pixel of `like` and piece of its channels."""
-    defines = {"T": ctype(like.dtype), "INDEX": index_type(index.dtype)}
+    defines: Defines = {"T": ctype(like.dtype), "INDEX": index_type(index.dtype)}
     assert defines in VARIANTS
     grid, block, pixels, channels = pixel_tiles(like, PIXELS)
     args = (*args, pixels, channels, *sizes)

@@ -5,12 +5,13 @@ Each function is as its namesake in kernels/cpu/elementwise.py; the kernels are 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from minitl.kernels.cuda import runtime
-from minitl.kernels.cuda.runtime import Array, blocks, contiguous, ctype, empty
+from minitl.kernels.cuda.runtime import Array, Defines, blocks, contiguous, ctype, empty
 
 THREADS = 256
 
@@ -23,9 +24,9 @@ VARIANTS = (
 )
 
 
-def _launch(name: str, out: Array, *args: object, **more: object) -> Array:
+def _launch(name: str, out: Array, *args: object, **more: Any) -> Array:
     """Start a kernel that makes `out`, 16 bytes of it a thread; return it."""
-    defines = {"T": ctype(out.dtype), **more}
+    defines: Defines = {"T": ctype(out.dtype), **more}
     assert defines in VARIANTS
     grid = (blocks(out.nbytes, 16 * THREADS),)
     runtime.launch("elementwise", name, grid, (THREADS,), args, **defines)
@@ -81,7 +82,7 @@ def _copy_columns(source: Array, start: int, into: Array, into_start: int, colum
     rows = math.prod(source.shape[:-1])
     wide = min(32, max(1, columns // (16 // source.itemsize)))
     across = 1 << (wide - 1).bit_length()
-    defines = {"T": ctype(source.dtype)}
+    defines: Defines = {"T": ctype(source.dtype)}
     assert defines in VARIANTS
     runtime.launch(
         "elementwise",

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minitl.kernels.cuda import runtime
-from minitl.kernels.cuda.runtime import NULL, Array, blocks, contiguous, ctype, empty
+from minitl.kernels.cuda.runtime import NULL, Array, Defines, blocks, contiguous, ctype, empty
 
 ACROSS, DOWN = 32, 8  # threads along a row of a picture, and rows
 
@@ -49,7 +49,7 @@ def normalize_images(
         ):
             expected = "bool" if kind == "b" else "int32"
             raise TypeError(f"{name} must be {expected} ({n},); got {array.dtype} {array.shape}")
-    defines = {"T": ctype(dtype)}
+    defines: Defines = {"T": ctype(dtype)}
     if defines not in VARIANTS:
         raise TypeError(f"images become float32 or bfloat16, not {np.dtype(dtype)}")
     out = empty((n, rows, columns, 3), dtype)

@@ -10,7 +10,7 @@ on to `..._dx` is our own affair: for the cross entropies it is the gradient for
 import numpy as np
 
 from minitl.kernels.cuda import runtime
-from minitl.kernels.cuda.runtime import NULL, Array, blocks, contiguous, ctype, empty, real
+from minitl.kernels.cuda.runtime import NULL, Array, Defines, blocks, contiguous, ctype, empty, real
 
 THREADS = 128  # as in loss.cu
 BLOCKS = 256  # whose sums are kept apart
@@ -19,7 +19,7 @@ VARIANTS = ({"T": "float"}, {"T": "bf16"}, {"T": "double"})
 
 
 def _launch(name: str, dtype: np.dtype, count: int, *args: object) -> None:
-    defines = {"T": ctype(dtype)}
+    defines: Defines = {"T": ctype(dtype)}
     assert defines in VARIANTS
     runtime.launch("loss", name, (count,), (THREADS,), args, **defines)
 

@@ -7,7 +7,7 @@ from step to step may be arrays of one element on the device: lr float32, step a
 import numpy as np
 
 from minitl.kernels.cuda import runtime
-from minitl.kernels.cuda.runtime import Array, blocks, ctype, number_or_array
+from minitl.kernels.cuda.runtime import Array, Defines, blocks, ctype, number_or_array
 
 THREADS = 256
 
@@ -15,7 +15,7 @@ VARIANTS = ({"T": "float"}, {"T": "double"})
 
 
 def _launch(name: str, param: Array, *args: object) -> None:
-    defines = {"T": ctype(param.dtype)}
+    defines: Defines = {"T": ctype(param.dtype)}
     if defines not in VARIANTS:
         raise TypeError(f"parameters are float32 or float64, not {defines['T']}")
     grid = (blocks(param.nbytes, 16 * THREADS),)

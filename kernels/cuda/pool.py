@@ -7,11 +7,12 @@ file of its own, avgpool.py.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from minitl.kernels.cuda import runtime
-from minitl.kernels.cuda.runtime import Array, blocks, contiguous, ctype, empty
+from minitl.kernels.cuda.runtime import Array, Defines, blocks, contiguous, ctype, empty
 from minitl.shapes import Padding2d, window_output_shape
 
 Pair = tuple[int, int]
@@ -61,7 +62,7 @@ def pixel_tiles(
     return grid, (across, down), np.int32(pixels), np.int32(channels)
 
 
-def _launch(name: str, grid: tuple, block: tuple, args: tuple, **defines: object) -> None:
+def _launch(name: str, grid: tuple, block: tuple, args: tuple, **defines: Any) -> None:
     assert defines in VARIANTS
     runtime.launch("pool", name, grid, block, args, **defines)
 
@@ -80,7 +81,7 @@ def maxpool2d_forward(
     index = empty(y.shape, np.uint8 if kernel[0] * kernel[1] <= 256 else np.int32)
     grid, block, *sizes = pixel_tiles(y)
     args = (x, y, index, *sizes, *axes(x.shape, y.shape, kernel, stride, padding))
-    defines = {"T": ctype(x.dtype), "INDEX": index_type(index.dtype)}
+    defines: Defines = {"T": ctype(x.dtype), "INDEX": index_type(index.dtype)}
     _launch("maxpool2d_forward", grid, block, args, **defines)
     return y, index
 
@@ -97,7 +98,7 @@ def maxpool2d_dx(
     dx = empty(x_shape, dy.dtype)
     grid, block, *sizes = pixel_tiles(dx)
     args = (contiguous(dy), index, dx, *sizes, *axes(x_shape, dy.shape, kernel, stride, padding))
-    defines = {"T": ctype(dy.dtype), "INDEX": index_type(index.dtype)}
+    defines: Defines = {"T": ctype(dy.dtype), "INDEX": index_type(index.dtype)}
     _launch("maxpool2d_dx", grid, block, args, **defines)
     return dx
 

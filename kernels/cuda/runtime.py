@@ -16,6 +16,7 @@ from minitl.errors import UserError
 from minitl.kernels.cuda import compiler
 
 Array = Any  # a CuPy array
+Defines = dict[str, Any]  # macros of a kernel's source
 
 NULL = np.uintp(0)  # in place of an array that a kernel does without
 STATIC_LIMIT = 48 << 10  # bytes of shared memory that a kernel gets without asking
@@ -124,7 +125,7 @@ def _load(device: int, stem: str, defines: tuple[tuple[str, object], ...]) -> _M
     return _Module(compiler.cubin_path(stem, architecture, dict(defines)))
 
 
-def load_module(stem: str, defines: dict[str, object]) -> Any:
+def load_module(stem: str, defines: Defines) -> Any:
     """Return `stem`.cu, compiled with these macros for the current device and loaded on it.
 
     Its `get_function(name)` returns a kernel, called as kernel(grid, block, args, shared_mem=bytes).
@@ -140,7 +141,7 @@ def launch(
     args: tuple[Any, ...],
     *,
     shared_mem: int = 0,
-    **defines: object,
+    **defines: Any,
 ) -> None:
     """Start the kernel `name` of `stem`.cu on the current stream.
 
@@ -151,3 +152,32 @@ def launch(
     if shared_mem > STATIC_LIMIT:
         kernel.max_dynamic_shared_size_bytes = shared_mem
     kernel(grid, block, args, shared_mem=shared_mem)
+
+
+def launch_numba(
+    name: str, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
+) -> None:
+    """Start the kernel `name` of avgpool_kernels.py, which Numba compiles, on CuPy's current stream.
+
+    Under Numba's simulator the arrays are NumPy's, and there are no streams.
+    """
+    try:
+        import numba.cuda
+    except ImportError as error:
+        raise UserError(
+            "average pooling on a GPU needs numba-cuda, which is not installed: "
+            "pip install 'minitl[cuda13]' (or cuda12, to fit the driver)"
+        ) from error
+    from minitl.kernels.cuda import avgpool_kernels
+
+    kernel = getattr(avgpool_kernels, name)
+    cuda: Any = numba.cuda
+    config: Any = numba.config  # its settings come into being at run time
+    if config.ENABLE_CUDASIM:
+        kernel[grid, block](*args)
+        return
+    pointer = cupy().cuda.get_current_stream().ptr
+    stream = cuda.external_stream(pointer) if pointer else cuda.default_stream()
+    # Left to itself Numba would wait for the stream that an array comes from; it is the same one.
+    views = [a if isinstance(a, np.generic) else cuda.as_cuda_array(a, sync=False) for a in args]
+    kernel[grid, block, stream](*views)

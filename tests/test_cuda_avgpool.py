@@ -1,0 +1,82 @@
+"""Average pooling on CUDA: run by Numba's simulator, and compiled to PTX."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.simulator")
+from tests.cuda_launch import ROUNDING, needs_checker, of_type, on_host, widened
+from tests.reference import pool as reference
+
+# x, kernel, stride, padding (top, bottom, left, right)
+CASES = (
+    ((1, 1, 1, 1), (1, 1), (1, 1), (0, 0, 0, 0)),
+    ((2, 4, 5, 3), (3, 3), (1, 1), (1, 1, 1, 1)),
+    ((1, 5, 4, 2), (2, 3), (3, 2), (1, 0, 0, 2)),
+    ((1, 2, 3, 33), (2, 2), (1, 2), (0, 1, 0, 1)),
+)
+
+
+def check(ctype):
+    """Compare with the reference; in a process with the simulator."""
+    from minitl.kernels.cuda import avgpool as cuda
+    from minitl.shapes import padding2d
+
+    for shape, kernel, stride, (top, bottom, left, right) in CASES:
+        for whole in (False, True):
+            rng = np.random.default_rng(0)
+            x = of_type(rng.standard_normal(shape), ctype)
+            window = kernel, stride, padding2d(((top, bottom), (left, right))), whole
+            around = kernel, stride, (top, bottom, left, right)
+            tolerance = {"rtol": 1.01 * ROUNDING[ctype], "atol": 16 * ROUNDING["float"]}
+            y = cuda.avgpool2d_forward(x, *window)
+            assert y.dtype == x.dtype
+            expected = reference.avgpool2d_forward(widened(x), *around, whole)
+            np.testing.assert_allclose(widened(y), expected, **tolerance)
+            dx = cuda.avgpool2d_dx(y, shape, *window)
+            expected = reference.avgpool2d_dx(widened(y), np.empty(shape), *around, whole)
+            np.testing.assert_allclose(widened(dx), expected, **tolerance)
+
+
+@needs_checker  # it casts bfloat16
+def test_in_the_simulator():
+    code = (
+        "from tests.test_cuda_avgpool import check, on_host\n"
+        "with on_host():\n    for ctype in ('float', 'bf16', 'double'): check(ctype)\n"
+        "print('checked')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "checked\n", done.stderr
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("name", ["avgpool2d_forward", "avgpool2d_dx"])
+def test_compiles_and_computes_in_the_type_of_its_arrays(name, bits):
+    from numba import cuda, types
+
+    from minitl.kernels.cuda import avgpool_kernels
+
+    kernel = getattr(avgpool_kernels, name)
+    array = {32: types.float32, 64: types.float64}[bits][:, :, :, ::1]
+    arguments = (array, array, *(types.int32,) * 6, types.boolean)
+    try:
+        ptx, _ = cuda.compile_ptx(kernel.py_func, arguments, cc=(8, 0))
+    except Exception as error:
+        if "nvvm" in str(error).lower():
+            pytest.skip(f"Numba finds no NVVM: {error}")
+        raise
+    assert f"add.f{bits}" in ptx or f"add.rn.f{bits}" in ptx
+    assert (".f64" in ptx) == (bits == 64)
+
+
+assert on_host  # for the other process
