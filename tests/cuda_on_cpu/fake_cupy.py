@@ -20,16 +20,17 @@ caller's back, as late as they may: what nobody waited for is not there yet.
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
-from tests.cuda_on_cpu.host_module import ALIGNMENT, KERNELS, HostModule
+from tests.cuda_on_cpu.host_module import ALIGNMENT, KERNELS, HostModule, device_offset
 
 UNIT = 512  # CuPy's pool hands out multiples of this many bytes
 
@@ -70,22 +71,32 @@ class Gpu:
     def __post_init__(self) -> None:
         self.modules: dict[tuple, HostModule] = {}
         self.null = Stream._make_null(self)
-        self.current = [self.null]
+        self._of_thread = threading.local()
+        self.lock = threading.RLock()
         self.pool = MemoryPool()
         self.allocator: Callable[[int], MemoryPointer] = self.pool.malloc
         self.pinned_pool = PinnedMemoryPool()
 
+    @property
+    def current(self) -> list["Stream"]:
+        """The streams that the current thread has entered, the innermost last."""
+        if not hasattr(self._of_thread, "streams"):
+            self._of_thread.streams = [self.null]
+        return self._of_thread.streams
+
     def issue(self, work: Callable[[], None], *arrays: Any, stream: "Stream | None" = None) -> None:
         """Do `work`, which uses these arrays, on a stream: now, later, or in each launch of a graph."""
-        (stream or self.current[-1])._issue(work, [a._memory for a in arrays if _is_device(a)])
+        with self.lock:
+            (stream or self.current[-1])._issue(work, [a._memory for a in arrays if _is_device(a)])
 
     def synchronise(self, what: str, *streams: "Stream") -> None:
         """Record that the host waits, and let the streams finish."""
         if any(s.is_capturing() for s in streams):
             raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} during a capture")
-        self.synchronisations.append(what)
-        for stream in streams:
-            stream._finish()
+        with self.lock:
+            self.synchronisations.append(what)
+            for stream in streams:
+                stream._finish()
 
 
 _gpus: list[Gpu] = []
@@ -633,7 +644,8 @@ class Event:
     def synchronize(self) -> None:
         _gpu().synchronise("Event.synchronize")
         if self._stream is not None:
-            self._stream._finish(self._position)
+            with _gpu().lock:
+                self._stream._finish(self._position)
 
 
 def get_elapsed_time(start_event: Event, end_event: Event) -> float:
@@ -756,6 +768,41 @@ def load_module(stem: str, defines: dict[str, Any]) -> _Module:
     return _Module(gpu.modules[stem, flags])
 
 
+def launch_numba(name: str, grid: tuple, block: tuple, args: Sequence[Any]) -> None:
+    """In place of minitl.kernels.cuda.runtime.launch_numba: one thread after another, as plain Python.
+
+    Enough for kernels whose threads have nothing to do with each other.
+    """
+    from minitl.kernels.cuda import avgpool_kernels
+
+    gpu = _gpu()
+    host = [arg._array if isinstance(arg, ndarray) else arg for arg in args]
+    place = SimpleNamespace(blockDim=_index(block), gridDim=_index(grid))
+    function = getattr(avgpool_kernels, name).py_func
+    kernel = FunctionType(function.__code__, function.__globals__ | {"cuda": place})
+
+    def work() -> None:
+        gpu.launches.append((name, grid, block))
+        for place.blockIdx in _indices(grid):
+            for place.threadIdx in _indices(block):
+                kernel(*host)
+
+    gpu.issue(work, *args)
+
+
+def _index(sizes: tuple) -> SimpleNamespace:
+    return SimpleNamespace(**dict(zip("xyz", sizes, strict=False)))
+
+
+def _indices(sizes: tuple) -> Iterator[SimpleNamespace]:
+    return (_index(at[::-1]) for at in np.ndindex(sizes[::-1]))  # x runs fastest
+
+
+def address(x: Any) -> int:
+    """In place of minitl.kernels.cuda.runtime.address, where host arrays pass for device arrays."""
+    return x.data.ptr if isinstance(x, ndarray) else device_offset(x)
+
+
 # ----------------------------------------------------------------------------------------- installing
 
 NAMES: dict[str, dict[str, Any]] = {
@@ -810,7 +857,9 @@ def install(**settings: Any) -> Iterator[Gpu]:
     try:
         with (
             mock.patch.dict(sys.modules, modules),
-            mock.patch.object(runtime, "load_module", load_module),
+            mock.patch.multiple(
+                runtime, load_module=load_module, launch_numba=launch_numba, address=address
+            ),
         ):
             yield gpu
     finally:

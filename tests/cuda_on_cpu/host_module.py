@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ MODE_FLAGS = {
         "--param=tsan-instrument-func-entry-exit=0",
     ],
 }
+_one_at_a_time = threading.Lock()  # the runtime of a library knows one launch
+
 GAP = 4096  # bytes that belong to nobody before, between and after the arrays
 ALIGNMENT = 256  # of a device allocation
 LARGEST_BLOCK = 1024
@@ -268,10 +271,12 @@ class HostKernel:
             buffers, len(buffers), arena.base, arena.size,
             ctypes.addressof(parameters), ctypes.sizeof(parameters),
         )  # fmt: skip
-        failed = self._run(ctypes.byref(launch), pointers)
+        with _one_at_a_time:
+            failed = self._run(ctypes.byref(launch), pointers)
+            messages = self.module.messages() if failed else ""
         arena.copy_back()
         if failed:
-            raise KernelError(f"{self.name}: {self.module.messages()}")
+            raise KernelError(f"{self.name}: {messages}")
         if self.module.mode == "fast" and not arena.gaps_untouched():
             raise KernelError(f'{self.name} wrote out of bounds; mode "check" says where')
 
@@ -354,7 +359,7 @@ class _Arena:
     """
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, _offset(a)) for a in arrays)
+        spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, device_offset(a)) for a in arrays)
         self.segments: list[list[int]] = []  # begin and end of what is copied, and its new address
         for begin, end, offset in spans:
             if self.segments and begin < self.segments[-1][1]:
@@ -423,7 +428,8 @@ def _round_up(n: int) -> int:
     return -(-n // ALIGNMENT) * ALIGNMENT
 
 
-def _offset(array: np.ndarray) -> int:
+def device_offset(array: np.ndarray) -> int:
+    """Return where an array begins in the allocation that it is a view of."""
     root = array
     while isinstance(root.base, np.ndarray):
         root = root.base
