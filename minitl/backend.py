@@ -77,3 +77,12 @@ def dtype_name(dtype: np.dtype) -> str:
 def widen(bits: np.ndarray) -> np.ndarray:
     """Return bfloat16 numbers, given as their bits, as float32 (exactly: these are its upper half)."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(array: np.ndarray) -> np.ndarray:
+    """Return float32 numbers as bfloat16, rounded to nearest (of two equally near, the even one), as bits.
+
+    A NaN may become an infinity.
+    """
+    bits = np.asarray(array, np.float32).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(BFLOAT16)

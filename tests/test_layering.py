@@ -32,6 +32,7 @@ ALLOWED = {
     "weights": set(),  # where the shipped files are
     "models": LOW | {"tensor", "ops", "init", "nn", "files", "hdf5", "weights"},
 }
+ALLOWED["doctor"] = LOW | {"tensor", "ops", "optim", "device", "data"}
 ALLOWED["convert"] = ALLOWED["models"] | {"models", "data"}
 ALLOWED["train"] = set(ALLOWED) - {"kernels"}
 ALLOWED["serve"] = ALLOWED["train"] | {"train"}

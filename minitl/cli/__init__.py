@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from minitl import __version__
-from minitl.cli import convert, doctor_data, evaluate, finetune, inspect, predict, serve
+from minitl.cli import convert, doctor, doctor_data, evaluate, finetune, inspect, predict, serve
 from minitl.errors import InterruptedRunError, UserError
 
-COMMANDS = (finetune, evaluate, predict, inspect, convert, doctor_data, serve)
+COMMANDS = (finetune, evaluate, predict, inspect, convert, doctor, doctor_data, serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

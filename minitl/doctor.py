@@ -1,0 +1,264 @@
+"""Does the GPU work? What is installed, what is missing, and whether it computes what the CPU does.
+
+Every operation runs forward and backward on small, awkward shapes on both, in each number format, then the
+optimizers and the preparation of pictures. The kernels are compiled on the way, where that was not done.
+"""
+
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minitl import ops, optim
+from minitl.backend import BFLOAT16, Array, like, narrow, widen
+from minitl.data.preprocessing import Preprocessing
+from minitl.device import (
+    CPU,
+    Device,
+    architecture,
+    capability,
+    cupy,
+    get_device,
+    set_precision,
+    version,
+)
+from minitl.errors import UserError
+from minitl.tensor import Tensor
+
+# Largest error allowed, as a root of mean squares and in parts of that of the right values. What is in
+# float32 is rounded 2^-24 at a time; factors have 11 significant bits in tf32, and 8 in bf16.
+TOLERANCES = {"float32": 1e-5, "tf32": 2e-3, "bf16": 1e-2}
+
+Say = Callable[[str], object]
+
+
+class Check(NamedTuple):
+    """An operation and the shapes of what it is given: activations and parameters."""
+
+    name: str
+    operation: Callable[..., Tensor]
+    activations: tuple[tuple[int, ...], ...]
+    parameters: tuple[tuple[int, ...], ...] = ()
+
+
+def examine(name: str, say: Say) -> None:
+    """Say what is there, and check every kernel on the device called `name`, such as "cuda".
+
+    Raises UserError, in words, for what is missing, or if a kernel is wrong.
+    """
+    _say_software(say)
+    device = get_device(name)
+    if device.kind == "cpu":
+        raise UserError("minitl doctor looks at GPUs; give --device cuda or cuda:N")
+    _say_card(device, say)
+    device.kernels.on_first_compile(lambda: say("compiling kernels: once, up to some minutes ..."))
+    started, wrong = time.monotonic(), 0
+    with device.computing():
+        for precision in TOLERANCES:
+            set_precision(device, precision)
+            for what, error_of in _checks(device, precision):
+                bad, found = _judge(error_of, TOLERANCES[precision])
+                wrong += bad
+                say(f"{precision:8} {what:30} {'WRONG' if bad else 'ok':6} {found}")
+        set_precision(device, "float32")
+    if wrong:
+        raise UserError(
+            f"{device}: {wrong} checks failed (listed above); do not trust it with training. Update the "
+            "driver, and report this if it stays"
+        )
+    say(f"{device} works: everything agrees with the CPU ({time.monotonic() - started:.1f} s)")
+
+
+def _say_software(say: Say) -> None:
+    """Say which CuPy, driver and compiler there are, as far as that can be found out."""
+    module = cupy()
+    runtime = module.cuda.runtime
+    say(f"CuPy       {getattr(module, '__version__', 'of unknown version')}")
+    say(f"CUDA       {version(runtime.runtimeGetVersion())} is what CuPy was built for")
+    try:
+        driver = int(runtime.driverGetVersion())
+    except runtime.CUDARuntimeError:
+        driver = 0
+    say(f"driver     {f'supports CUDA {version(driver)}' if driver else 'none'}")
+    compiler: Any = importlib.import_module("minitl.kernels.cuda.compiler")
+    say(f"NVRTC      {'.'.join(str(part) for part in compiler.version())}")
+
+
+def _say_card(device: Device, say: Say) -> None:
+    properties = cupy().cuda.runtime.getDeviceProperties(device.number)
+    name = properties["name"]
+    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    major, minor = capability(device.number)
+    say(f"device     {device}: {text}, {properties['totalGlobalMem'] / 2**30:.1f} GiB")
+    say(f"kernels    {architecture(device.number)}, for compute capability {major}.{minor}")
+
+
+def _judge(error_of: Callable[[], float], tolerance: float) -> tuple[bool, str]:
+    """Return whether a check failed, and what was found."""
+    try:
+        error = error_of()
+    except Exception as problem:  # whatever it is: the others are still worth knowing
+        lines = str(problem).strip().splitlines() or [""]
+        return True, f"{type(problem).__name__}: {lines[0]}"
+    return not error <= tolerance, f"error {error:.1e}"  # NaN has failed
+
+
+def _checks(device: Device, precision: str) -> Iterator[tuple[str, Callable[[], float]]]:
+    """Yield what is checked, and what computes its error."""
+    for check in CHECKS:
+        if precision == "tf32" and not check.name.startswith(("conv2d", "linear")):
+            continue  # the same code as in float32
+        yield check.name, partial(_operation_error, check, device, precision)
+    if precision == "float32":
+        sgd, adam = (
+            partial(optim.SGD, momentum=0.9, nesterov=True),
+            partial(optim.Adam, weight_decay=0.1),
+        )
+        yield "SGD", partial(_optimizer_error, sgd, device)
+        yield "Adam", partial(_optimizer_error, adam, device)
+    if precision != "tf32":
+        yield "pictures", partial(_pictures_error, device, precision)
+
+
+def _operation_error(check: Check, device: Device, precision: str) -> float:
+    random = np.random.default_rng(0)
+    given = [random.normal(size=s).astype(np.float32) for s in check.activations]
+    parameters = [random.normal(size=s).astype(np.float32) for s in check.parameters]
+    narrowed = [narrow(array) if precision == "bf16" else array for array in given]
+    there = [device.array(array) for array in narrowed + parameters]
+    here = [widen(array) for array in narrowed] if precision == "bf16" else given
+    results = zip(_run(check, there), _run(check, here + parameters, precision), strict=True)
+    return max(_error(a, b) for a, b in results)
+
+
+def _run(check: Check, arrays: list[Array], precision: str = "") -> list[np.ndarray]:
+    """Return the result and the gradients of all inputs, with some numbers for the result's own gradient.
+
+    precision: what these are rounded to first; the result's own unless it is given.
+    """
+    inputs = [Tensor(array, requires_grad=True) for array in arrays]
+    y = check.operation(*inputs)
+    seed = np.cos(np.arange(y.data.size, dtype=np.float32)).reshape(y.shape)
+    if y.dtype == BFLOAT16:
+        seed = narrow(seed)
+    elif precision == "bf16" and y.ndim:
+        seed = widen(narrow(seed))
+    y.backward(like(y.data, seed))
+    return [y.numpy(), *(Tensor(x.grad).numpy() for x in inputs if x.grad is not None)]
+
+
+def _optimizer_error(make: Callable[..., optim.Optimizer], device: Device) -> float:
+    random = np.random.default_rng(0)
+    start, gradients = random.normal(size=37), random.normal(size=(3, 37))
+    results = []
+    for where in (device, CPU):
+        parameter = Tensor(where.array(start.astype(np.float32)), requires_grad=True)
+        optimizer = make([parameter], lr=0.1)
+        for gradient in gradients.astype(np.float32):
+            parameter.grad = where.array(gradient)
+            optimizer.step()
+        results.append(parameter.numpy())
+    return _error(*results)
+
+
+def _pictures_error(device: Device, precision: str) -> float:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (3, 9, 11, 3), dtype=np.uint8)
+    p = Preprocessing(resize=8, crop=8)
+    dtype = BFLOAT16 if precision == "bf16" else np.float32
+    x = device.kernels.normalize_images(
+        device.array(images), p.mean, p.std, p.scale, None, None, None, p.crop, dtype
+    )
+    return _error(Tensor(x).numpy(), p.normalise(images[:, 0:8, 2:10]))
+
+
+def _error(a: np.ndarray, b: np.ndarray) -> float:
+    right = b.astype(np.float64)
+    return float(np.sqrt(((a - right) ** 2).mean() / max((right**2).mean(), 1e-30)))
+
+
+def _normalised(form: str, training: bool, *inputs: Tensor, **options: Any) -> Tensor:
+    """Apply a normalisation; of the inputs its weight and bias come last."""
+    *first, weight, bias = inputs
+    running = _running(weight)
+    function: Callable[..., Tensor] = getattr(ops, form)
+    return function(*first, weight, bias, *running, training=training, **options)
+
+
+def _conv2d_batchnorm(training: bool, *inputs: Tensor) -> Tensor:
+    x, residual, weight, bn_weight, bn_bias = inputs
+    if not training:  # frozen
+        bn_weight, bn_bias = bn_weight.detach(), bn_bias.detach()
+    options: dict[str, Any] = {"residual": residual, "padding": 1, "training": training}
+    return ops.conv2d_batchnorm(x, weight, bn_weight, bn_bias, *_running(bn_weight), **options)
+
+
+def _running(weight: Tensor) -> tuple[Array, Array]:
+    mean = np.linspace(-0.5, 0.5, weight.shape[0], dtype=np.float32)
+    return like(weight.data, mean), like(weight.data, np.exp(mean))
+
+
+_X = (3, 9, 7, 24)
+_C = (24,)
+
+CHECKS = (
+    Check("conv2d", partial(ops.conv2d, padding=1), ((2, 7, 5, 32),), ((40, 3, 3, 32), (40,))),
+    Check(
+        "conv2d, 7x7 of RGB",
+        partial(ops.conv2d, stride=2, padding=3),
+        ((2, 21, 19, 3),),
+        ((16, 7, 7, 3),),
+    ),
+    Check(
+        "conv2d, groups",
+        partial(ops.conv2d, stride=2, padding=1, groups=3),
+        ((2, 9, 7, 15),),
+        ((9, 3, 3, 5),),
+    ),
+    Check("conv2d, 1x1", ops.conv2d, ((3, 7, 5, 64),), ((136, 1, 1, 64),)),
+    Check("conv2d_batchnorm", partial(_conv2d_batchnorm, True), (_X, _X), ((24, 3, 3, 24), _C, _C)),
+    Check(
+        "conv2d_batchnorm, frozen",
+        partial(_conv2d_batchnorm, False),
+        (_X, _X),
+        ((24, 3, 3, 24), _C, _C),
+    ),
+    Check("linear", ops.linear, ((5, 33),), ((10, 33), (10,))),
+    Check("batchnorm", partial(_normalised, "batchnorm", True), (_X,), (_C, _C)),
+    Check("batchnorm, evaluation", partial(_normalised, "batchnorm_relu", False), (_X,), (_C, _C)),
+    Check(
+        "batchnorm_add_relu", partial(_normalised, "batchnorm_add_relu", True), (_X, _X), (_C, _C)
+    ),
+    Check(
+        "batchnorm_relu_maxpool",
+        partial(_normalised, "batchnorm_relu_maxpool", True, kernel_size=3, stride=2, padding=1),
+        (_X,),
+        (_C, _C),
+    ),
+    Check("maxpool2d", lambda x: ops.maxpool2d(x, 3, 2, 1), (_X,)),
+    Check("avgpool2d", lambda x: ops.avgpool2d(x, 3, 2, 1), (_X,)),
+    Check("global_avgpool2d", ops.global_avgpool2d, (_X,)),
+    Check("flatten", ops.flatten, ((2, 3, 4, 5),)),
+    Check("add", ops.add, (_X, _X)),
+    Check("relu", ops.relu, (_X,)),
+    Check("concat", lambda *x: ops.concat(x), ((2, 3, 3, 5), (2, 3, 3, 8))),
+    Check("dropout", partial(ops.dropout, p=0.3, seed=5, offset=7), (_X,)),
+    Check(
+        "softmax_cross_entropy",
+        lambda x: ops.softmax_cross_entropy(x, np.arange(6) % 5, label_smoothing=0.1),
+        ((6, 5),),
+    ),
+    Check(
+        "sigmoid_binary_cross_entropy",
+        lambda x: ops.sigmoid_binary_cross_entropy(x, np.eye(6, 5, dtype=np.float32)),
+        ((6, 5),),
+    ),
+    Check(
+        "mean_squared_error",
+        lambda x: ops.mean_squared_error(x, np.eye(6, 5, dtype=np.float32)),
+        ((6, 5),),
+    ),
+)
