@@ -33,10 +33,12 @@ class Classifier(nn.Module):
     class_names: the head's classes in order, if known.
     preprocessing: how a picture becomes an input, as stored in weights files. A new network starts with
         what is usual for its architecture.
+    source, source_sha256, license: where its weights came from, as in weights files; empty for new ones.
     head_name: where the head is, as the original implementation names it: "fc", "classifier.6".
     """
 
     head_name = "fc"
+    second_head_weight = 0.0  # of a second head's loss in training, where there is one
 
     def __init__(
         self, arch: str, arch_options: dict[str, Any], preprocessing: dict[str, Any]
@@ -45,6 +47,7 @@ class Classifier(nn.Module):
         self.arch_options = arch_options
         self.class_names: list[str] | None = None
         self.preprocessing = preprocessing
+        self.source = self.source_sha256 = self.license = ""
 
     @property
     def head(self) -> nn.Linear:
@@ -71,6 +74,10 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, classes): logits."""
         return self.head(self.features(x))
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, H, W, 3) -> logits, and those of a second head that helps to train, if there is one."""
+        return self.forward(x), None
 
     def backbone_parameters(self) -> dict[str, nn.Parameter]:
         """Return everything that can be learned but the head, by name."""

@@ -16,14 +16,17 @@ def to_weights_file(model: Classifier, **extra: Any) -> WeightsFile:
     """Describe a model as the contents of a weights file; `extra` sets further fields of it."""
     from minitl.hdf5 import WeightsFile
 
-    return WeightsFile(
-        arch=model.arch,
-        arch_options=model.arch_options,
-        state=model.state_dict(),
-        class_names=model.class_names,
-        preprocessing=model.preprocessing,
-        **extra,
-    )
+    fields: dict[str, Any] = {
+        "arch": model.arch,
+        "arch_options": model.arch_options,
+        "state": model.state_dict(),
+        "class_names": model.class_names,
+        "preprocessing": model.preprocessing,
+        "source": model.source,
+        "source_sha256": model.source_sha256,
+        "license": model.license,
+    }
+    return WeightsFile(**fields | extra)
 
 
 def empty_model(arch: str, options: Mapping[str, Any], what: str) -> Classifier:
@@ -65,6 +68,8 @@ def from_weights_file(contents: WeightsFile, what: str) -> Classifier:
     model.load_state_dict(contents.state)
     model.class_names = contents.class_names
     model.preprocessing = contents.preprocessing
+    model.source, model.source_sha256 = contents.source, contents.source_sha256
+    model.license = contents.license
     return model
 
 
@@ -72,8 +77,9 @@ def save_model(model: Classifier, path: str | PathLike[str], **extra: Any) -> No
     """Write a model to an HDF5 weights file, atomically: a file of that name stays whole until the
     new one is complete.
 
-    extra: `source`, `source_sha256`, `license` as in the file format. Raises UserError where the file
-    cannot be written.
+    extra: further fields of `hdf5.WeightsFile`, or others than the model's own, such as `source`.
+
+    Raises UserError where the file cannot be written.
     """
     from minitl import hdf5
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import tomli_w
 
+from minitl.convert.pull import is_name
 from minitl.device import check_precision, parse_device
 from minitl.errors import UserError
 from minitl.files import write_atomically
@@ -21,7 +22,8 @@ class Config:
     """All settings of `minitl finetune`. A run's config.toml holds them resolved: nothing is left open.
 
     data: the image folder.
-    weights: the pretrained HDF5 file. from_scratch: take only its network and preprocessing.
+    weights: the pretrained HDF5 file, or a name of the catalogue. from_scratch: take only its network
+        and preprocessing.
     arch: without `weights`, the network to train from scratch.
     lr: None takes LR, or LR_HEAD where only the head trains.
     freeze: name patterns, or "backbone", or "none".
@@ -29,6 +31,8 @@ class Config:
     micro_batch: pictures at a time, at most, with the gradients of a whole batch; None for all of it.
     device: "cpu", "cuda" or "cuda:N". precision: "float32", or on a GPU "tf32" or "bf16".
     conv: how 3x3 convolutions are computed, see `set_conv_algorithm`.
+    preprocessing: how pictures are prepared, as in weights files. None takes that of the weights, or what is
+        usual for `arch`; weights that were trained with another one are refused.
     """
 
     data: str
@@ -56,6 +60,7 @@ class Config:
     precision: str = "float32"
     conv: str = "auto"
     threads: int | None = None
+    preprocessing: dict | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -131,7 +136,8 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     """Combine a config.toml, if there is one, with the options given on the command line."""
     # A run is resumed and repeated from wherever the user stands then.
     for name in given.keys() & {"data", "weights"}:
-        given = given | {name: str(Path(given[name]).absolute())}
+        if name == "data" or not is_name(given[name]):
+            given = given | {name: str(Path(given[name]).absolute())}
     values = {} if file is None else dataclasses.asdict(Config.load(file))
     values |= given
     if "data" not in values:

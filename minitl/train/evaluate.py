@@ -4,30 +4,56 @@ from pathlib import Path
 from typing import Any
 
 from minitl import models
+from minitl.convert.pull import find_weights
 from minitl.data.folder import Sample, list_pictures, scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import get_device, set_precision
 from minitl.errors import UserError
 from minitl.models import Classifier
+from minitl.train.config import Config
 from minitl.train.console import Progress, announce_compilation
 from minitl.train.forward import EVALUATION_BATCH, Forward, softmax
 from minitl.train.metrics import classification_metrics
 
 
 def load(run_or_weights: Path) -> Classifier:
-    """Load the best weights of a run folder, or a weights file."""
-    path = run_or_weights / "best.h5" if run_or_weights.is_dir() else run_or_weights
-    if run_or_weights.is_dir() and not path.is_file():
-        raise UserError(f"{run_or_weights} is not a run folder: it has no best.h5")
+    """Load the best weights of a run folder, a weights file, or a name of the catalogue.
+
+    Raises UserError for weights that cannot be read or fetched, that do not say how pictures are prepared
+    for them, or that say something else than the settings of their run.
+    """
+    path = find_weights(run_or_weights)
     model = models.load_model(path)
     if not model.preprocessing:
         raise UserError(
             f"{path} does not say how pictures are prepared for it; convert it again with minitl convert"
         )
+    settings = run_or_weights / "config.toml"
+    if run_or_weights.is_dir() and settings.is_file():
+        check_preprocessing(Config.load(settings).preprocessing, model, path, settings)
     if model.class_names is None:
         model.class_names = [str(number) for number in range(model.num_classes)]
     return model
+
+
+def check_preprocessing(
+    asked: dict[str, Any] | None, model: Classifier, weights: Path | str, what: Path | str
+) -> None:
+    """Raise UserError where `what` asks for another preprocessing than the model's; None asks for nothing."""
+    if asked is None:
+        return
+    wanted, own = Preprocessing.from_dict(asked), Preprocessing.from_dict(model.preprocessing)
+    different = [
+        f"{name} {value!r} instead of {getattr(own, name)!r}"
+        for name, value in vars(wanted).items()
+        if value != getattr(own, name)
+    ]
+    if different:
+        raise UserError(
+            f"{what} ask for another preprocessing than {weights} was made with: "
+            f"{', '.join(different)}; take [preprocessing] out of the settings to use the weights' own"
+        )
 
 
 def evaluate(

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from minitl import hdf5, models, optim
+from minitl.convert.golden import make_golden
+from minitl.convert.pull import find_weights
 from minitl.data.augment import Augmentation
 from minitl.data.decode import check_images
 from minitl.data.folder import Dataset, Sample, load_split, scan
@@ -32,6 +34,7 @@ from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
 from minitl.train.config import LR, LR_HEAD, Config
 from minitl.train.console import Progress, announce_compilation, duration, percent, say
+from minitl.train.evaluate import check_preprocessing
 from minitl.train.forward import EVALUATION_BATCH, Forward, backbone_is_frozen
 from minitl.train.freezing import apply_freeze
 from minitl.train.metrics import classification_metrics
@@ -87,6 +90,7 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     model = _make_model(config, dataset)
     if config.lr is None:
         config = dataclasses.replace(config, lr=LR_HEAD if backbone_is_frozen(model) else LR)
+    config = dataclasses.replace(config, preprocessing=model.preprocessing)
     _say_data(dataset)
     dataset = _without_bad_images(dataset, config)
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
@@ -116,6 +120,7 @@ def resume(folder: Path) -> dict[str, Any]:
     if checkpoint.progress is None or checkpoint.optimizer is None:
         raise UserError(f"{folder / 'last.h5'} holds weights only, no state to resume from")
     model = from_weights_file(checkpoint, str(folder / "last.h5"))
+    check_preprocessing(config.preprocessing, model, folder / "last.h5", folder / "config.toml")
     apply_freeze(model, config.freeze)
     if config.lr is None:
         raise UserError(f"{folder / 'config.toml'} does not say the lr; write the run's back")
@@ -142,9 +147,12 @@ def _make_model(config: Config, dataset: Dataset) -> Classifier:
             model = models.create(config.arch, num_classes=classes, seed=config.seed)
         except ValueError as error:
             raise UserError(f"--arch: {error}") from None
+        if config.preprocessing is not None:
+            model.preprocessing = Preprocessing.from_dict(config.preprocessing).to_dict()
         say(f"{model.arch}, from scratch (seed {config.seed})")
     else:
         model = _load(config.weights, config.arch)
+        check_preprocessing(config.preprocessing, model, config.weights, "the settings")
         if config.from_scratch:
             preprocessing = model.preprocessing
             model = models.create(
@@ -164,7 +172,7 @@ def _make_model(config: Config, dataset: Dataset) -> Classifier:
 
 
 def _load(weights: str, arch: str | None) -> Classifier:
-    model = models.load_model(weights)
+    model = models.load_model(find_weights(weights, say))
     if arch is not None and arch != model.arch:
         raise UserError(f"{weights} holds a {model.arch}, not a {arch}; leave out --arch")
     if not model.preprocessing:
@@ -383,9 +391,9 @@ def _save(run: Run) -> None:
     In this order: a run that dies between the two repeats this epoch on resuming, to the same weights.
     """
     if run.best is run.history[-1]:
-        models.save_model(
-            run.model, run.folder / "best.h5", source=f"minitl finetune {run.config.data}"
-        )
+        best = to_weights_file(run.model, source=_source(run))
+        best.golden = make_golden(best, str(run.folder / "best.h5"))
+        hdf5.write(run.folder / "best.h5", best)
     hdf5.write(
         run.folder / "last.h5",
         to_weights_file(
@@ -399,6 +407,14 @@ def _save(run: Run) -> None:
     writer.writeheader()
     writer.writerows({name: f"{row[name]:.6g}" for name in COLUMNS} for row in run.history)
     write_atomically(run.folder / "metrics.csv", table.getvalue().encode())
+
+
+def _source(run: Run) -> str:
+    """Return what best.h5 says of its origin: this run, and what it started from."""
+    source = f"minitl finetune {run.config.data}"
+    if run.config.weights is None or run.config.from_scratch:
+        return f"{source}, from scratch"
+    return f"{source}, from {run.model.source or run.config.weights}"
 
 
 def _say_epoch(run: Run) -> None:
