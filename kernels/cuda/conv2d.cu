@@ -43,17 +43,15 @@ struct AlongTaps {
   static constexpr int A_LINES = BM * 4 / THREADS, B_LINES = BN * 4 / THREADS;
   const Window& w;
   const T *x, *weight;
-  Odometer tap, step;  // r, s, c of this thread's chunk
+  Odometer tap;  // r, s, c of this thread's chunk
   int a_pixel[A_LINES], a_h[A_LINES], a_w[A_LINES];  // read by the tap (0, 0); maybe outside
-  int b_at[B_LINES];                                 // elements; a weight has less than 2^31
-  u32 b_valid;
+  int b_at[B_LINES];  // elements, of which a weight has less than 2^31; below zero: no such filter
 
   // A thread copies chunk `threadIdx.x % 4` of lines threadIdx.x / 4, + THREADS / 4, ...
   DEVICE AlongTaps(const Window& window, const T* x_, const T* weight_, int m0, int n0, int filters,
                    int filter_size, int first_slice)
       : w(window), x(x_), weight(weight_),
-        tap(first_slice * BK + (int)threadIdx.x % 4 * CHUNK, window.taps_w, window.channels),
-        step(BK, window.taps_w, window.channels), b_valid(0) {
+        tap(first_slice * BK + (int)threadIdx.x % 4 * CHUNK, window.taps_w, window.channels) {
     const int per_picture = w.lines_h * w.lines_w;
 #pragma unroll
     for (int i = 0; i < A_LINES; i++) {
@@ -67,15 +65,15 @@ struct AlongTaps {
 #pragma unroll
     for (int i = 0; i < B_LINES; i++) {
       const int n = n0 + (int)threadIdx.x / 4 + i * (THREADS / 4);
-      b_at[i] = n * filter_size + w.weight_first;
-      b_valid |= (u32)(n < filters) << i;
+      b_at[i] = n < filters ? n * filter_size + w.weight_first : -1;
     }
   }
 
-  DEVICE void next_piece(Odometer& t) const {
-    t.low += PIECE;
-    if (t.low == w.channels) {
-      t.low = 0;
+  // Go on by so many elements of k: a few steps at most, as there are rarely fewer channels than BK.
+  DEVICE void advance(Odometer& t, int elements) const {
+    t.low += elements;
+    while (t.low >= w.channels) {
+      t.low -= w.channels;
       if (++t.middle == w.taps_w) t.middle = 0, t.high++;
     }
   }
@@ -90,7 +88,7 @@ struct AlongTaps {
         const bool inside = t.high < w.taps_h && (u32)(a_h[i] + h) < (u32)w.height &&
                             (u32)(a_w[i] + v) < (u32)w.width;
         from = x + ((i64)(a_pixel[i] + (h * w.width + v)) * w.pitch + t.low);
-        next_piece(t);
+        advance(t, PIECE);
         return inside;
       });
     }
@@ -99,13 +97,13 @@ struct AlongTaps {
       Odometer t = tap;
       copy_chunk<PIECE>(b_tile + LayoutB::at(line + i * (THREADS / 4), chunk), weight,
                         [&](const T*& from) {
-                          const bool inside = t.high < w.taps_h && (b_valid >> i & 1);
+                          const bool inside = t.high < w.taps_h && b_at[i] >= 0;
                           from = weight + (b_at[i] + (t.high * w.weight_h + t.middle * w.weight_w + t.low));
-                          next_piece(t);
+                          advance(t, PIECE);
                           return inside;
                         });
     }
-    tap.add(step, w.taps_w, w.channels);
+    advance(tap, BK);
   }
 };
 

@@ -10,14 +10,13 @@ are float32 (float64 beside float64). Sums are taken in float32 (float64), in a 
 multiplied exactly, or after `set_precision("tf32")` on tensor cores, with 10 bits of fraction.
 
 Each of the three products is one launch, plus a small one where the weight has to be rounded or turned
-round and where the sums are split among blocks. The kernels are in conv2d.cu (forward, dx), conv2d_dw.cu
+round and where the sums are split among blocks. The kernels are in conv2d.cu (forward, dx), conv2d_weight.cu
 and conv2d_passes.cu; which tiles they work in is chosen in conv2d_plan.py.
 """
 
 import numpy as np
 
 from minitl.kernels.cuda import conv2d_plan, runtime
-from minitl.kernels.cuda.conv2d_dw import conv2d_dw
 from minitl.kernels.cuda.conv2d_passes import (
     Epilogue,
     conv2d_db,
@@ -41,6 +40,7 @@ from minitl.kernels.cuda.conv2d_plan import (
     set_precision,
     tiles_for,
 )
+from minitl.kernels.cuda.conv2d_weight import conv2d_dw
 from minitl.kernels.cuda.elementwise import cast
 from minitl.kernels.cuda.runtime import NULL, Array, contiguous, ctype, empty, real
 from minitl.shapes import Padding2d

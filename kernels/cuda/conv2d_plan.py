@@ -132,9 +132,7 @@ class Plan(NamedTuple):
 
 SMALL = Tile(64, 64, 32, 32)
 # Largest first: the larger the tile, the fewer times the operands are read.
-LARGE = (Tile(128, 128, 64, 32), Tile(128, 64, 64, 32), SMALL)
-# dw reads 4-byte numbers word by word from shared memory, which takes registers.
-LARGE_WORDS = (Tile(128, 64, 32, 32), SMALL)
+TILES = (Tile(128, 128, 64, 32), Tile(128, 64, 32, 32), SMALL)
 
 
 def pieces_of(ctype: str) -> tuple[int, int]:
@@ -155,11 +153,12 @@ def piece(channels: int, *arrays: Array) -> int:
 def tiles_for(ctype: str, pieces: tuple[int, int], dw: bool) -> tuple[Tile, ...]:
     """Return the tiles that the kernels are compiled for, largest first.
 
-    Sums in double and copies of single elements need registers: there only the small tile spills none.
+    Those that spill registers are left out. Many are taken by sums in double, by copies of single elements,
+    and in dw by numbers of 4 bytes, which it reads one by one from shared memory.
     """
     if ctype == "double" or min(pieces) == 1:
         return (SMALL,)
-    return LARGE_WORDS if dw and ctype == "float" else LARGE
+    return TILES[1:] if dw and ctype == "float" else TILES
 
 
 @lru_cache(maxsize=1024)

@@ -1,7 +1,7 @@
 // The matrix product under convolution and dense layers: sum[m][n] = sum over k of a(m, k) b(n, k).
 //
 // A block of threads computes BM x BN results, each warp WM x WN of them, BK products of k at a time.
-// Where a and b come from is the business of a Source (conv2d.cu, conv2d_dw.cu), which copies slices of
+// Where a and b come from is the business of a Source (conv2d.cu, conv2d_weight.cu), which copies slices of
 // BM x BK and BN x BK into shared memory; what becomes of the sums is that of `finish` (epilogue.cuh).
 //
 //     T       operands: float, double or bf16. On tensor cores: bf16, and float with TF32.
@@ -143,21 +143,22 @@ DEVICE void multiply_slice(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, co
     constexpr int DEEP = 2 * CHUNK;  // of k in one instruction
 #pragma unroll
     for (int k = 0; k < BK; k += DEEP) {
-      u32 a[WM / 16][4], b[WN / 16][4];
-#pragma unroll
-      for (int i = 0; i < WM / 16; i++) load_a<LayoutA>(a[i], a_tile, m + 16 * i, k, lane);
+      u32 b[WN / 16][4];
 #pragma unroll
       for (int j = 0; j < WN / 16; j++) load_b<LayoutB>(b[j], b_tile, n + 16 * j, k, lane);
 #pragma unroll
-      for (int i = 0; i < WM / 16; i++)
+      for (int i = 0; i < WM / 16; i++) {
+        u32 a[4];
+        load_a<LayoutA>(a, a_tile, m + 16 * i, k, lane);
 #pragma unroll
         for (int j = 0; j < WN / 8; j++) {
           const u32 b0 = b[j / 2][j % 2 * 2], b1 = b[j / 2][j % 2 * 2 + 1];
           if constexpr (sizeof(T) == 2)
-            mma_m16n8k16_bf16(sum[i][j], a[i], b0, b1);
+            mma_m16n8k16_bf16(sum[i][j], a, b0, b1);
           else
-            mma_m16n8k8_tf32(sum[i][j], a[i], b0, b1);
+            mma_m16n8k8_tf32(sum[i][j], a, b0, b1);
         }
+      }
     }
   } else {  // the same sums in the same places, one multiplication at a time
 #pragma unroll 4
@@ -194,17 +195,14 @@ DEVICE void matmul(Sums& sum, Source& source, int slices, u8* shared) {
     if (i < slices) source.load(shared + i * STAGE_BYTES, shared + i * STAGE_BYTES + A_BYTES);
     cp_async_commit();  // an empty group as well: they are counted
   }
-  int here = 0, ahead = STAGES - 1;
   for (int i = 0; i < slices; i++) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
-    u8* const next = shared + ahead * STAGE_BYTES;
+    u8* const next = shared + (i + STAGES - 1) % STAGES * STAGE_BYTES;
     if (i + STAGES - 1 < slices) source.load(next, next + A_BYTES);
     cp_async_commit();
-    const u8* const tile = shared + here * STAGE_BYTES;
+    const u8* const tile = shared + i % STAGES * STAGE_BYTES;
     multiply_slice<LayoutA, LayoutB>(sum, tile, tile + A_BYTES, m, n, lane);
-    here = here + 1 == STAGES ? 0 : here + 1;
-    ahead = ahead + 1 == STAGES ? 0 : ahead + 1;
   }
   cp_async_wait<0>();
   __syncthreads();  // shared memory is free for other uses

@@ -1,4 +1,4 @@
-"""The gradient of a convolution's weight on the GPU; the kernel is in conv2d_dw.cu."""
+"""The gradient of a convolution's weight on the GPU; the kernel is in conv2d_weight.cu."""
 
 from minitl.kernels.cuda import conv2d_plan, runtime
 from minitl.kernels.cuda.conv2d_passes import Epilogue, sum_splits
@@ -52,7 +52,7 @@ def conv2d_dw(
     defines = defines_for(dy.dtype, pieces, plan.tile)
     assert defines in VARIANTS
     runtime.launch(
-        "conv2d_dw",
+        "conv2d_weight",
         "conv2d_dw",
         (plan.tiles(g.kg, columns), plan.splits, g.groups),
         (plan.tile.threads,),
