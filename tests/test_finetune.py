@@ -450,6 +450,29 @@ def test_a_frozen_trunk_computes_the_features_of_every_picture(run, monkeypatch)
     assert seen[True] == 18
 
 
+def test_kept_features_are_without_dropout(tmp_path, pictures):
+    """A mask that is drawn once and kept would blind the head to the same features for good."""
+    from minitl.data.folder import scan
+    from minitl.data.loader import Loader
+    from minitl.data.preprocessing import Preprocessing
+    from minitl.train.forward import Forward
+
+    layers = [
+        {"type": "conv", "channels": 4, "kernel": 3},
+        {"type": "global_avgpool"},
+        {"type": "dropout", "p": 0.9},
+        {"type": "dense", "units": 3},
+    ]
+    model = models.create("sequential", layers=layers, input=[32, 32])
+    dataset = scan(pictures)
+    loader = Loader(dataset.train, dataset.root, Preprocessing.from_dict(model.preprocessing), 5)
+    forward = Forward(model.train(), loader, True, "train")
+    rows = np.concatenate([inputs.x for inputs in forward.inputs(0)])
+    images = np.concatenate([batch.images for batch in loader.epoch(0)])
+    assert model.training
+    assert np.array_equal(rows, model.eval().features(minitl.tensor(images)).numpy())
+
+
 @pytest.mark.parametrize("change", [("lr = ", "# "), ('"none"', '"backbone"')])
 def test_resuming_with_other_settings_than_the_checkpoint(run, capsys, change):
     _, folder = run("--epochs", 1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import minitl
-from minitl import init, models, ops
+from minitl import init, models, nn, ops
 from minitl.data.preprocessing import Preprocessing
 from tests import reference_models
 
@@ -69,6 +69,74 @@ def test_logits_and_gradients_of_cifar_networks(arch, shortcut):
 )
 def test_logits_and_gradients_of_other_networks(arch, size, options):
     check_training_step(arch, size, num_classes=7, **options)
+
+
+def test_the_second_head_of_inception():
+    """On its map of 17x17 alone: pictures of 299 pixels take long."""
+    theirs = reference_models.randomise(
+        reference_models.make("inception_v3", num_classes=5, auxiliary=True)
+    ).double()
+    ours = models.create("inception_v3", num_classes=5, seed=None, auxiliary=True)
+    ours.load_state_dict(
+        {k: v.numpy() for k, v in theirs.state_dict().items() if "num_batches" not in k}
+    )
+    middle = np.random.default_rng(0).standard_normal((2, 17, 17, 768))
+    with torch.no_grad():
+        expected = theirs.AuxLogits(torch.from_numpy(middle.transpose(0, 3, 1, 2).copy()))
+    assert_close(
+        ours.astype(np.float64).AuxLogits(minitl.tensor(middle)).numpy(),
+        expected.numpy(),
+        1e-9,
+        "logits",
+    )
+
+
+def test_a_second_head_trains_by_its_share_of_the_loss():
+    """Logits and their loss are the first head's; what lies before both learns from both."""
+    from minitl import optim
+    from minitl.device import CPU
+    from minitl.train.batches import Inputs
+    from minitl.train.step import TrainingStep
+
+    class TwoHeads(models.Classifier):
+        second_head_weight = 0.4
+
+        def __init__(self):
+            super().__init__("two", {}, {})
+            self.trunk = nn.Linear(4, 3, rng=np.random.default_rng(0))
+            self.fc = nn.Linear(3, 2, rng=np.random.default_rng(1))
+            self.second = nn.Linear(3, 2, rng=np.random.default_rng(2))
+
+        def features(self, x):
+            return self.trunk(x)
+
+        def outputs(self, x):
+            return self.fc(self.trunk(x)), self.second(self.trunk(x))
+
+    x, labels = pictures(1, 4, np.float32)[0, :, :, 0], np.array([0, 1, 1, 0])
+    after = {}
+    for weight in (0.0, 0.4):
+        model = TwoHeads()
+        model.second_head_weight = weight
+        before = {name: array.copy() for name, array in model.state_dict().items()}
+        step = TrainingStep(model, model, optim.SGD(model.parameters(), lr=1.0), CPU)
+        step(Inputs(x, labels, labels))
+        after[weight] = {n: before[n] - a for n, a in model.state_dict().items()}
+        assert 0 <= step.results()[0].correct <= 4
+    assert np.array_equal(after[0.0]["fc.weight"], after[0.4]["fc.weight"])
+    assert not after[0.0]["second.weight"].any()
+
+    alone = TwoHeads()  # the second head by itself, with the whole of its loss
+    ops.softmax_cross_entropy(alone.outputs(minitl.tensor(x))[1], labels).backward()
+    np.testing.assert_allclose(
+        after[0.4]["second.weight"], 0.4 * alone.second.weight.grad, rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        after[0.4]["trunk.weight"] - after[0.0]["trunk.weight"],
+        0.4 * alone.trunk.weight.grad,
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def check_training_step(arch, size, **options):

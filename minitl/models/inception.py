@@ -211,7 +211,7 @@ class InceptionV3(Classifier):
         TensorFlow and Keras they do not.
     """
 
-    auxiliary_weight = 0.4  # of the second head's loss, as torchvision's training recipe has it
+    second_head_weight = 0.4  # as in torchvision's recipe for training
 
     def __init__(
         self,
@@ -262,8 +262,11 @@ class InceptionV3(Classifier):
         """(N, H, W, 3) -> (N, 2048). Raises ValueError for pictures below MIN_SIZE pixels."""
         return self._late(self._early(x))
 
-    def auxiliary_outputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(N, H, W, 3) -> logits and the second head's logits, (N, classes) each; None without it."""
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, H, W, 3) -> logits and the second head's, (N, classes) each; None without it.
+
+        The second head needs pictures of 283 pixels or more.
+        """
         middle = self._early(x)
         second = None if self.AuxLogits is None else self.AuxLogits(middle)
         return self.head(self._late(middle)), second

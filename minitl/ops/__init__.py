@@ -17,6 +17,7 @@ from minitl.ops.mean_squared_error import mean_squared_error
 from minitl.ops.relu import relu
 from minitl.ops.sigmoid_binary_cross_entropy import sigmoid_binary_cross_entropy
 from minitl.ops.softmax_cross_entropy import softmax_cross_entropy
+from minitl.ops.weighted_add import weighted_add
 
 __all__ = [
     "adaptive_avgpool2d",
@@ -38,4 +39,5 @@ __all__ = [
     "relu",
     "sigmoid_binary_cross_entropy",
     "softmax_cross_entropy",
+    "weighted_add",
 ]

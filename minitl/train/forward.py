@@ -90,6 +90,8 @@ class Forward:
         features: np.ndarray | None = None
         places = self.loader.order(0)
         images = len(self.loader.samples)
+        was_training = self.model.training
+        self.model.eval()  # dropout in the backbone would be the same in every epoch
         with Progress(f"features of the frozen backbone, {self.label}", images) as progress:
             done = 0
             for inputs in self._pictures(0):
@@ -99,6 +101,7 @@ class Forward:
                 features[places[done : done + len(part)]] = part
                 done += len(part)
                 progress.update(len(part))
+        self.model.train(was_training)
         assert features is not None
         return features
 

@@ -21,6 +21,7 @@ from minitl import nn, ops, optim
 from minitl.backend import BFLOAT16, Array, array_module, to_host, widen
 from minitl.device import Device, cupy
 from minitl.errors import UserError
+from minitl.models import Classifier
 from minitl.tensor import Tensor
 from minitl.train.batches import Inputs
 from minitl.train.console import say
@@ -108,15 +109,28 @@ class TrainingStep:
         edges = [n * i // parts for i in range(parts + 1)]
         outputs: Outputs = []
         for start, end in itertools.pairwise(edges):
-            logits = self._network(Tensor(x[start:end]))
-            loss = ops.softmax_cross_entropy(
-                logits, labels[start:end], label_smoothing=self._label_smoothing
-            )
+            logits, loss = self._forward(Tensor(x[start:end]), labels[start:end])
             loss.backward(self._seed((end - start) / n, loss.data))
             outputs.append((loss.data, logits.data))
         self._optimizer.step()
         self._optimizer.zero_grad()
         return outputs
+
+    def _forward(self, x: Tensor, labels: Array) -> tuple[Tensor, Tensor]:
+        """Return logits and loss; a second head's loss is part of it."""
+
+        def loss_of(logits: Tensor) -> Tensor:
+            return ops.softmax_cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+
+        network = self._network
+        if not isinstance(network, Classifier):
+            logits = network(x)
+            return logits, loss_of(logits)
+        logits, second = network.outputs(x)
+        loss = loss_of(logits)
+        if second is not None:
+            loss = ops.weighted_add(loss, loss_of(second), network.second_head_weight)
+        return logits, loss
 
     def _seed(self, share: float, loss: Array) -> Array:
         """Return a part's share of its batch, as the gradient of its loss."""
