@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import functools
 import json
 import os
 import signal
@@ -106,7 +107,18 @@ def test_config_repeats_a_run(run, tmp_path):
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_resume_after_a_lost_epoch_gives_the_same_weights(run, monkeypatch):
+@pytest.mark.parametrize("network", ["residual", "with dropout"])
+def test_resume_after_a_lost_epoch_gives_the_same_weights(run, monkeypatch, tmp_path, network):
+    if network == "with dropout":
+        layers = [
+            {"type": "conv", "channels": 4, "kernel": 3, "stride": 2},
+            {"type": "relu"},
+            {"type": "global_avgpool"},
+            {"type": "dropout"},
+            {"type": "dense", "units": 5},
+        ]
+        minitl.save_model(models.create("sequential", layers=layers), tmp_path / "dropout.h5")
+        run = functools.partial(run, "--weights", tmp_path / "dropout.h5")
     _, whole = run(out="whole")
     from minitl.train import finetune
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minitl import hdf5, models, optim
+from minitl import hdf5, models, nn, optim
 from minitl.convert.golden import make_golden
 from minitl.convert.pull import find_weights
 from minitl.data.augment import Augmentation
@@ -133,6 +133,8 @@ def resume(folder: Path) -> dict[str, Any]:
             "with another momentum; write the run's own freeze and momentum back"
         ) from None
     history = checkpoint.progress["history"]
+    for name, layer in _dropouts(model):  # the next masks, not the first ones again
+        layer.offset = checkpoint.progress.get("dropout", {}).get(name, 0)
     run = Run(config, folder, dataset, device, model, optimizer, history)
     say(f"{folder}: continuing after epoch {run.epoch} of {config.epochs}")
     return _train(run)
@@ -399,7 +401,11 @@ def _save(run: Run) -> None:
         to_weights_file(
             run.model,
             optimizer=run.optimizer.state_dict(),
-            progress={"epoch": run.epoch, "history": run.history},
+            progress={
+                "epoch": run.epoch,
+                "history": run.history,
+                "dropout": {name: layer.offset for name, layer in _dropouts(run.model)},
+            },
         ),
     )
     table = io.StringIO()
@@ -407,6 +413,11 @@ def _save(run: Run) -> None:
     writer.writeheader()
     writer.writerows({name: f"{row[name]:.6g}" for name in COLUMNS} for row in run.history)
     write_atomically(run.folder / "metrics.csv", table.getvalue().encode())
+
+
+def _dropouts(model: Classifier) -> list[tuple[str, nn.Dropout]]:
+    """Return the layers that draw random numbers in training."""
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Dropout)]
 
 
 def _source(run: Run) -> str:
