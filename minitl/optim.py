@@ -236,9 +236,9 @@ class Optimizer:
         problems = [f"missing: {name}" for name in names if name not in state]
         problems += [f"unexpected: {name}" for name in state if name not in names]
         problems += [
-            f"{name}: shape {np.shape(state[name])} instead of {np.shape(value)}"
+            f"{name}: shape {np.shape(state[name])} instead of {_shape(value)}"
             for name, _, _, value in own
-            if name in state and np.shape(state[name]) != np.shape(value)
+            if name in state and np.shape(state[name]) != _shape(value)
         ]
         if problems:
             raise ValueError(
@@ -419,6 +419,10 @@ def exponential(gamma: float) -> Schedule:
     if not 0 < gamma <= 1:
         raise ValueError(f"an exponential schedule needs 0 < gamma <= 1; got {gamma}")
     return lambda step: float(gamma**step)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, "shape", ()))
 
 
 def _kind(value: Any) -> str:

@@ -1,0 +1,253 @@
+"""Devices by name, what keeps a GPU from being used, and arrays that live on one."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import minitl
+from minitl import nn, optim
+from minitl.backend import BFLOAT16, kernel_module, narrow, widen
+from minitl.cli import main
+from minitl.device import CPU, get_device, set_precision
+from minitl.errors import UserError
+from minitl.tensor import Tensor
+from tests.cuda_launch import needs_checker
+from tests.cuda_on_cpu.fake_cupy import install
+
+BIASED = np.float32([1, -2, 3])
+
+
+# What keeps a GPU from being used
+
+
+def problem(name, **machine):
+    with install(**machine), pytest.raises(UserError) as error:
+        get_device(name)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_devices_by_name():
+    assert get_device("cpu") is CPU
+    with install(count=2):
+        assert str(get_device("cuda")) == str(get_device("cuda:0")) == "cuda:0"
+        assert str(get_device("cuda:1")) == "cuda:1"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "", "cpu:0", "cuda:1234"])
+def test_other_names(name):
+    assert "cpu, cuda or cuda:N" in problem(name)
+
+
+def test_a_number_that_is_not_there():
+    text = problem("cuda:3", count=2)
+    assert "no cuda:3" in text
+    assert "cuda:1" in text
+    assert "1 GPU, cuda:0" in problem("cuda:1")
+
+
+def test_no_card():
+    assert "no GPU that CUDA can use" in problem("cuda", count=0)
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [(0, ["no NVIDIA driver", "--device cpu"]), (11040, ["too old", "CUDA 11.4", "cuda12"])],
+)
+def test_no_driver_or_an_old_one(monkeypatch, driver, words):
+    with install() as gpu:
+        runtime = gpu.cupy.cuda.runtime
+
+        def fail():
+            raise runtime.CUDARuntimeError(
+                "cudaErrorInsufficientDriver: CUDA driver version is insufficient"
+            )
+
+        monkeypatch.setattr(runtime, "getDeviceCount", fail)
+        monkeypatch.setattr(runtime, "driverGetVersion", lambda: driver)
+        with pytest.raises(UserError) as error:
+            get_device("cuda")
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_card_that_is_too_old():
+    pytest.importorskip("cuda.bindings.nvrtc")
+    text = problem("cuda", compute_capability="75")
+    assert "8.0" in text
+    assert "7.5" in text
+
+
+def test_no_cupy():
+    code = (
+        "import sys; sys.modules['cupy'] = None\n"
+        "from minitl.cli import main\n"
+        "sys.exit(main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "minitl[cuda13]" in done.stderr
+
+
+def test_precisions():
+    with pytest.raises(UserError, match="bf16 needs a GPU"):
+        set_precision(CPU, "bf16")
+    with pytest.raises(UserError, match="float32, tf32, bf16"):
+        set_precision(CPU, "fp16")
+    set_precision(CPU, "float32")
+    with pytest.raises(ValueError, match="tf32"):
+        kernel_module("cpu").set_precision("tf32")
+    x = np.ones(3, np.float32)
+    assert kernel_module("cpu").cast(x, np.float32) is x
+    assert kernel_module("cpu").cast(x, np.float64).dtype == np.float64
+    with pytest.raises(ValueError, match="uint16"):
+        kernel_module("cpu").cast(x, BFLOAT16)
+
+
+# Arrays on a GPU
+
+
+def test_bfloat16_is_the_upper_half_of_float32_rounded_to_nearest_even():
+    x = np.float32([1, -2.5, 1 + 2**-8, 1 + 3 * 2**-8, 3.3895314e38, np.inf, -0.0, 1e-40])
+    exact = np.float32([1, -2.5, 1, 1 + 2**-6, 3.3895314e38, np.inf, -0.0, 1e-40])
+    np.testing.assert_allclose(widen(narrow(x)), exact, rtol=2**-9, atol=1e-40)
+    np.testing.assert_array_equal(widen(narrow(x[:4])), exact[:4])
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    theirs = torch.tensor(x).bfloat16().float().numpy()
+    np.testing.assert_array_equal(widen(narrow(x)), theirs)
+
+
+def test_tensors_on_a_gpu():
+    with install():
+        x = minitl.tensor(BIASED, device="cuda")
+        np.testing.assert_array_equal(x.numpy(), BIASED)
+        assert minitl.tensor(x.data, device="cuda").data is x.data
+        np.testing.assert_array_equal(minitl.tensor(x.data, device="cpu").data, BIASED)
+        assert minitl.tensor([4.0], device="cuda").item() == 4
+        half = Tensor(get_device("cuda").array(narrow(BIASED)))
+        assert "bfloat16" in repr(half)
+        np.testing.assert_array_equal(half.numpy(), BIASED)
+    with pytest.raises(TypeError, match="float32 or float64"):
+        Tensor(narrow(BIASED))  # on the CPU these are integers
+
+
+def test_what_does_not_go_together_is_named():
+    with install():
+        here, there = minitl.tensor(BIASED), minitl.tensor(BIASED, device="cuda")
+        with pytest.raises(TypeError, match=r"the CPU and of the GPU.*\.to\(device\)"):
+            minitl.ops.add(here, there)
+        half = Tensor(get_device("cuda").array(narrow(BIASED)))
+        with pytest.raises(TypeError, match="bfloat16 and float32"):
+            minitl.ops.add(half, there)
+        rows, weight = narrow(np.ones((2, 3))), narrow(np.ones((4, 3)))
+        with pytest.raises(TypeError, match="bfloat16"):  # parameters stay float32
+            minitl.ops.linear(*(Tensor(get_device("cuda").array(a)) for a in (rows, weight)))
+
+
+class Net(nn.Module):
+    """A filter, statistics, and a constant that is neither learned nor saved."""
+
+    def __init__(self):
+        self.conv = nn.Conv2d(3, 4, 3, rng=np.random.default_rng(0))
+        self.bn = nn.BatchNorm2d(4)
+        self._constant = Tensor(np.ones(2, np.float32))
+
+
+def test_a_module_moves_and_its_state_stays_numpys():
+    with install() as gpu:
+        model = Net()
+        before = {name: array.copy() for name, array in model.state_dict().items()}
+        model.to("cuda")
+        for array in (model.conv.weight.data, model.bn.running_mean, model._constant.data):
+            assert isinstance(array, gpu.cupy.ndarray)
+        after = model.state_dict()
+        assert after.keys() == before.keys()
+        for name, array in after.items():
+            np.testing.assert_array_equal(array, before[name], name)
+        changed = {name: array + 1 for name, array in before.items()}
+        model.load_state_dict(changed)
+        for name, array in model.to("cpu").state_dict().items():
+            np.testing.assert_array_equal(array, changed[name], name)
+            assert isinstance(array, np.ndarray)
+
+
+@needs_checker
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adam])
+def test_an_optimizer_on_a_gpu_saves_and_continues(make):
+    options = {"momentum": 0.9} if make is optim.SGD else {}
+    gradients = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+
+    def steps(optimizer, parameter, gradients, device):
+        for gradient in gradients:
+            parameter.grad = device.array(gradient)
+            optimizer.step()
+        return optimizer
+
+    def start(values, device):
+        parameter = nn.Parameter(device.array(values.copy()))
+        return make([parameter], lr=0.1, **options), parameter
+
+    with install(mode="fast"):
+        cuda = get_device("cuda")
+        optimizer, parameter = start(BIASED, cuda)
+        steps(optimizer, parameter, gradients[:2], cuda)
+        state, values = optimizer.state_dict(), parameter.numpy()
+        assert all(isinstance(v, np.ndarray | float | int | bool) for v in state.values())
+        steps(optimizer, parameter, gradients[2:], cuda)
+        other, again = start(values, cuda)
+        other.load_state_dict(state)
+        steps(other, again, gradients[2:], cuda)
+        np.testing.assert_array_equal(again.numpy(), parameter.numpy())
+        optimizer, on_cpu = start(BIASED, CPU)
+        steps(optimizer, on_cpu, gradients, CPU)
+        np.testing.assert_allclose(parameter.numpy(), on_cpu.numpy(), rtol=1e-6)
+
+
+# The doctor
+
+
+@needs_checker
+def test_the_doctor_finds_a_healthy_gpu_healthy(capsys):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    with install(mode="fast"):
+        assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "cuda:0 works" in text
+    assert text.count(" ok ") > 50
+    assert "sm_90a" in text
+
+
+@needs_checker
+def test_the_doctor_finds_a_wrong_kernel_and_one_that_fails(capsys, monkeypatch):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    from minitl import doctor
+
+    cuda = kernel_module("cuda")
+    few = [check for check in doctor.CHECKS if check.name in ("add", "relu", "concat")]
+    monkeypatch.setattr(doctor, "CHECKS", few)
+
+    def broken(x):
+        raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access")
+
+    monkeypatch.setattr(cuda, "add_forward", lambda x, y: cuda.relu_forward(x))
+    monkeypatch.setattr(cuda, "relu_forward", broken)
+    with install(mode="fast"):
+        assert main(["doctor"]) == 1
+    text, error = capsys.readouterr()
+    assert "WRONG  RuntimeError: cudaErrorIllegalAddress" in text
+    assert "concat" in text
+    assert "4 checks failed" in error  # in float32 and in bf16
+
+
+@pytest.mark.parametrize(("machine", "words"), [({"count": 0}, "no GPU"), ({}, "give --device")])
+def test_the_doctor_says_what_is_missing(capsys, machine, words):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    with install(**machine):
+        assert main(["doctor", "--device", "cuda" if machine else "cpu"]) == 1
+    text, error = capsys.readouterr()
+    assert "NVRTC" in text
+    assert words in error
