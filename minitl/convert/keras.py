@@ -12,6 +12,7 @@ What differs between the two, and what is done about it:
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from minitl.convert.report import shown
 from minitl.convert.source import Request, Source, StoredArray
 from minitl.errors import UserError, WeightsFileError
 from minitl.models import Classifier
+from minitl.models.vgg import VGG
 
 _OPEN_SIZE = 224  # pixels to look at a network with, where it takes pictures of any size
+_SMALL = 96  # pixels that every application takes
 
 
 def from_keras(path: Path, data: bytes, request: Request) -> Source:
@@ -136,7 +139,11 @@ def _sequential(output: Node, size: int) -> Match | None:
     ours = trace(model, size)
     if ours is None:
         return None
-    return Match(model, ours, {str(i): node for i, node in enumerate(chain) if node.weights})
+    # The first layers of Keras' VGG, whose preprocessing is known, under a head of the user's.
+    names = [node.weights for node in chain if node.op == "conv"]
+    vgg = len(names) > 7 and all(re.fullmatch(r"block\d_conv\d", name) for name in names)
+    layers_here = {str(i): node for i, node in enumerate(chain) if node.weights}
+    return Match(model, ours, layers_here, "caffe" if vgg else None)
 
 
 def _description(node: Node) -> dict[str, Any]:
@@ -184,14 +191,15 @@ def _by_names(file: KerasFile, arch: str | None, options: dict[str, Any]) -> Mat
             )
         if model.head_name in found:
             model.replace_head(layers[found[model.head_name]].arrays[0].shape[-1])
-        output = trace(model, model.preprocessing["crop"])
+        # What is looked for in the graph does not depend on the size, but for VGG's flattening.
+        output = trace(model, model.preprocessing["crop"] if isinstance(model, VGG) else _SMALL)
         assert output is not None
         nodes = {
             module: Node("", (), (), (), name, layers[name].path) for module, name in found.items()
         }
         match = Match(model, output, nodes)
         whole = {name.rpartition(".")[0] for name in model.state_dict()} - {model.head_name}
-        return match if whole <= found.keys() else _trunk(match, mode_of(model))
+        return match if whole <= found.keys() else _trunk(match)
     some = ", ".join(shown(name) for name in list(layers)[:3])
     raise UserError(
         f"{file.path} holds weights alone ({len(layers)} layers: {some}, ...), which "
@@ -200,7 +208,7 @@ def _by_names(file: KerasFile, arch: str | None, options: dict[str, Any]) -> Mat
     )
 
 
-def _trunk(match: Match, mode: str | None) -> Match:
+def _trunk(match: Match) -> Match:
     """Return a VGG without its three dense layers as a chain: the average over the map, then a head."""
     nodes = nodes_of(match.output)
     last = max(i for i, node in enumerate(nodes) if node.op == "maxpool")
@@ -210,7 +218,6 @@ def _trunk(match: Match, mode: str | None) -> Match:
         node.options = {"same": False, "bias": True}
     chain = _sequential(_with_head(nodes[last]), match.model.preprocessing["crop"])
     assert chain is not None
-    chain.mode = mode
     chain.model.preprocessing = match.model.preprocessing
     return chain
 

@@ -205,7 +205,8 @@ class _Reader:
         layers = inner if isinstance(inner, list) else inner["layers"]  # a list before Keras 2.2.3
         groups = _groups(layers, f"{place}layers")
         if config["class_name"] == "Sequential":
-            if x is None and not any(layer["class_name"] == "InputLayer" for layer in layers):
+            brings = ("InputLayer", *_MODELS)  # what brings an input of its own
+            if x is None and not (layers and layers[0]["class_name"] in brings):
                 x = self.start(_input_shape(inner, layers))
             for layer, group in zip(layers, groups, strict=True):
                 x = self.layer(layer, [] if x is None else [x], group, depth)

@@ -62,13 +62,13 @@ def find_architecture(
     architecture, those that are fixed beforehand.
     """
     output = without_dropout(output)
-    wanted = _filters(output)
+    wanted = _census(output)
     eps = {node.options["eps"] for node in nodes_of(output) if node.op == "bn"}
     for name in models.ARCHITECTURES if arch is None else [arch]:
         if name == "sequential":
             continue
         for model in _variants(name, options, output, eps):
-            if Counter(_shapes(model)) != wanted:
+            if _census_of(model) != wanted:
                 break
             ours = trace(model, size)
             pairs = None if ours is None else same_network(ours, output)
@@ -116,17 +116,22 @@ def _same_eps(pairs: list[tuple[Node, Node]]) -> bool:
     )
 
 
-def _filters(output: Node) -> Counter[tuple[int, ...]]:
-    shapes = []
+def _census(output: Node) -> Counter[tuple[int, ...]]:
+    """Count the filters by shape, and the normalisations as ()."""
+    found: list[tuple[int, ...]] = []
     for node in nodes_of(output):
         if node.op == "conv":
             k, kernel, _, _, _, groups = node.attrs
-            shapes.append((k, node.inputs[0].shape[2] // groups, *kernel))
-    return Counter(shapes)
+            found.append((k, node.inputs[0].shape[2] // groups, *kernel))
+        elif node.op == "bn":
+            found.append(())
+    return Counter(found)
 
 
-def _shapes(model: Classifier) -> list[tuple[int, ...]]:
-    return [array.shape for array in model.state_dict().values() if array.ndim == 4]
+def _census_of(model: Classifier) -> Counter[tuple[int, ...]]:
+    state = model.state_dict()
+    found: list[tuple[int, ...]] = [array.shape for array in state.values() if array.ndim == 4]
+    return Counter(found + [() for name in state if name.endswith(".running_mean")])
 
 
 def without_dropout(output: Node) -> Node:

@@ -55,8 +55,9 @@ def preprocessing_of(
             f"{preset_names()}"
         )
     meaning, values = preset(mode)
-    return fields | values, (
-        f"ASSUMED {mode} ({meaning}) as Keras' application; the file does not say: else --preprocessing"
+    return (
+        fields | values,
+        f"ASSUMED {mode} ({meaning}), as the original; else give --preprocessing",
     )
 
 

@@ -31,7 +31,8 @@ MAX_SECONDS = 30
 # The attributes that Keras writes and the conversion needs; lists that are too long for one attribute
 # are cut into layer_names0, layer_names1, ...
 _ATTRIBUTES = re.compile(
-    r"(model_config|keras_version|backend|name|dtype|(layer_names|weight_names)\d{0,4})", re.ASCII
+    r"(format|model_config|keras_version|backend|name|dtype|(layer_names|weight_names)\d{0,4})",
+    re.ASCII,
 )
 _TYPES = {
     "<f2": h5py.h5t.IEEE_F16LE,
@@ -64,6 +65,8 @@ class Refused(Exception):
 def survey(file: h5py.File) -> dict[str, Any]:
     """Return the attributes and datasets of a whole file. Raises Refused."""
     attributes: dict[str, dict[str, Any]] = {"": _attributes(file, "")}
+    if attributes[""].get("format") == "minitl":
+        raise Refused("is a weights file of minitl already; there is nothing to convert")
     datasets = []
     for path, item in _objects(file):
         if isinstance(item, h5py.Dataset):
