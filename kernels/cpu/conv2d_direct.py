@@ -52,6 +52,8 @@ from minitl.kernels.cpu.conv2d_tables import (
 from minitl.kernels.cpu.jit import kernel, most_threads
 from minitl.kernels.cpu.microkernel import (
     OUTER_HEIGHT,
+    RESULTS_FAR,
+    ROWS_FAR,
     ROWS_HEIGHT,
     add_outer_products,
     gather_rows,
@@ -61,7 +63,9 @@ from minitl.shapes import Padding2d, window_output_shape
 
 Pair = tuple[int, int]
 
-TILES_IN_BLOCK = 4  # tiles of pixels that one panel of filters is used for before the next
+TILES_IN_BLOCK = 4  # tiles of pixels that one panel of filters is used for before the next,
+MORE_TILES_IN_BLOCK = 8  # where the panels together outgrow a core's cache:
+FILTERS_IN_CACHE = 1 << 19  # floats
 LONGEST_SUM = 288  # products summed in registers before they are added to memory
 PIXELS_IN_SUM = 128  # dw: the same, in pixels
 TASKS = (
@@ -69,7 +73,8 @@ TASKS = (
 )
 VECTORS_IN_COPY = 32  # dw: vectors of a row of x that are copied at a time
 TILES_IN_SLICE = 8  # dw: tiles of filters at least, if they are divided among tasks
-PARTIAL_SUMS = 1 << 19  # dw: floats that partial sums may take when pixels are divided among tasks
+PARTIAL_SUMS = 1 << 19  # dw: floats that partial sums may take when pixels are divided among tasks,
+COPIED_FOR_SUMS = 6  # or one for so many floats that are copied, if that is more
 
 
 @kernel()
@@ -121,6 +126,9 @@ def _multiply_block(  # type: ignore[no-untyped-def]
             for k in range(0, depth, some_depth):
                 last = tap + some_taps >= taps and k + some_depth >= depth
                 other = residual + 4 * column if last and residual != 0 else np.int64(0)
+                far = RESULTS_FAR if tap + k == 0 else 0
+                if panel == first_panel:
+                    far |= ROWS_FAR
                 for pixel in range(begin, end, height):
                     multiply_rows(
                         lanes,
@@ -138,6 +146,7 @@ def _multiply_block(  # type: ignore[no-untyped-def]
                         tap + k,
                         other,
                         np.int64(relu and last),
+                        far,
                     )
 
 
@@ -404,7 +413,7 @@ def _multiply(
     sets: int,
 ) -> None:
     height = ROWS_HEIGHT[lanes]
-    block = TILES_IN_BLOCK * height
+    block = height * (TILES_IN_BLOCK if packed.size < FILTERS_IN_CACHE else MORE_TILES_IN_BLOCK)
     tasks = sets * -(-gather.table.shape[1] // block)
     _multiply_gathered(
         lanes,
@@ -516,7 +525,8 @@ def conv2d_dw(
     divided = picture_sets(n, p * q)
     size = k * r * s * cg
     blocks = sum(sets * -(-pictures * p * q // PIXELS_IN_SUM) for _, pictures, sets in divided)
-    chunks = max(1, min(TASKS, blocks, PARTIAL_SUMS // size))
+    sums_allowed = max(PARTIAL_SUMS, n * p * q * (c + k) // COPIED_FOR_SUMS)
+    chunks = max(1, min(TASKS, blocks, sums_allowed // size))
     in_group = tiles.shape[1]
     pairs = -(-len(columns) // 2)
     sums = memory.zeros(

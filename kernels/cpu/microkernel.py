@@ -38,6 +38,12 @@ from minitl.kernels.cpu.jit import kernel
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 UNROLL = 4  # steps of the sum in one round of the loop
 
+LINE = 16  # floats in a cache line
+# What llvm.prefetch is told: whether to write; the cache it should reach, 3 for the nearest.
+PREFETCH_READ, PREFETCH_WRITE, PREFETCH_FAR = (0, 3), (1, 3), (0, 2)
+
+RESULTS_FAR, ROWS_FAR = 1, 2  # see `multiply_rows`
+
 # Rows of a tile, by lanes.
 ROWS_HEIGHT = {8: 6, 16: 12}
 OUTER_HEIGHT = {8: 6, 16: 13}
@@ -79,6 +85,15 @@ class Emitter:
         pointer = self.builder.inttoptr(address, self.vector.as_pointer())
         self.builder.store(vector, pointer).align = 4
 
+    def prefetch(self, address: ir.Value, how: tuple[int, int]) -> None:
+        """Ask for the cache line at an address."""
+        function = self.builder.module.globals.get("llvm.prefetch.p0")
+        if function is None:
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32])
+            function = ir.Function(self.builder.module, kind, "llvm.prefetch.p0")
+        pointer = self.builder.inttoptr(address, ir.IntType(8).as_pointer())
+        self.builder.call(function, [pointer, *map(I32, how), I32(1)])
+
     def load_vectors(self, address: ir.Value, count: int) -> list[ir.Value]:
         """Load vectors that follow each other."""
         return [self.load(self.at(address, j * self.lanes), self.vector) for j in range(count)]
@@ -108,9 +123,13 @@ class Emitter:
         """Return a vector of equal numbers."""
         return ir.Constant(self.vector, [float(number)] * self.lanes)
 
+    def offset(self, address: ir.Value) -> ir.Value:
+        """Load an entry of a table."""
+        return self.builder.sext(self.load(address, I32), I64)
+
     def row(self, base: ir.Value, outside: ir.Value, offset_address: ir.Value) -> ir.Value:
         """Return the address of the row that a table entry names; a negative entry is `outside`."""
-        offset = self.builder.sext(self.load(offset_address, I32), I64)
+        offset = self.offset(offset_address)
         negative = self.builder.icmp_signed("<", offset, I64(0))
         return self.builder.select(negative, outside, self.at(base, offset))
 
@@ -181,9 +200,13 @@ class Emitter:
                 current = list(body(current))
             return current
 
-        rounds = self.builder.ashr(count, I64(UNROLL.bit_length() - 1))
-        values = self.repeat(rounds, values, round_of_steps)
-        return self.repeat(self.builder.and_(count, I64(UNROLL - 1)), values, body)
+        rounds, rest = self.divide_by_unroll(count)
+        return self.repeat(rest, self.repeat(rounds, values, round_of_steps), body)
+
+    def divide_by_unroll(self, count: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return count // UNROLL and count % UNROLL."""
+        shift = I64(UNROLL.bit_length() - 1)
+        return self.builder.ashr(count, shift), self.builder.and_(count, I64(UNROLL - 1))
 
 
 def make_intrinsic(variants: dict[tuple[int, ...], Callable[..., None]]) -> Any:
@@ -216,6 +239,9 @@ def make_intrinsic(variants: dict[tuple[int, ...], Callable[..., None]]) -> Any:
 
 def _rows_tile(lanes: int, vectors: int) -> Callable[..., None]:
     height = ROWS_HEIGHT[lanes]
+    rows_ahead = -(
+        -height * UNROLL // LINE
+    )  # in a round, so that a line of each is asked for in time
 
     def write(
         emit: Emitter,
@@ -232,10 +258,41 @@ def _rows_tile(lanes: int, vectors: int) -> Callable[..., None]:
         add: ir.Value,
         other: ir.Value,
         relu: ir.Value,
+        far: ir.Value,
     ) -> None:
+        def prefetch_rows(
+            base: ir.Value, offsets: list[ir.Value], how: tuple[int, int]
+        ) -> list[ir.Value]:
+            for offset in offsets:
+                for start in range(0, vectors * lanes, LINE):
+                    emit.prefetch(emit.at(emit.at(base, offset), start), how)
+            return []
+
         def tap(values: list[ir.Value]) -> list[ir.Value]:
             table, b, *sums = values
             rows = [emit.row(a, outside, emit.at(table, i)) for i in range(height)]
+            next_rows = emit.at(table, height)
+
+            def look_ahead(values: Sequence[ir.Value]) -> list[ir.Value]:
+                row, line = values
+                for j in range(rows_ahead):
+                    entry = emit.at(emit.at(next_rows, row), j)
+                    emit.prefetch(emit.at(line, emit.offset(entry)), PREFETCH_FAR)
+                row = emit.builder.add(row, I64(rows_ahead))
+                wraps = emit.builder.icmp_signed("==", row, I64(height))
+                return [
+                    emit.builder.select(wraps, I64(0), row),
+                    emit.builder.select(wraps, emit.at(line, LINE), line),
+                ]
+
+            def round_of_steps(values: list[ir.Value]) -> list[ir.Value]:
+                k, b, row, line, *sums = values
+                row, line = emit.when(rows_far, [row, line], look_ahead)
+                values = [k, b, *sums]
+                for _ in range(UNROLL):
+                    values = step(values)
+                k, b, *sums = values
+                return [k, b, row, line, *sums]
 
             def step(values: list[ir.Value]) -> list[ir.Value]:
                 k, b, *sums = values
@@ -247,14 +304,21 @@ def _rows_tile(lanes: int, vectors: int) -> Callable[..., None]:
                         sums[q] = emit.multiply_add(left, right[j], sums[q])
                 return [emit.builder.add(k, I64(1)), emit.at(b, vectors * lanes), *sums]
 
-            _, b, *sums = emit.repeat_unrolled(depth, [I64(0), b, *sums], step)
+            rounds, rest = emit.divide_by_unroll(depth)
+            k, b, _, _, *sums = emit.repeat(rounds, [I64(0), b, I64(0), a, *sums], round_of_steps)
+            _, b, *sums = emit.repeat(rest, [k, b, *sums], step)
             return [emit.at(table, table_step), b, *sums]
 
+        offsets = [emit.offset(emit.at(c_table, i)) for i in range(height)]
+        rows_far = emit.builder.and_(far, I64(ROWS_FAR))
+        results_far = emit.builder.and_(far, I64(RESULTS_FAR))
+        emit.when(results_far, [], lambda _: prefetch_rows(c, offsets, PREFETCH_WRITE))
+        emit.when(other, [], lambda _: prefetch_rows(other, offsets, PREFETCH_READ))
         sums = [emit.constant(0)] * (height * vectors)
         _, _, *sums = emit.repeat(taps, [table, b, *sums], tap)
         adds = emit.builder.icmp_signed("!=", add, I64(0))
-        offsets = [emit.load(emit.at(c_table, i), I32) for i in range(height)]
-        rows = [emit.at(c, emit.builder.sext(offset, I64)) for offset in offsets]
+        offsets = [emit.offset(emit.at(c_table, i)) for i in range(height)]
+        rows = [emit.at(c, offset) for offset in offsets]
         # Everything is loaded before anything is stored: rows may be copies of each other.
         for i in range(height):
             before = emit.load_vectors(emit.builder.select(adds, rows[i], start), vectors)
@@ -265,8 +329,7 @@ def _rows_tile(lanes: int, vectors: int) -> Callable[..., None]:
         def add_other(sums: Sequence[ir.Value]) -> list[ir.Value]:
             others: list[ir.Value] = []
             for offset in offsets:
-                row = emit.at(other, emit.builder.sext(offset, I64))
-                others += emit.load_vectors(row, vectors)
+                others += emit.load_vectors(emit.at(other, offset), vectors)
             return [emit.builder.fadd(*pair) for pair in zip(sums, others, strict=True)]
 
         sums = emit.when(other, sums, add_other)
@@ -361,6 +424,7 @@ def multiply_rows(  # type: ignore[no-untyped-def]
     add,
     other,
     relu,
+    far,
 ):
     """Compute one tile of a product whose left rows are found through a table.
 
@@ -374,6 +438,11 @@ def multiply_rows(  # type: ignore[no-untyped-def]
 
     What follows a finished sum is done before it leaves the registers: `other`, if not 0, is an address from
     which other[c_table[i] + j] is added, and with `relu` what is below zero is cut off.
+
+    far: what is not in a near cache yet and should be asked for in time, the sum of RESULTS_FAR (the rows of
+    c, at the beginning) and ROWS_FAR (while the sum is under way, the rows that the next tile starts from,
+    table[t * table_step + ROWS_HEIGHT[lanes] + i]). The processor by itself notices when one row after the
+    other is read, but not so many at a time.
     """
     _rows(
         (
@@ -392,6 +461,7 @@ def multiply_rows(  # type: ignore[no-untyped-def]
             add,
             other,
             relu,
+            far,
         )
     )
 

@@ -180,6 +180,7 @@ def _multiply_tiles(  # type: ignore[no-untyped-def]
                     c,
                     np.int64(0),
                     np.int64(0),
+                    np.int64(0),
                 )
 
 
