@@ -15,7 +15,7 @@ A captured graph holds launches, copies and fills with the arguments they had, o
 and does them when it is launched; capturing does nothing else. With `late=True` streams work behind the
 caller's back, as late as they may: what nobody waited for is not there yet.
 
-`strict=False` takes NumPy's own arrays for device arrays, for tests that were written for the CPU.
+With `strict=False` NumPy's arrays are computed by the CUDA kernels too, for tests written for the CPU.
 """
 
 import contextlib
@@ -832,7 +832,7 @@ NAMES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _namespaces(strict: bool) -> dict[str, ModuleType]:
+def _namespaces() -> dict[str, ModuleType]:
     modules = {}
     for name, members in NAMES.items():
         modules[name] = ModuleType(name, "The fake of tests/cuda_on_cpu.")
@@ -840,26 +840,44 @@ def _namespaces(strict: bool) -> dict[str, ModuleType]:
         parent, _, last = name.rpartition(".")
         if parent:
             setattr(modules[parent], last, modules[name])
-    if not strict:
-        modules["cupy"].ndarray = np.ndarray
     return modules
+
+
+@contextlib.contextmanager
+def _imported(modules: dict[str, ModuleType]) -> Iterator[None]:
+    """Put these modules in place, and only these: others that are imported meanwhile must stay."""
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 @contextlib.contextmanager
 def install(**settings: Any) -> Iterator[Gpu]:
     """Put the fake in place of CuPy, and the CPU in place of a GPU; settings: the first fields of Gpu."""
+    from minitl import backend
+    from minitl.kernels import cuda
     from minitl.kernels.cuda import runtime
 
-    modules = _namespaces(settings.get("strict", True))
+    modules = _namespaces()
     gpu = Gpu(cupy=modules["cupy"], **settings)
     Stream.null = gpu.null
     _gpus.append(gpu)
     try:
         with (
-            mock.patch.dict(sys.modules, modules),
+            _imported(modules),
             mock.patch.multiple(
                 runtime, load_module=load_module, launch_numba=launch_numba, address=address
             ),
+            contextlib.nullcontext()
+            if gpu.strict
+            else mock.patch.object(backend, "kernel_module", lambda device: cuda),
         ):
             yield gpu
     finally:
