@@ -88,13 +88,14 @@ def convert(
     """
     # h5py and the networks only now: `minitl convert --help` needs neither.
     from minitl import hdf5
+    from minitl.convert.golden import make_golden
 
     src, dst = Path(src), Path(dst)
     if dst.exists() and not overwrite:
         raise UserError(f"{dst} exists; choose another name, or replace it with --overwrite")
     data = read_bytes(src)
     found = read_source(src, data, Request(arch, arch_options or {}, entry, preprocessing))
-    model = _network(found, new_head, "--arch" if arch else str(src))
+    model = _network(found, new_head, "--arch" if arch else str(src), len(data))
     report = _matched(model, found, src, new_head, drop_unexpected)
     names = found.class_names if class_names is None and new_head is None else class_names
     if names is not None and len(names) != model.num_classes:
@@ -108,19 +109,18 @@ def convert(
     report.arch, report.arch_options, report.target = model.arch, model.arch_options, str(dst)
     if dry_run:
         return report
-    hdf5.write(
-        dst,
-        hdf5.WeightsFile(
-            arch=model.arch,
-            arch_options=model.arch_options,
-            state=state,
-            class_names=None if names is None else list(names),
-            preprocessing=report.preprocessing,
-            source=src.name if source is None else source,
-            source_sha256=hashlib.sha256(data).hexdigest(),
-            license=(found.license or "") if license is None else license,
-        ),
+    contents = hdf5.WeightsFile(
+        arch=model.arch,
+        arch_options=model.arch_options,
+        state=state,
+        class_names=None if names is None else list(names),
+        preprocessing=report.preprocessing,
+        source=src.name if source is None else source,
+        source_sha256=hashlib.sha256(data).hexdigest(),
+        license=(found.license or "") if license is None else license,
     )
+    contents.golden = make_golden(contents, str(src))
+    hdf5.write(dst, contents)
     report.written = True
     return report
 
@@ -131,8 +131,8 @@ def read_source(path: Path, data: bytes, request: Request) -> Source:
     return reader.read(path, data, request)
 
 
-def _network(found: Source, new_head: int | None, what: str) -> "Classifier":
-    """Make the network with a head as wide as the file's, or as asked for."""
+def _network(found: Source, new_head: int | None, what: str, size: int) -> "Classifier":
+    """Make the network with a head as wide as the file's (of `size` bytes), or as asked for."""
     from minitl.models.saving import empty_model
 
     model = empty_model(found.arch, found.arch_options, what)
@@ -142,9 +142,10 @@ def _network(found: Source, new_head: int | None, what: str) -> "Classifier":
         model.replace_head(new_head)
         return model
     head = found.arrays.get(f"{model.head_name}.weight")
-    # A head wider than the file has numbers is misshapen; it is not made.
-    if head is not None and len(head.shape) == 2 and 0 < head.shape[0] <= 1_000_000:
-        model.replace_head(head.shape[0])
+    rows = head.shape[0] if head is not None and len(head.shape) == 2 else 0
+    # A head of more numbers than the file has bytes is a lie; it is not made, and found misshapen.
+    if 0 < rows * model.head.weight.shape[1] <= size:
+        model.replace_head(rows)
     return model
 
 
