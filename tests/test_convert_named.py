@@ -297,6 +297,15 @@ def test_a_file_without_a_head_needs_a_new_one(path, tmp_path):
         convert(path, tmp_path / "b.h5", new_head=0)
 
 
+def test_a_head_larger_than_the_file_is_not_made(tmp_path):
+    state = cifar_state()
+    state["linear.weight"] = torch.zeros(1).expand(1 << 40, 16)
+    state["linear.bias"] = torch.zeros(1).expand(1 << 40)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ConversionError, match=r"linear\.weight .*has \(1099511627776, 16\)"):
+        convert(tmp_path / "w.pth", tmp_path / "w.h5")
+
+
 def test_both_heads_of_inception_are_new(path, tmp_path):
     state = reference_models.make("inception_v3", num_classes=2, auxiliary=True).state_dict()
     safetensors.torch.save_file(state, path)

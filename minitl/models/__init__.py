@@ -9,6 +9,7 @@ from minitl.models.cifar_resnet import (
     cifar_resnet32,
     cifar_resnet44,
     cifar_resnet56,
+    cifar_resnet110,
 )
 from minitl.models.classifier import (
     Classifier,
@@ -100,6 +101,7 @@ ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
         cifar_resnet32,
         cifar_resnet44,
         cifar_resnet56,
+        cifar_resnet110,
         mlperf_resnet8,
         vgg11,
         vgg11_bn,
@@ -151,6 +153,7 @@ __all__ = [
     "cifar_resnet32",
     "cifar_resnet44",
     "cifar_resnet56",
+    "cifar_resnet110",
     "create",
     "inception_v3",
     "load_model",

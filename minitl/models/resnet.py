@@ -171,7 +171,9 @@ class ResNet(Classifier):
         style: Style,
         options: dict[str, Any],
     ) -> None:
-        super().__init__(arch, options, preprocessing(resize=256, crop=224))
+        # timm's networks with a deep stem were trained on pictures resized so.
+        interpolation = "bicubic" if style.deep_stem else "bilinear"
+        super().__init__(arch, options, preprocessing(256, 224, interpolation))
         self.style = style
         rng = None if seed is None else np.random.default_rng(seed)
         self.conv1: nn.Module = (

@@ -83,7 +83,9 @@ class ResNetV2(Classifier):
             "conv_bias": switch(conv_bias, "conv_bias"),
             "bn_eps": fraction(bn_eps, "bn_eps"),
         }
-        super().__init__(arch, changed(options, USUAL), preprocessing(resize=256, crop=224))
+        # Both implementations' weights were trained on pictures from -1 to 1.
+        usual = preprocessing(256, 224, "bicubic") | {"mean": [0.5] * 3, "std": [0.5] * 3}
+        super().__init__(arch, changed(options, USUAL), usual)
         # A 1x1 convolution of each channel by itself with 1, whose padding is a frame of zeros.
         self._frame = Tensor(np.ones((64, 1, 1, 1), np.float32)) if zero_pool else None
         rng = None if seed is None else np.random.default_rng(seed)
