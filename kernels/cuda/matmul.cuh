@@ -14,6 +14,7 @@
 // Registers: a thread holds WM * WN / 32 sums. Up to 64 of them (64 x 32 for a warp) the kernels keep to
 // 128 registers, so that 512 threads fit on a multiprocessor; with more, and for double, to 255 for 256.
 #pragma once
+#include "common.cuh"
 #include "ptx.cuh"
 
 #ifndef TF32
