@@ -9,10 +9,21 @@ import sys
 from collections.abc import Sequence
 
 from minitl import __version__
-from minitl.cli import convert, doctor, doctor_data, evaluate, finetune, inspect, predict, serve
+from minitl.cli import (
+    convert,
+    doctor,
+    doctor_data,
+    evaluate,
+    export,
+    finetune,
+    inspect,
+    predict,
+    pull,
+    serve,
+)
 from minitl.errors import InterruptedRunError, UserError
 
-COMMANDS = (finetune, evaluate, predict, inspect, convert, doctor, doctor_data, serve)
+COMMANDS = (finetune, evaluate, predict, inspect, convert, export, pull, doctor, doctor_data, serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -97,7 +97,8 @@ def _show(found: dict[str, Any]) -> None:
 
 def _show_comparison(found: dict[str, Any], printable: Any) -> None:
     here, there = found["files"]
-    print(printable(f"\n{here} and {there}:"))
+    print()
+    print(printable(f"{here} and {there}:"))
     for name, (a, b) in found["attributes"].items():
         print(printable(f"  {name}: {_short(a)} | {_short(b)}"))
     print(f"  equal to the bit: {found['equal']} arrays")
