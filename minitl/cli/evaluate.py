@@ -14,7 +14,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "evaluate", help="judge a run or a weights file on an image folder"
     )
     command.set_defaults(run=run)
-    command.add_argument("model", metavar="RUN_OR_WEIGHTS", type=Path)
+    command.add_argument(
+        "model",
+        metavar="RUN_OR_WEIGHTS",
+        type=Path,
+        help="a run folder, a weights file or a name (minitl pull --list)",
+    )
     command.add_argument("data", metavar="DATA", type=Path)
     command.add_argument(
         "--part", choices=("train", "val", "test", "all"), help="default: test, else val"

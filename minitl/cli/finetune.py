@@ -20,7 +20,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     what = command.add_argument_group("what to do")
     what.add_argument("data", nargs="?", metavar="DATA", help="the image folder")
     what.add_argument(
-        "--weights", metavar="FILE.h5", help="pretrained weights (see minitl convert)"
+        "--weights",
+        metavar="FILE.h5|NAME",
+        help="pretrained weights: a file (see minitl convert) or a name (see minitl pull --list)",
     )
     what.add_argument(
         "--from-scratch",

@@ -12,7 +12,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
     """Declare the command and its arguments."""
     command: argparse.ArgumentParser = commands.add_parser("predict", help="classify pictures")
     command.set_defaults(run=run)
-    command.add_argument("model", metavar="RUN_OR_WEIGHTS", type=Path)
+    command.add_argument(
+        "model",
+        metavar="RUN_OR_WEIGHTS",
+        type=Path,
+        help="a run folder, a weights file or a name (minitl pull --list)",
+    )
     command.add_argument("images", metavar="IMAGE", type=Path, nargs="+")
     command.add_argument(
         "--top", type=count, default=3, metavar="N", help="classes shown for each (3)"
