@@ -56,7 +56,7 @@ def golden_logits(contents: WeightsFile, picture: np.ndarray, what: str) -> np.n
             logits: np.ndarray = model(x).numpy()[0]
     except ValueError as error:
         raise UserError(
-            f"{what}: a {contents.arch} cannot take pictures of {preprocessing.crop} pixels ({error})"
+            f"{what}: {contents.arch} cannot take pictures of {preprocessing.crop} pixels ({error})"
         ) from None
     return logits
 
