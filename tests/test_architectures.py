@@ -1,6 +1,7 @@
 """Every architecture: converted from PyTorch's files, it computes what the original does."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import minitl
 from minitl import models
 from minitl.convert import convert
 from minitl.convert.recognise import recognise
-from minitl.errors import WeightsFileError
+from minitl.errors import UserError, WeightsFileError
+from minitl.models.saving import empty_model
 from tests import reference_models
 
 # Name: architecture, options of the reference, options of the network that shapes cannot tell, pixels.
@@ -352,3 +354,39 @@ def test_options_are_json_and_only_what_is_unusual():
     model = models.create("resnet50", seed=None, stride_in_1x1=True, bn_eps=1e-5)
     assert json.loads(json.dumps(model.arch_options)) == {"stride_in_1x1": True}
     assert models.create("resnet50d", seed=None, deep_stem=0).arch_options == {"deep_stem": 0}
+
+
+# ---------------------------------------------------------------------------- any names and shapes
+
+
+BASES = ("resnet50d", "resnext50_32x4d", "resnetv2_50", "cifar_resnet20", "mlperf_resnet8", "vgg11")
+SIDES = (0, 1, 2, 3, 4, 7, 16, 32, 64, 100, 512, 4096, 25088, 65537, 1 << 20, 1 << 47)
+
+
+@pytest.fixture(scope="module")
+def bases():
+    return [shapes_of(models.create(arch, seed=None)) for arch in BASES]
+
+
+def test_any_names_and_shapes_are_a_network_or_an_error(bases):
+    rng = random.Random(0)
+    outcomes = {True: 0, False: 0}
+    for number in range(1000):
+        shapes = dict(rng.choice(bases))
+        for _ in range(rng.randint(1, 4)):
+            name = rng.choice(list(shapes)[:40])
+            if rng.random() < 0.2:
+                del shapes[name]
+            elif rng.random() < 0.1:
+                shapes |= rng.choice(bases)
+            else:
+                shapes[name] = tuple(rng.choice(SIDES) for _ in range(rng.randint(0, 5)))
+        try:
+            network = recognise(shapes, "w.pth")
+            if number % 10 == 0:
+                empty_model(network.arch, network.options, "w.pth")
+            outcomes[True] += 1
+        except UserError as error:
+            assert str(error).startswith("w.pth")
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 100

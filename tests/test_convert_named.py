@@ -368,6 +368,18 @@ def test_what_minitl_exported_says_itself_what_it_is(path, tmp_path):
         assert array.tobytes() == after.state[name].tobytes(), name
 
 
+def test_export_warns_of_what_other_libraries_networks_do_not_have(tmp_path, capsys):
+    for number, (options, words) in enumerate(
+        [({}, None), ({"deep_stem": 8}, None), ({"stride_in_1x1": True}, "stride_in_1x1=true")]
+    ):
+        model = models.create("resnet26", num_classes=2, seed=1, **options)
+        models.save_model(model, tmp_path / f"{number}.h5")
+        target = tmp_path / f"{number}.pth"
+        assert main(["export", str(tmp_path / f"{number}.h5"), str(target)]) == 0
+        said = capsys.readouterr().err
+        assert ("beware" in said and words in said) if words else not said
+
+
 def test_a_negative_variance_is_refused(path, tmp_path):
     safetensors.torch.save_file(cifar_state() | {"bn1.running_var": -torch.ones(4)}, path)
     with pytest.raises(WeightsFileError, match=r"bn1\.running_var holds a negative variance"):

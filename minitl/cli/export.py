@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def run(options: argparse.Namespace) -> None:
 
     source = find_weights(options.model)
     to = export(
-        source, options.target, to=options.to, names=options.names, overwrite=options.overwrite
+        source,
+        options.target,
+        to=options.to,
+        names=options.names,
+        overwrite=options.overwrite,
+        say=lambda text: print(text, file=sys.stderr),
     )
     print(printable(f"{source} written to {options.target} ({to})"))
     if to == "torch":

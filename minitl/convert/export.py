@@ -8,20 +8,22 @@ PyTorch files and safetensors hold a state dict that loads with `strict=True` in
 network of that name. ONNX holds the network itself.
 """
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minitl.convert.export_torch import torch_file
-from minitl.convert.names import TIMM_RESNET_V2, TIMM_VGG
+from minitl.convert.names import TIMM_RESNET_V2, TIMM_VGG, to_their_names
 from minitl.errors import UserError
 from minitl.files import write_atomically
 
 if TYPE_CHECKING:
     from minitl.hdf5 import WeightsFile
+    from minitl.models import Classifier
 
 FORMATS = {"torch": (".pth", ".pt"), "safetensors": (".safetensors",), "onnx": (".onnx",)}
 NAMES = ("torchvision", "timm")
@@ -34,12 +36,13 @@ def export(
     to: str | None = None,
     names: str = "torchvision",
     overwrite: bool = False,
+    say: Callable[[str], object] = lambda text: None,
 ) -> str:
     """Write the weights file `src` in another program's format to `dst`; return the format.
 
     to: "torch", "safetensors" or "onnx"; None goes by the ending of `dst`.
     names: whose names a state dict gets where they differ, "torchvision" or "timm".
-    overwrite: replace `dst` if it exists.
+    overwrite: replace `dst` if it exists. say: told what to beware of, if anything.
 
     Raises UserError for weights that do not fit their architecture, an unknown format, a library that is
     not installed, or where `dst` cannot be written.
@@ -66,6 +69,8 @@ def export(
         state = _with_counters(state)
         content = torch_file(state) if to == "torch" else _safetensors_file(state, contents)
     write_atomically(dst, content)
+    if to != "onnx" and (caveat := _caveat(model)):
+        say(caveat)
     return to
 
 
@@ -87,13 +92,30 @@ def _timm_names(state: Mapping[str, np.ndarray], arch: str) -> dict[str, np.ndar
     family = next((f for f in (TIMM_VGG, TIMM_RESNET_V2) if arch.startswith(f.archs)), None)
     if family is None:
         return dict(state)
-    theirs: dict[str, np.ndarray] = {}
-    for name, array in state.items():
-        kernel = family.convolutions.get(name)
-        if kernel is not None:  # a dense layer there is a convolution over its whole input
-            array = array.reshape(len(array), -1, *kernel)
-        theirs[family.there(name)] = array
-    return theirs
+    return to_their_names(state, family)
+
+
+# Options of which the networks of PyTorch's libraries know nothing: their results would be others.
+_OWN_OPTIONS = (
+    "stride_in_1x1",
+    "same_padding",
+    "bn_eps",
+    "count_include_pad",
+    "stride_last",
+    "zero_pool",
+)
+
+
+def _caveat(model: "Classifier") -> str:
+    """Return what makes the network of that name compute something else elsewhere, "" if nothing."""
+    own = {n: v for n, v in model.arch_options.items() if n in _OWN_OPTIONS}
+    if not own:
+        return ""
+    options = ", ".join(f"{name}={json.dumps(value)}" for name, value in own.items())
+    return (
+        f"beware: torchvision's or timm's {model.arch} may load these weights, but they need {options}, "
+        "which it does not have as it is; change it so, or export to ONNX, which holds the network"
+    )
 
 
 def metadata(contents: "WeightsFile") -> dict[str, str]:

@@ -71,7 +71,7 @@ def _resnet(shapes: Shapes) -> Network | None:
     bottleneck = "layer1.0.conv3.weight" in shapes
     arch = (_BOTTLENECK if bottleneck else _BASIC).get(_depths(shapes))
     inner = shapes.get("layer1.0.conv2.weight", ())
-    if arch is None or len(inner) != 4 or 0 in inner:
+    if arch is None or len(inner) != 4 or 0 in inner or inner[0] % inner[1]:
         return None
     style: dict[str, Any] = {
         "deep_stem": deep[0] if deep else 0,
