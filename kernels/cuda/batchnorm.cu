@@ -14,7 +14,9 @@
 // depends neither on the card nor on who comes first.
 #include "line.cuh"
 
-#define THREADS 256  // of a tile
+// Threads of a tile. The bounds ask for two blocks on a multiprocessor, which leaves 128 registers a thread:
+// they go into loads in flight, and those, not more threads, fill the memory's latency.
+#define THREADS 256
 #define SPAN 32      // rows that one thread adds up in `real`
 #define LANES 32     // threads that share a channel in the second kernel
 #define COLUMNS 8    // channels of one of its blocks
@@ -123,7 +125,7 @@ DEVICE void statistics(const T* __restrict__ x, i64 rows, int channels, i64 chun
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_statistics(i64 rows, int channels, i64 chunk, double* __restrict__ partial,
                          const T* __restrict__ x) {
   BY_WIDTH(aligned16(x), statistics<N>(x, rows, channels, chunk, partial));
@@ -212,13 +214,13 @@ DEVICE void apply(const T* __restrict__ x, const T* __restrict__ residual, const
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_apply(i64 rows, int channels, const T* __restrict__ x, const real* __restrict__ scale,
                     const real* __restrict__ shift, T* __restrict__ y, real floor) {
   BY_WIDTH(aligned16(x, y), (apply<N, false>(x, nullptr, scale, shift, y, rows, channels, floor)));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_apply_add(i64 rows, int channels, const T* __restrict__ x, const T* __restrict__ residual,
                         const real* __restrict__ scale, const real* __restrict__ shift,
                         T* __restrict__ y, real floor) {
@@ -271,14 +273,14 @@ DEVICE void reduce(const T* __restrict__ dy, const T* __restrict__ y, const T* _
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_reduce(i64 rows, int channels, i64 chunk, double* __restrict__ partial,
                      const T* __restrict__ dy, const T* __restrict__ x, const real* __restrict__ mean) {
   BY_WIDTH(aligned16(dy, x), (reduce<N, false, false>(dy, nullptr, x, mean, nullptr, rows, channels, chunk,
                                                       partial)));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_reduce_relu(i64 rows, int channels, i64 chunk, double* __restrict__ partial,
                           const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x,
                           const real* __restrict__ mean) {
@@ -286,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
            (reduce<N, true, false>(dy, y, x, mean, nullptr, rows, channels, chunk, partial)));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_reduce_relu_keep(i64 rows, int channels, i64 chunk, double* __restrict__ partial,
                                const T* __restrict__ dy, const T* __restrict__ y,
                                const T* __restrict__ x, const real* __restrict__ mean,
@@ -339,21 +341,21 @@ DEVICE void backward(const T* __restrict__ dy, const T* __restrict__ y, const T*
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_dx(i64 rows, int channels, const T* __restrict__ dy, const real* __restrict__ a,
                  T* __restrict__ dx) {
   BY_WIDTH(aligned16(dy, dx), (backward<N, false, false>(dy, nullptr, nullptr, a, nullptr, nullptr, dx,
                                                          rows, channels)));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_dx_relu(i64 rows, int channels, const T* __restrict__ dy, const T* __restrict__ y,
                       const real* __restrict__ a, T* __restrict__ dx) {
   BY_WIDTH(aligned16(dy, y, dx), (backward<N, true, false>(dy, y, nullptr, a, nullptr, nullptr, dx, rows,
                                                            channels)));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_dx_training(i64 rows, int channels, const T* __restrict__ dy, const T* __restrict__ x,
                           const real* __restrict__ a, const real* __restrict__ b,
                           const real* __restrict__ c, T* __restrict__ dx) {
@@ -361,7 +363,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
            (backward<N, false, true>(dy, nullptr, x, a, b, c, dx, rows, channels)));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_dx_training_relu(i64 rows, int channels, const T* __restrict__ dy, const T* __restrict__ y,
                                const T* __restrict__ x, const real* __restrict__ a,
                                const real* __restrict__ b, const real* __restrict__ c,

@@ -6,27 +6,12 @@
 // NVRTC brings no standard headers, and nothing here needs one. Inline PTX has its own file, ptx.cuh.
 #pragma once
 
-#ifdef CUSHIM  // compiled for the CPU, by the tests
-#include "cushim.h"
-#endif
-
-#define DEVICE __device__ __forceinline__
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef long long i64;
+#include "ptx.cuh"
+#include "types.cuh"
 
 #define WARP 32
 #define EVERY_LANE 0xffffffffu
 #define INFINITE __uint_as_float(0x7f800000u)
-
-// ---- bfloat16: the upper half of a float ----
-
-struct __align__(2) bf16 {
-  u16 bits;
-};
 
 template <class Type>
 struct RealOf {
@@ -44,13 +29,7 @@ DEVICE float to_real(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
 DEVICE void from_real(float x, float& out) { out = x; }
 DEVICE void from_real(double x, double& out) { out = x; }
 
-// Round to nearest, ties to even: add just under half of the last kept bit, and one more if that bit is
-// odd. A NaN would turn into an infinity or a zero that way, so it is kept by hand.
-DEVICE void from_real(float x, bf16& out) {
-  const u32 bits = __float_as_uint(x);
-  const u32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  out.bits = (u16)(x == x ? rounded : (bits >> 16) | 0x40u);
-}
+DEVICE void from_real(float x, bf16& out) { out.bits = (u16)pack_bf16(x, 0); }
 
 #ifdef T
 typedef typename RealOf<T>::type real;
@@ -93,6 +72,19 @@ DEVICE void store_real(Type* p, const Real (&v)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) from_real(v[i], packed.at[i]);
   store<N>(p, packed);
+}
+
+// Two numbers of bfloat16 are rounded by one instruction.
+template <int N>
+DEVICE void store_real(bf16* p, const float (&v)[N]) {
+  if constexpr (N == 1) {
+    from_real(v[0], *p);
+  } else {
+    Vector<u32, N / 2> packed;
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) packed.at[i] = pack_bf16(v[2 * i], v[2 * i + 1]);
+    store(reinterpret_cast<u32*>(p), packed);
+  }
 }
 
 DEVICE bool aligned16(const void* p) { return ((u64)p & 15) == 0; }

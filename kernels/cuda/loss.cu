@@ -32,7 +32,7 @@ extern "C" __global__ void label_weights(const i64* __restrict__ labels,
 // With z the logits less the largest, log p_k = z_k - log(sum_j exp z_j) and the target
 //     q_k = w_k (smoothing / classes + (1 - smoothing) [k = label]),
 // the picture adds -sum_k q_k log p_k / norm, and its gradient is (p_k sum_j q_j - q_k) / norm.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     softmax_cross_entropy_forward(const T* __restrict__ logits, const i64* __restrict__ labels,
                                   const real* __restrict__ class_weights,
                                   const double* __restrict__ norm, double smoothing, int classes,
@@ -82,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // With e = exp(-|z|), at most 1:    p = 1 / (1 + e) and 1 - p = e / (1 + e) for z >= 0, else the other way;
 // -log p = log(1 + e) + max(-z, 0), and -log(1 - p) is z more.
 // pos_weight repeats every `period` elements; null for 1.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     sigmoid_binary_cross_entropy_forward(const T* __restrict__ logits, const real* __restrict__ targets,
                                          const real* __restrict__ pos_weight, i64 period, i64 n,
                                          double* __restrict__ losses, T* __restrict__ gradient) {
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // ---- mean squared error ----
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     mean_squared_error_forward(const T* __restrict__ prediction, const real* __restrict__ target, i64 n,
                                double* __restrict__ losses, T* __restrict__ difference) {
   double sum = 0;

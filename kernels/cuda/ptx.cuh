@@ -7,11 +7,14 @@
 //
 // On the CPU (CUSHIM) each wrapper calls a twin with the same fragments, written from the same manual.
 #pragma once
-#include "common.cuh"
+#include "types.cuh"
 
 #ifdef CUSHIM
 
 DEVICE u32 to_tf32(float x) { return cushim::tf32_rna(x); }
+DEVICE u32 pack_bf16(float low, float high) {
+  return cushim::bf16_rn(low) | (u32)cushim::bf16_rn(high) << 16;
+}
 DEVICE void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, CUSHIM_CALLER) {
   const u32 b[2] = {b0, b1};
   cushim::mma_m16n8k8_tf32(d, a, b, site);
@@ -49,6 +52,13 @@ DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(
 DEVICE u32 to_tf32(float x) {
   u32 bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+// Round two numbers to bfloat16, to nearest, ties to even: the first into the lower half.
+DEVICE u32 pack_bf16(float low, float high) {
+  u32 bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
 }
 
