@@ -3,6 +3,7 @@
 import numpy as np
 
 from minitl import hdf5, models
+from minitl.convert.golden import self_test
 from minitl.weights import STROKES, pretrain, transfer
 
 
@@ -14,6 +15,10 @@ def test_the_file_is_whole_and_says_where_it_comes_from():
     assert "minitl.weights.pretrain" in contents.source
     assert contents.preprocessing == pretrain.PREPROCESSING
     assert all(np.isfinite(array).all() for array in contents.state.values())
+
+
+def test_they_compute_what_they_did_when_they_were_made():
+    assert self_test(hdf5.read(STROKES), str(STROKES)).passed
 
 
 def test_pretraining_helps_on_real_digits():
@@ -33,6 +38,7 @@ def test_pretraining_helps_on_real_digits():
 def test_the_recipe_learns_and_writes_a_weights_file(tmp_path):
     path = tmp_path / "w.h5"
     pretrain.pretrain(path, letters=5, steps=120, batch=16, lr=0.05, width=4, seed=0)
+    assert self_test(hdf5.read(path), str(path)).passed
     model = models.load_model(path)
     assert model.arch_options == {"shortcut": "B", "width": 4}
     assert model.num_classes == 5

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minitl import models, ops, optim
-from minitl.models.saving import save_model
+from minitl import hdf5, models, ops, optim
+from minitl.convert.golden import make_golden
+from minitl.models.saving import to_weights_file
 from minitl.tensor import Tensor
 from minitl.train.console import Progress, percent, say
 from minitl.weights.strokes import draw, make_alphabet
@@ -72,7 +73,9 @@ def pretrain(
                 batch, f"step {step + 1}, loss {loss_now:.3f}, accuracy {percent(right)}"
             )
     settings = f"letters={letters} steps={steps} batch={batch} lr={lr} width={width} seed={seed}"
-    save_model(model, out, source=f"minitl.weights.pretrain, {settings}", license="MIT")
+    contents = to_weights_file(model, source=f"minitl.weights.pretrain, {settings}", license="MIT")
+    contents.golden = make_golden(contents, str(out))
+    hdf5.write(out, contents)
     say(f"{out}: accuracy on new letters {percent(right)} (running mean), {settings}")
 
 
