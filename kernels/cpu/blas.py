@@ -6,8 +6,11 @@ and several blocks at a time by threads of our own.
 """
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,8 +21,29 @@ _lock = threading.Lock()
 
 
 @cache
-def _controller() -> threadpoolctl.ThreadpoolController:
-    return threadpoolctl.ThreadpoolController()
+def _libraries() -> list[Any]:
+    """Return the BLAS libraries of this process.
+
+    threadpoolctl's own context manager asks and describes all of them each time, for 20 us.
+    """
+    return list(threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold every BLAS to one thread.
+
+    The limit is one number for the whole process: two threads must not set and restore it crosswise.
+    """
+    with _lock:
+        before = [library.get_num_threads() for library in _libraries()]
+        try:
+            for library in _libraries():
+                library.set_num_threads(1)
+            yield
+        finally:
+            for library, threads in zip(_libraries(), before, strict=True):
+                library.set_num_threads(threads)
 
 
 @cache
@@ -30,6 +54,10 @@ def _workers(count: int) -> ThreadPoolExecutor:
 def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Write a @ b to `out` and return it; all of them have two axes."""
     rows, columns = out.shape
+    if max(rows, columns) <= BLOCK:
+        with one_thread():
+            np.matmul(a, b, out=out)
+        return out
     if rows > columns:
         blocks = [(slice(i, i + BLOCK), slice(None)) for i in range(0, rows, BLOCK)]
     else:
@@ -40,8 +68,7 @@ def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
         np.matmul(a[i], b[:, j], out=out[i, j])
 
     threads = min(numba.get_num_threads(), len(blocks))
-    # The limit is one number for the whole process: two threads must not set and restore it crosswise.
-    with _lock, _controller().limit(limits=1, user_api="blas"):
+    with one_thread():
         if threads < 2:
             for block in blocks:
                 compute(block)

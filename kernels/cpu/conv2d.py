@@ -23,7 +23,7 @@ from functools import lru_cache
 import numpy as np
 
 from minitl.kernels.cpu import conv2d_direct, conv2d_portable, winograd
-from minitl.kernels.cpu.batchnorm import batchnorm_apply
+from minitl.kernels.cpu.batchnorm import batchnorm_apply, batchnorm_reduce
 from minitl.kernels.cpu.conv2d_tables import PIXELS_IN_SET
 from minitl.kernels.cpu.microkernel import host_lanes
 from minitl.shapes import Padding2d, window_output_shape
@@ -39,8 +39,6 @@ __all__ = [
     "conv2d_scale_shift_forward",
     "set_conv_algorithm",
 ]
-
-conv2d_db = conv2d_portable.conv2d_db
 
 ALGORITHMS = ("auto", "exact", "f2", "f4")
 _setting = "auto"
@@ -215,3 +213,12 @@ def conv2d_dw(
     if m:
         return winograd.conv2d_dw(dy, x, weight_shape, padding, m, host_lanes())
     return conv2d_direct.conv2d_dw(dy, x, weight_shape, *geometry, host_lanes())
+
+
+def conv2d_db(dy: np.ndarray) -> np.ndarray:
+    """Return the gradient of the bias, the sum of dy over all pixels, shape (K,)."""
+    k = dy.shape[3]
+    if not dy.size:
+        return np.zeros(k, dy.dtype)
+    total, _, _ = batchnorm_reduce(dy, None, dy, np.zeros(k), np.ones(k))
+    return total.astype(dy.dtype)

@@ -15,7 +15,6 @@ from minitl.kernels.cpu.blas import multiply
 from minitl.shapes import Padding2d, window_output_shape
 
 Pair = tuple[int, int]
-SUMMED = 128  # pixels of dy that are added in its own precision
 
 
 def _pad(x: np.ndarray, padding: Padding2d) -> np.ndarray:
@@ -126,15 +125,3 @@ def conv2d_dw(
                 product = np.empty((kg, cg), dy.dtype)
                 dw[g * kg : (g + 1) * kg, r, s] = multiply(from_y.T, seen.reshape(-1, cg), product)
     return dw
-
-
-def conv2d_db(dy: np.ndarray) -> np.ndarray:
-    """Return the gradient of the bias, the sum of dy over all pixels, shape (K,)."""
-    k = dy.shape[3]
-    rows = dy.reshape(dy.size // max(k, 1), k)
-    whole = len(rows) // SUMMED * SUMMED
-    # Short sums in dy's own precision, their total in float64.
-    sums = rows[:whole].reshape(whole // SUMMED, SUMMED, k).sum(axis=1)
-    db: np.ndarray = sums.sum(axis=0, dtype=np.float64)
-    db += rows[whole:].sum(axis=0, dtype=np.float64)
-    return db.astype(dy.dtype)
