@@ -742,6 +742,11 @@ class _Kernel:
             if isinstance(arg, np.ndarray) and gpu.strict:
                 raise TypeError(f"{self.name}: argument {i} is a host array")
         host = [arg._array if isinstance(arg, ndarray) else arg for arg in args]
+        if not gpu.strict:
+            # NumPy computes numbers, where CuPy has arrays without axes.
+            for i, parameter in enumerate(self._host.parameters):
+                if "p" in parameter and isinstance(host[i], np.floating):
+                    host[i] = np.asarray(host[i])
         options = {"order": gpu.order, "seed": gpu.seed, "async_late": gpu.async_late}
 
         def work() -> None:
