@@ -353,11 +353,11 @@ class ndarray:
         if isinstance(value, ndarray):
             if value.dtype != target.dtype:
                 _refuse()
-            source = value._array
+            into, source = target._array, value._array  # a graph must not keep their memory
             np.broadcast_to(source, target.shape)
 
             def copy() -> None:
-                target._array[...] = source
+                into[...] = source
 
             _gpu().issue(copy, target, value)
         else:
