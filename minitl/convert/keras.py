@@ -41,7 +41,11 @@ def from_keras(path: Path, data: bytes, request: Request) -> Source:
     Raises WeightsFileError, in one line, for a file that is damaged or lacks weights that it lists, and
     UserError for a network that minitl does not have, or where the user has to say more.
     """
-    file = read_keras(path, data)
+    return source_of(read_keras(path, data), request)
+
+
+def source_of(file: KerasFile, request: Request) -> Source:
+    """Return what a file that is read becomes; errors as `from_keras`."""
     arch, options = request.arch, dict(request.arch_options)
     if arch is not None and arch not in models.ARCHITECTURES:
         known = ", ".join(models.ARCHITECTURES)
@@ -50,7 +54,7 @@ def from_keras(path: Path, data: bytes, request: Request) -> Source:
     if file.config is None:
         match = _by_names(file, arch, options)
     else:
-        graph = read_graph(file.config, str(path), _OPEN_SIZE)
+        graph = read_graph(file.config, str(file.path), _OPEN_SIZE)
         match = _by_structure(file, graph, arch, options)
     arrays, notes = _arrays(file, match)
     side = None if graph is None or graph.open_size else graph.input.shape[0]
@@ -60,7 +64,7 @@ def from_keras(path: Path, data: bytes, request: Request) -> Source:
         None if graph is None else graph.inside,
         match.mode or mode_of(match.model),
         request.preprocessing,
-        str(path),
+        str(file.path),
     )
     return Source(
         match.model.arch,
@@ -85,12 +89,13 @@ def _by_structure(
         raise UnknownNetworkError(
             f"{file.path} takes pictures of {height} x {width} pixels; minitl prepares square ones"
         )
+    _check_size(file, graph)
     output = _with_head(graph.output)
     match = None
     if arch != "sequential":
         match = find_architecture(output, height, arch, options)
     if match is None and arch in (None, "sequential"):
-        match = _sequential(output, height)
+        match = _sequential(output, height, str(file.path))
     if match is not None:
         return match
     if arch is not None and (other := find_architecture(output, height, None, {})):
@@ -104,6 +109,22 @@ def _by_structure(
         f"convolutions, {kinds.count('linear')} dense layers{_example(output)}); it has chains of "
         "layers, ResNets, VGG, Inception v3 as Keras' applications build them, and MLPerf's ResNet-8"
     )
+
+
+def _check_size(file: KerasFile, graph: Graph) -> None:
+    """Refuse a description of more parameters than the file holds: no memory is asked for on its word."""
+    described = 0
+    for node in nodes_of(graph.output):
+        if node.op == "conv":
+            k, kernel, _, _, _, groups = node.attrs
+            described += k * (node.inputs[0].shape[2] // groups) * math.prod(kernel)
+        elif node.op == "linear":
+            described += node.attrs[0] * node.inputs[0].shape[0]
+    held = sum(math.prod(stored.shape) for layer in file.layers for stored in layer.arrays)
+    if described > held:
+        raise WeightsFileError(
+            f"{file.path} describes a network of {described:,} parameters but holds {held:,}; get it anew"
+        )
 
 
 def _example(output: Node) -> str:
@@ -121,12 +142,15 @@ def _with_head(output: Node) -> Node:
     return Node("linear", (1000,), (output,), (1000,), options={"bias": True})
 
 
-def _sequential(output: Node, size: int) -> Match | None:
-    """Describe a chain of layers as the architecture `sequential`; None if it is no chain."""
+def _sequential(output: Node, size: int, what: str) -> Match | None:
+    """Describe a chain of layers as the architecture `sequential`; None if it is no chain.
+
+    what: the file, for errors. Raises UnknownNetworkError for a chain of what `sequential` does not have.
+    """
     chain: list[Node] = []
     node = output
     while node.op != "input":
-        if len(node.inputs) != 1 or node.op == "zeropad":
+        if len(node.inputs) != 1:
             return None
         chain.append(node)
         node = node.inputs[0]
@@ -134,16 +158,18 @@ def _sequential(output: Node, size: int) -> Match | None:
     layers = [_description(node) for node in chain]
     try:
         model = models.create("sequential", seed=None, input=[size, size], layers=layers)
-    except ValueError:
-        return None
-    ours = trace(model, size)
-    if ours is None:
-        return None
+    except ValueError as error:
+        raise UnknownNetworkError(f"{what} cannot be made as a chain of layers: {error}") from error
+    here: dict[str, Node] = {}
+    for i, theirs in enumerate(chain):  # the same graph with our names
+        named = str(i) if theirs.op in _ORDER else ""
+        node = Node(theirs.op, theirs.attrs, (node,), theirs.shape, named)
+        if theirs.weights:
+            here[named] = theirs
     # The first layers of Keras' VGG, whose preprocessing is known, under a head of the user's.
     names = [node.weights for node in chain if node.op == "conv"]
     vgg = len(names) > 7 and all(re.fullmatch(r"block\d_conv\d", name) for name in names)
-    layers_here = {str(i): node for i, node in enumerate(chain) if node.weights}
-    return Match(model, ours, layers_here, "caffe" if vgg else None)
+    return Match(model, node, here, "caffe" if vgg else None)
 
 
 def _description(node: Node) -> dict[str, Any]:
@@ -216,7 +242,8 @@ def _trunk(match: Match) -> Match:
         layer = match.layers.get(node.weights)
         node.weights, node.group = (layer.weights, layer.group) if layer else ("", "")
         node.options = {"same": False, "bias": True}
-    chain = _sequential(_with_head(nodes[last]), match.model.preprocessing["crop"])
+    crop = match.model.preprocessing["crop"]
+    chain = _sequential(_with_head(nodes[last]), crop, match.model.arch)
     assert chain is not None
     chain.model.preprocessing = match.model.preprocessing
     return chain
@@ -341,7 +368,7 @@ def _translated(arrays: dict[str, np.ndarray], ours: Node) -> dict[str, np.ndarr
 def _flattened(node: Node) -> tuple[int, ...] | None:
     """Return the shape of the map that was flattened into what a node takes; None if none was."""
     before = node.inputs[0]
-    while before.op in ("relu", "bn"):
+    while before.op in ("relu", "bn", "dropout"):
         before = before.inputs[0]
     return before.inputs[0].shape if before.op == "flatten" else None
 

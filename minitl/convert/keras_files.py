@@ -33,6 +33,7 @@ from minitl.convert.report import shown
 from minitl.errors import WeightsFileError
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+SURVEY = Path(__file__).with_name("keras_survey.py")
 SURVEY_SECONDS = 60
 MAX_CONFIG = 16 << 20
 MAX_MEMBERS = 1000
@@ -226,10 +227,9 @@ def _surveyed(path: Path, data: bytes) -> dict[str, Any]:
     """Run keras_survey.py on the bytes of an HDF5 file."""
     if not data.startswith(HDF5_MAGIC):
         raise WeightsFileError(f"{path} is damaged: its weights are no HDF5 file; get it anew")
-    program = Path(__file__).with_name("keras_survey.py")
     try:
         done = subprocess.run(
-            [sys.executable, "-P", str(program)],
+            [sys.executable, "-P", str(SURVEY)],
             input=data,
             capture_output=True,
             timeout=SURVEY_SECONDS,

@@ -19,7 +19,8 @@ from minitl.shapes import Padding2d, same_padding, window_output_size
 
 MAX_LAYERS = 5000
 MAX_NESTING = 8
-MAX_SIDE = 4096
+MAX_SIDE = 1024
+MAX_WIDTH = 1 << 20
 
 Shape = tuple[int, ...]
 Config = Mapping[str, Any]
@@ -139,9 +140,12 @@ def read_graph(config: Config, what: str, size: int) -> Graph:
     reader = _Reader(what, size)
     try:
         return reader.network(config)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
-        if isinstance(error, UnknownNetworkError):
-            raise
+    except UnknownNetworkError:
+        raise
+    except (
+        *(KeyError, TypeError, ValueError, IndexError, AttributeError),
+        *(RecursionError, ArithmeticError),
+    ) as error:
         text = shown(" ".join(str(error).split())[:120])
         raise UnknownNetworkError(
             f"{what} has a damaged model configuration at layer {shown(reader.at)} "
@@ -273,7 +277,8 @@ class _Reader:
             if len(inputs) > 1:
                 raise self.refuse("is a model with several inputs")
             result = self.model(layer, inputs[0] if inputs else None, f"{group}/", depth + 1)
-            assert result is not None
+            if result is None:
+                raise self.refuse("is an empty model")
             return result
         self.at = str(config.get("name", kind))
         if kind == "InputLayer":
@@ -344,11 +349,13 @@ class _Reader:
         return self.activation("relu", inputs[0])
 
     def conv(self, config: Config, inputs: list[Node]) -> Node:
-        filters, groups = int(config["filters"]), int(config.get("groups", 1))
+        filters, groups = _count(config["filters"]), _count(config.get("groups", 1))
         kernel, stride = _pair(config["kernel_size"]), _pair(config["strides"])
         dilation = _pair(config.get("dilation_rate", 1))
         padding, x, same = self.padding(config, inputs[0], kernel, stride, dilation)
         shape = (*self.window(x, kernel, stride, padding, dilation), filters)
+        if x.shape[2] % groups or filters % groups:
+            raise self.refuse(f"has {groups} groups of {x.shape[2]} and {filters} channels")
         attrs = (filters, kernel, stride, tuple(padding), dilation, groups)
         node = self.node("conv", attrs, (x,), shape)
         node.weights = self.at
@@ -449,7 +456,7 @@ class _Reader:
 
     def dense(self, config: Config, inputs: list[Node]) -> Node:
         (x,) = inputs
-        units = int(config["units"] if "units" in config else config["output_dim"])
+        units = _count(config["units"] if "units" in config else config["output_dim"])
         if len(x.shape) != 1:
             raise self.refuse(
                 "is a Dense layer on maps; put a Flatten or GlobalAveragePooling2D before it"
@@ -660,6 +667,12 @@ def _pair(value: Any) -> tuple[int, int]:
     if not all(isinstance(v, int) and 1 <= v <= 1024 for v in (rows, columns)):
         raise ValueError(f"{value!r} is no pair of sizes")
     return rows, columns
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or not 1 <= value <= MAX_WIDTH:
+        raise ValueError(f"{value!r} is no number from 1 to {MAX_WIDTH}")
+    return value
 
 
 def _triple(value: Any) -> list[float]:

@@ -5,6 +5,7 @@ the same kind as keras_graph.py reads from a configuration. Equal graphs are equ
 part, and a stride or a padding in another place is a difference.
 """
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -65,7 +66,7 @@ def find_architecture(
     wanted = _census(output)
     eps = {node.options["eps"] for node in nodes_of(output) if node.op == "bn"}
     for name in models.ARCHITECTURES if arch is None else [arch]:
-        if name == "sequential":
+        if name == "sequential" or (not options and _usual_census(name) != wanted):
             continue
         for model in _variants(name, options, output, eps):
             if _census_of(model) != wanted:
@@ -132,6 +133,12 @@ def _census_of(model: Classifier) -> Counter[tuple[int, ...]]:
     state = model.state_dict()
     found: list[tuple[int, ...]] = [array.shape for array in state.values() if array.ndim == 4]
     return Counter(found + [() for name in state if name.endswith(".running_mean")])
+
+
+@functools.cache
+def _usual_census(name: str) -> Counter[tuple[int, ...]]:
+    """Return what an architecture has; none of the ways of `_variants` changes that."""
+    return _census_of(models.create(name, seed=None))
 
 
 def without_dropout(output: Node) -> Node:
