@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 import minitl
-from minitl import models
+from minitl import hdf5, models
 from minitl.convert import convert
+from minitl.convert.export import export
 from minitl.convert.recognise import recognise
 from minitl.errors import UserError, WeightsFileError
 from minitl.models.saving import empty_model
@@ -53,6 +54,19 @@ CASES = {
 }
 
 
+ROUND_TRIPS = (
+    "resnet18",
+    "resnet18d",
+    "resnetv2 timm",
+    "vgg16_bn",
+    "vgg13 timm",
+    "inception auxiliary",
+    "resnet8",
+    "cifar A",
+    "cifar B",
+)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_converted_weights_give_the_same_logits(case, tmp_path):
     arch, options, told, size = CASES[case]
@@ -66,6 +80,20 @@ def test_converted_weights_give_the_same_logits(case, tmp_path):
     report = convert(tmp_path / "w", tmp_path / "w.h5", arch_options=told)
     assert report.complete and report.arch == arch
     compare(models.load_model(tmp_path / "w.h5"), theirs, size)
+    if case in ROUND_TRIPS:
+        names = "timm" if "timm" in case else "torchvision"
+        export(tmp_path / "w.h5", tmp_path / "back.pth", names=names)
+        back = torch.load(tmp_path / "back.pth", weights_only=True)
+        original = {name: value.clone() for name, value in theirs.state_dict().items()}
+        theirs.load_state_dict(back, strict=True)
+        for name, value in original.items():
+            assert "num_batches" in name or torch.equal(back[name], value), name
+        convert(tmp_path / "back.pth", tmp_path / "back.h5", arch_options=told)
+        first, second = (hdf5.read(tmp_path / name) for name in ("w.h5", "back.h5"))
+        assert (first.arch, first.arch_options) == (second.arch, second.arch_options)
+        assert first.state.keys() == second.state.keys()
+        for name, array in first.state.items():
+            assert array.tobytes() == second.state[name].tobytes(), name
 
 
 def compare(ours, theirs, size):
