@@ -1,13 +1,20 @@
-"""For tests of the CUDA launchers: NumPy arrays in place of CuPy's, and kernels run by the checker.
+"""For tests of the CUDA launchers: they are given NumPy arrays and compute on them,
 
-Every launch is done twice, with the threads in two orders, and must give the same bits.
+on the CPU    by the checker; every launch is done twice, with the threads in two orders, and must give the
+              same bits
+on the GPU    where there is one: the arrays are copied there and back
+
+    cuda = Launchers(module)
+    device = each_device()      # a fixture; every test of the file then runs on all devices that there are
 """
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -54,7 +61,7 @@ class BothOrders:
 
 @contextmanager
 def on_host() -> Iterator[None]:
-    """Let the launchers run on NumPy arrays."""
+    """Let the launchers run on NumPy arrays, by the checker."""
 
     def load_module(stem, defines):
         return BothOrders(host(stem, tuple(sorted(defines.items()))))
@@ -68,6 +75,78 @@ def on_host() -> Iterator[None]:
     numpy = SimpleNamespace(empty=empty, zeros=np.zeros, ascontiguousarray=np.ascontiguousarray)
     with mock.patch.multiple(runtime, load_module=load_module, cupy=lambda: numpy):
         yield
+
+
+def _there_is_a_gpu() -> bool:
+    try:
+        import cupy
+
+        return cupy.cuda.runtime.getDeviceCount() > 0
+    except Exception:  # no CuPy, no driver, no card
+        return False
+
+
+DEVICES = [
+    pytest.param("checker", marks=needs_checker),
+    *(["gpu"] if _there_is_a_gpu() else []),
+]
+_devices = ["checker"]
+
+
+def each_device() -> Any:
+    """Return a fixture that runs every test of a file on every device."""
+
+    @pytest.fixture(autouse=True, params=DEVICES)
+    def device(request):
+        _devices.append(request.param)
+        with on_host() if request.param == "checker" else nullcontext():
+            yield
+        _devices.pop()
+
+    return device
+
+
+class Launchers:
+    """The functions of a module, for NumPy arrays, on the device of the running test."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._module, name)
+        return partial(_on_gpu, function) if _devices[-1] == "gpu" else function
+
+
+def _on_gpu(function: Any, *args: Any, **options: Any) -> Any:
+    import cupy
+
+    copies: list[tuple[np.ndarray, Any]] = []
+
+    def there(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(there(v) for v in value) if type(value) in (list, tuple) else value
+        if not isinstance(value, np.ndarray):
+            return value
+        # An array that is not aligned here shall not be so there.
+        skip = value.ctypes.data % 16 // value.itemsize
+        memory = cupy.empty(value.size + skip, value.dtype)
+        copy = memory[skip:].reshape(value.shape)
+        copy[...] = cupy.asarray(value)
+        copies.append((value, copy))
+        return copy
+
+    def back(value: Any) -> Any:
+        for host, copy in copies:
+            if value is copy:
+                return host
+        if isinstance(value, list | tuple):
+            return type(value)(back(v) for v in value)
+        return cupy.asnumpy(value) if isinstance(value, cupy.ndarray) else value
+
+    results = function(*map(there, args), **options)
+    for host, copy in copies:
+        host[...] = cupy.asnumpy(copy)  # some are written
+    return back(results)
 
 
 # ---- bfloat16 on NumPy: 16 bits in uint16 ----

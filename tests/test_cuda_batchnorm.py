@@ -1,14 +1,15 @@
-"""Batch normalisation on CUDA, run on the CPU by the checker, beside the reference in float64."""
+"""Batch normalisation on CUDA, on the checker and on a GPU, beside the reference in float64."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
-from minitl.kernels.cuda import batchnorm as cuda
-from tests.cuda_launch import ROUNDING, needs_checker, of_type, on_host, widened
+from minitl.kernels.cuda import batchnorm as launchers
+from tests.cuda_launch import ROUNDING, Launchers, each_device, of_type, widened
 from tests.reference import batchnorm as reference
 
-pytestmark = needs_checker
+cuda = Launchers(launchers)
+device = each_device()
 
 EPS = 1e-5
 TYPES = ("float", "bf16", "double")
@@ -22,12 +23,6 @@ SHAPES = (
     (40, 4, 4, 16),
     (2, 1, 3, 320),
 )
-
-
-@pytest.fixture(autouse=True)
-def host():
-    with on_host():
-        yield
 
 
 def real(x, ctype):

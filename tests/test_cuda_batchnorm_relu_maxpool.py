@@ -1,23 +1,18 @@
-"""The stem's fused kernels on CUDA, run on the CPU by the checker."""
+"""The stem's fused kernels on CUDA, on the checker and on a GPU."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
-from minitl.kernels.cuda import batchnorm_relu_maxpool as cuda
-from tests.cuda_launch import ROUNDING, needs_checker, of_type, on_host, widened
+from minitl.kernels.cuda import batchnorm_relu_maxpool as launchers
+from tests.cuda_launch import ROUNDING, Launchers, each_device, of_type, widened
 from tests.reference import pool as reference
 from tests.test_cuda_pool import CASES, window
 
-pytestmark = needs_checker
+cuda = Launchers(launchers)
+device = each_device()
 
 TYPES = ("float", "bf16", "double")
-
-
-@pytest.fixture(autouse=True)
-def host():
-    with on_host():
-        yield
 
 
 def case(shape, ctype):

@@ -1,23 +1,18 @@
-"""The CUDA kernels that work element by element, run on the CPU by the checker."""
+"""The CUDA kernels that work element by element, on the checker and on a GPU."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
 from minitl.kernels.cpu import elementwise as cpu
-from minitl.kernels.cuda import elementwise as cuda
-from tests.cuda_launch import bf16, needs_checker, of_type, on_host, widened
+from minitl.kernels.cuda import elementwise as launchers
+from tests.cuda_launch import Launchers, bf16, each_device, of_type, widened
 
-pytestmark = needs_checker
+cuda = Launchers(launchers)
+device = each_device()
 
 TYPES = ("float", "bf16", "double")
 SIZES = (1, 7, 8, 33, 1500)
-
-
-@pytest.fixture(autouse=True)
-def host():
-    with on_host():
-        yield
 
 
 def numbers(size, ctype, seed=0):

@@ -1,22 +1,17 @@
-"""From bytes to a network's input on CUDA, run on the CPU by the checker."""
+"""From bytes to a network's input on CUDA, on the checker and on a GPU."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
 from minitl.data.preprocessing import Preprocessing
-from minitl.kernels.cuda import image as cuda
-from tests.cuda_launch import ROUNDING, bf16, needs_checker, on_host, widened
+from minitl.kernels.cuda import image as launchers
+from tests.cuda_launch import ROUNDING, Launchers, bf16, each_device, widened
 
-pytestmark = needs_checker
+cuda = Launchers(launchers)
+device = each_device()
 
 MEAN, STD, SCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255
-
-
-@pytest.fixture(autouse=True)
-def host():
-    with on_host():
-        yield
 
 
 def pictures(n, height, width, seed=0):

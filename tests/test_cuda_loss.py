@@ -1,22 +1,17 @@
-"""The losses on CUDA, run on the CPU by the checker, beside the reference in float64."""
+"""The losses on CUDA, on the checker and on a GPU, beside the reference in float64."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
-from minitl.kernels.cuda import loss as cuda
-from tests.cuda_launch import ROUNDING, needs_checker, of_type, on_host, widened
+from minitl.kernels.cuda import loss as launchers
+from tests.cuda_launch import ROUNDING, Launchers, each_device, of_type, widened
 from tests.reference import losses as reference
 
-pytestmark = needs_checker
+cuda = Launchers(launchers)
+device = each_device()
 
 TYPES = ("float", "bf16", "double")
-
-
-@pytest.fixture(autouse=True)
-def host():
-    with on_host():
-        yield
 
 
 def real(x, ctype):

@@ -1,22 +1,17 @@
-"""Steps of the optimizers on CUDA, run on the CPU by the checker."""
+"""Steps of the optimizers on CUDA, on the checker and on a GPU."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
-from minitl.kernels.cuda import optim as cuda
-from tests.cuda_launch import ROUNDING, needs_checker, on_host
+from minitl.kernels.cuda import optim as launchers
+from tests.cuda_launch import ROUNDING, Launchers, each_device
 
-pytestmark = needs_checker
+cuda = Launchers(launchers)
+device = each_device()
 
 TYPES = (np.float32, np.float64)
 SIZES = (1, 3, 4, 67, 2050)
-
-
-@pytest.fixture(autouse=True)
-def host():
-    with on_host():
-        yield
 
 
 def arrays(size, dtype, count):

@@ -1,16 +1,17 @@
-"""Max pooling and the mean of each picture on CUDA, run on the CPU by the checker."""
+"""Max pooling and the mean of each picture on CUDA, on the checker and on a GPU."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
 from minitl.kernels.cpu import pool as cpu
-from minitl.kernels.cuda import pool as cuda
+from minitl.kernels.cuda import pool as launchers
 from minitl.shapes import padding2d
-from tests.cuda_launch import ROUNDING, needs_checker, of_type, on_host, widened
+from tests.cuda_launch import ROUNDING, Launchers, each_device, of_type, widened
 from tests.reference import pool as reference
 
-pytestmark = needs_checker
+cuda = Launchers(launchers)
+device = each_device()
 
 TYPES = ("float", "bf16", "double")
 # x, kernel, stride, padding (top, bottom, left, right)
@@ -23,12 +24,6 @@ CASES = (
     ((3, 3, 3, 264), (3, 3), (1, 1), (1, 1, 1, 1)),
     ((1, 17, 18, 2), (17, 16), (1, 2), (3, 0, 0, 3)),  # 272 pixels: the index is int32
 )
-
-
-@pytest.fixture(autouse=True)
-def host():
-    with on_host():
-        yield
 
 
 def window(kernel, stride, padding):
@@ -113,4 +108,4 @@ def test_too_many_pixels_are_refused():
     """Of a shape alone: nobody has that much memory here."""
     like = np.lib.stride_tricks.as_strided(np.zeros(1, "f"), (2**16, 2**8, 2**8, 1), (0, 0, 0, 0))
     with pytest.raises(ValueError, match=r"4294967296 pixels.*use a smaller batch"):
-        cuda.pixel_tiles(like)
+        launchers.pixel_tiles(like)
