@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("cuda.bindings.nvrtc")
 from minitl.kernels.cuda import conv2d, conv2d_passes, conv2d_plan, conv2d_weight
@@ -154,6 +156,29 @@ def assert_exact(gpu, kind, x, weight, dy, geometry):
 @pytest.mark.parametrize("case", CASES)
 def test_whole_numbers_are_exact(gpu, kind, case):
     x_shape, weight_shape, *geometry = CASES[case]
+    x, weight, dy = operands(whole, x_shape, weight_shape, *geometry)
+    assert_exact(gpu, kind, x, weight, dy, geometry)
+
+
+@st.composite
+def cases(draw):
+    """Return shapes and geometry as in CASES."""
+    few = st.integers(1, 3)
+    kernel, stride, dilation = (draw(st.tuples(few, few)) for _ in range(3))
+    padding = Padding2d(*draw(st.tuples(*4 * [st.integers(0, 2)])))
+    n, h, w = draw(few), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    assume(h + padding.top + padding.bottom > dilation[0] * (kernel[0] - 1))
+    assume(w + padding.left + padding.right > dilation[1] * (kernel[1] - 1))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    cg, kg = (draw(st.sampled_from([1, 3, 8, 16, 24, 33])) for _ in range(2))
+    return (n, h, w, cg * groups), (kg * groups, *kernel, cg), stride, padding, dilation, groups
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=cases())
+@pytest.mark.parametrize("kind", ["tf32", "bf16"], indirect=True)
+def test_any_shape_is_exact(gpu, kind, case):
+    x_shape, weight_shape, *geometry = case
     x, weight, dy = operands(whole, x_shape, weight_shape, *geometry)
     assert_exact(gpu, kind, x, weight, dy, geometry)
 

@@ -104,8 +104,9 @@ DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row) {
 template <int BYTES>
 DEVICE void cp_async(void* shared, const void* global, bool valid) {
   const int bytes_read = valid ? BYTES : 0;
-  if constexpr (BYTES == 16)  // past the first-level cache: each block reads its part once
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+  if constexpr (BYTES == 16)  // past the first-level cache; the rest of the line is wanted soon
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(
+                     shared_address(shared)),
                  "l"(global), "r"(bytes_read)
                  : "memory");
   else
