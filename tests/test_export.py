@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from minitl import hdf5, models, nn, no_grad, ops, save_model, tensor
+from minitl.cli import main
 from minitl.convert import convert
 from minitl.convert.export import export
 from minitl.convert.export_onnx import onnx_file
 from minitl.convert.export_torch import torch_file
 from minitl.convert.torch_files import read_torch
+from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.models import ARCHITECTURES, Classifier
+from minitl.weights import STROKES
 from tests.reference import torch_resnet
 
 NAMES = ["ash", "birch", "cedar"]
@@ -222,7 +225,68 @@ def test_a_missing_library_is_named(source, tmp_path, monkeypatch):
         export(source, tmp_path / "m.onnx")
 
 
+def test_onnx_finds_the_golden_logits(tmp_path):
+    """All the way: the picture, prepared as the graph's own metadata say, through another runtime."""
+    import onnx
+
+    export(STROKES, tmp_path / "m.onnx")
+    metadata = {e.key: e.value for e in onnx.load(tmp_path / "m.onnx").metadata_props}
+    preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
+    golden = hdf5.read(STROKES).golden
+    found = onnx_logits(tmp_path / "m.onnx", preprocessing.evaluation(golden.picture)[None])[0]
+    assert np.abs(found - golden.logits).max() <= 1e-5 * np.abs(golden.logits).max()
+
+
 # ---------------------------------------------------------------------------- all
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "names", "ending"),
+    [
+        ("vgg11_bn", {"hidden": 16}, "timm", ".pth"),
+        ("vgg11_bn", {"hidden": 16}, "torchvision", ".safetensors"),
+        ("resnet18d", {}, "timm", ".safetensors"),
+        ("resnetv2_50", {}, "timm", ".pth"),
+    ],
+)
+def test_names_of_others_come_back_to_the_bit(tmp_path, arch, options, names, ending):
+    model = quick_weights(arch, **options)
+    model.preprocessing |= {"resize": 64, "crop": 64}  # the picture of the self-test is small then
+    save_model(model, tmp_path / "m.h5")
+    exported = tmp_path / f"m{ending}"
+    export(tmp_path / "m.h5", exported, names=names)
+    convert(exported, tmp_path / "back.h5", preprocessing=model.preprocessing)
+    before, after = hdf5.read(tmp_path / "m.h5"), hdf5.read(tmp_path / "back.h5")
+    assert (after.arch, after.arch_options) == (before.arch, before.arch_options)
+    assert before.state.keys() == after.state.keys()
+    for name, array in before.state.items():
+        assert array.tobytes() == after.state[name].tobytes(), name
+
+
+def test_unknown_names_are_refused(source, tmp_path):
+    with pytest.raises(UserError, match="--names caffe: the choice is torchvision or timm"):
+        export(source, tmp_path / "m.pth", names="caffe")
+
+
+def test_nothing_half_written_is_left(source, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="nowhere"):
+        export(source, tmp_path / "nowhere" / "m.pth")
+    before = sorted(tmp_path.iterdir())
+    source.write_bytes(source.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cut off"):
+        export(source, tmp_path / "m.onnx")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_command(source, tmp_path, capsys):
+    target = tmp_path / "m.pth"
+    assert main(["export", str(source), str(target)]) == 0
+    assert "prepare pictures with" in capsys.readouterr().out
+    assert torch.load(target, weights_only=True)
+    assert main(["export", str(source), str(target)]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["export", str(source), str(target), "--overwrite", "--to", "onnx"]) == 0
+    assert "(onnx)" in capsys.readouterr().out
 
 
 def test_an_existing_file_is_kept_unless_asked(source, tmp_path):

@@ -33,4 +33,5 @@ def test_the_version_is_said_once_in_two_places():
 
 def test_packages_carry_their_data():
     assert (resources.files("minitl") / "py.typed").is_file()
-    assert (resources.files("minitl.weights") / "strokes_resnet20.h5").is_file()
+    for name in ("strokes_resnet20.h5", "catalogue.toml", "imagenet_classes.txt", "README.md"):
+        assert (resources.files("minitl.weights") / name).is_file()

@@ -5,6 +5,7 @@ No test needs the network: a server on this machine is slow, cuts off, sends wro
 
 import hashlib
 import http.server
+import json
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pooch
 import pytest
 
 from minitl import hdf5, models
+from minitl.cli import main
 from minitl.convert import pull as pulling
 from minitl.convert.export_torch import torch_file
 from minitl.convert.pull import catalogue, find_weights, pull
@@ -318,6 +320,31 @@ def test_unknown_names_are_helped(tmp_path, monkeypatch):
     refused("several sources", "resnet50.torchvision_v2", "resnet50.keras", name="resnet50")
     refused("resnet50.torchvision_v1", name="resnet50.torchvison_v1")
     refused("minitl pull --list", name="perceptron")
+
+
+def test_the_command(server, tmp_path, capsys):
+    assert main(["pull", NAME]) == 0
+    path = capsys.readouterr().out.splitlines()[-1]
+    assert hdf5.read(path).arch == "cifar_resnet20"
+    assert main(["pull", NAME, "--offline"]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    assert main(["pull"]) == 1
+    assert "--list" in capsys.readouterr().err
+    assert main(["pull", "perceptron", "--offline"]) == 1
+    assert "perceptron does not exist" in capsys.readouterr().err
+
+
+def test_the_list(server, tmp_path, capsys):
+    assert main(["pull", "--list"]) == 0
+    text = capsys.readouterr().out
+    assert str(tmp_path / "cache") in text and "as you like" in text
+    assert f"  {NAME}" in text
+    pull(NAME, say=lambda line: None)
+    assert main(["pull", "--list"]) == 0
+    assert f"* {NAME}" in capsys.readouterr().out
+    assert main(["pull", "--list", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["weights"]
+    assert row["cached"] is True and row["license"] == "as you like"
 
 
 def test_a_path_goes_before_a_name(tmp_path, monkeypatch):
