@@ -40,13 +40,16 @@ class Recorder:
         self._compute = compute
         self._key: Hashable = None
         self._size = 0
+        self._pool = cupy().cuda.MemoryPool()
         self.forget()
 
     def forget(self, record_again: bool = True) -> None:
         """Drop the recorded step and give its memory back; start again, or stay with code."""
+        if self._key is not None:  # a step may be under way on this memory
+            cupy().cuda.get_current_stream().synchronize()
         self._eager_left = EAGER
         self._step: _Recorded | None = None
-        self._pool = cupy().cuda.MemoryPool()
+        self._pool.free_all_blocks()
         self.recording = False  # true in an error that came while recording
         self.allowed = record_again
 

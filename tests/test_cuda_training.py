@@ -1,0 +1,424 @@
+"""Training on a GPU, by a fake of CuPy and the CUDA kernels run on the CPU: what the CPU backend gives.
+
+What is left for a real GPU to show is speed, its own rounding, and that CUDA is as the fake takes it to be.
+"""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import minitl
+from minitl import hdf5, models, nn, ops, optim
+from minitl.backend import BFLOAT16, kernel_module, narrow, widen
+from minitl.cli import main
+from minitl.data.augment import Augmentation
+from minitl.data.loader import Loader
+from minitl.data.preprocessing import Preprocessing
+from minitl.device import CPU, get_device
+from minitl.errors import UserError
+from minitl.tensor import Tensor
+from minitl.train import recording
+from minitl.train.batches import Inputs, on_device
+from minitl.train.step import TrainingStep
+from tests.cuda_launch import needs_checker
+from tests.cuda_on_cpu.fake_cupy import install
+from tests.test_finetune import write_pictures
+
+pytestmark = needs_checker
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    before = kernel_module("cpu").set_conv_algorithm("exact")
+    yield
+    kernel_module("cpu").set_conv_algorithm(before)
+
+
+@pytest.fixture(params=[False, True], ids=["at once", "late"])
+def gpu(request):
+    with install(mode="fast", late=request.param) as gpu:
+        yield gpu
+
+
+def batch(device, n=4, seed=0, side=8):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 5, n)
+    x = random.normal(size=(n, side, side, 3)).astype(np.float32)
+    return Inputs(device.array(x), device.array(labels), labels)
+
+
+def small_resnet():
+    return models.create("cifar_resnet20", num_classes=5, seed=1, width=4, shortcut="A")
+
+
+class Small(nn.Module):
+    """Some of everything that changes from step to step, statistics and dropout, in few kernels."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False, rng=rng)
+        self.bn = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.3, seed=5)
+        self.fc = nn.Linear(512, 5, rng=rng)
+
+    def forward(self, x):
+        y = self.bn.after(self.conv, x, relu=True)
+        y = self.drop(ops.flatten(y))
+        return self.fc(self.drop(y))
+
+
+def train(device, sizes, make=Small, optimizer="SGD", micro_batch=None, before=lambda step: None):
+    """Take a step for each of `sizes`; return the model's state, the results, and the step."""
+    model = make().to(device)
+    options = {"momentum": 0.9, "nesterov": True} if optimizer == "SGD" else {}
+    chosen = getattr(optim, optimizer)(model.parameters(), lr=0.05, weight_decay=1e-3, **options)
+    step = TrainingStep(model, model, chosen, device, label_smoothing=0.1, micro_batch=micro_batch)
+    with device.computing():
+        for number, n in enumerate(sizes):
+            inputs = batch(device, n, seed=number)
+            before(step)
+            chosen.lr_factor = 1 / (1 + number)
+            step(inputs)
+        results = step.results()
+    return model.state_dict() | chosen.state_dict(), results, step
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], name)
+
+
+# The same as on the CPU
+
+
+def test_steps_of_a_resnet_equal_those_of_the_cpu_backend():
+    """Forward, backward, statistics and SGD in exact float32, checked for races and bounds as well."""
+    state, results, _ = train(CPU, [4, 4], small_resnet)
+    with install(mode="check"):
+        ours, our_results, _ = train(get_device("cuda"), [4, 4], small_resnet)
+    for name, value in state.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    for one, other in zip(results, our_results, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-6)
+        assert other[1:] == one[1:]
+
+
+@pytest.mark.parametrize("state", ["training", "frozen", "evaluation"])
+def test_bfloat16_is_close_to_float32(state):
+    model, x = small_resnet(), np.random.default_rng(0).normal(size=(4, 8, 8, 3))
+    labels = np.arange(4)
+    if state == "frozen":
+        model.freeze("bn1", "layer1")
+    x = narrow(x)
+
+    def run(model, x):
+        model.train(state != "evaluation")
+        logits = model(Tensor(x))
+        ops.softmax_cross_entropy(logits, labels).backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return logits, gradients
+
+    right, gradients = run(model, widen(x))
+    with install(mode="fast"):
+        device = get_device("cuda")
+        logits, ours = run(small_resnet_like(model).to(device), device.array(x))
+        assert logits.dtype == BFLOAT16
+        scale = np.abs(right.data).max()
+        assert np.abs(logits.numpy() - right.data).max() < 0.05 * scale
+        assert ours.keys() == gradients.keys()
+        assert all(gradient.dtype == np.float32 for gradient in ours.values())
+        mine, theirs = (
+            np.concatenate([gradients[name].ravel() for name in gradients])
+            for gradients in ({n: Tensor(g).numpy() for n, g in ours.items()}, gradients)
+        )
+        # 8 bits, through 20 layers with kinks and the statistics of few pixels.
+        assert mine @ theirs > 0.95 * np.linalg.norm(mine) * np.linalg.norm(theirs)
+
+
+def small_resnet_like(model):
+    other = small_resnet()
+    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        mine.requires_grad = theirs.requires_grad
+    for (_, mine), (_, theirs) in zip(other.named_modules(), model.named_modules(), strict=True):
+        if isinstance(mine, nn.BatchNorm2d):
+            mine.frozen = theirs.frozen
+    return other
+
+
+# Recorded steps
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "micro_batch"), [("SGD", None), ("Adam", None), ("AdamW", 2), ("SGD", 3)]
+)
+def test_recorded_steps_equal_steps_that_run_as_code(gpu, monkeypatch, optimizer, micro_batch):
+    """The rate, Adam's count and the dropout masks change; smaller batches come in between."""
+    sizes = [4, 4, 3, 4, 4, 4, 3, 4, 4]
+    device = get_device("cuda")
+    ours, results, step = train(device, sizes, Small, optimizer, micro_batch)
+    assert step._recorder.recorded
+    monkeypatch.setattr(recording, "EAGER", 100)
+    theirs, their_results, step = train(device, sizes, Small, optimizer, micro_batch)
+    assert not step._recorder.recorded
+    assert_same(ours, theirs)
+    assert results == their_results
+    assert len({result.loss for result in results}) == len(sizes)
+
+
+def test_dropout_and_the_optimizer_count_on_in_recorded_steps(gpu):
+    state, _, step = train(get_device("cuda"), [4] * 6, optimizer="Adam")
+    assert step._recorder.recorded
+    assert state["parameters.0.steps"] == 6
+    assert step._model.drop.offset == 6 * 2 * 4 * 512
+
+
+def test_what_a_recorded_step_depends_on_makes_a_new_one(gpu):
+    def change(step):
+        if step._recorder.recorded:
+            step._optimizer.param_groups[0]["momentum"] = 0.5
+
+    changed, _, step = train(get_device("cuda"), [4] * 6, before=change)
+    assert not step._recorder.recorded
+    same, _, _ = train(get_device("cuda"), [4] * 6)
+    assert not np.array_equal(changed["fc.weight"], same["fc.weight"])
+
+
+def test_nothing_waits_for_the_gpu_while_it_trains(gpu):
+    waits = []
+
+    def watch(step):
+        waits.append(list(gpu.synchronisations))
+        gpu.synchronisations.clear()
+
+    train(get_device("cuda"), [4] * 9, before=watch)
+    # Only before the numbers of a step so far back are written over.
+    one_by_one, recorded = 1 + recording.EAGER, recording.RING
+    assert not any(waits[1 : one_by_one + recorded])
+    assert all(w == ["Event.synchronize"] for w in waits[one_by_one + recorded + 1 :])
+
+
+# Memory
+
+
+def memory_for(micro_batch, steps):
+    """Return what the memory pools hold after steps with so many pictures at a time."""
+    with install(mode="fast") as gpu:
+        train(get_device("cuda"), [64] * steps, micro_batch=micro_batch)
+        return gpu.allocated
+
+
+def test_a_step_that_does_not_fit_goes_on_with_smaller_parts(capsys):
+    enough, too_little = memory_for(32, steps=5), memory_for(64, steps=1)
+    assert enough < too_little
+    memory = (enough + too_little) // 2
+    sizes = [64] * 5
+    with install(mode="fast", memory=memory) as gpu:
+        ours, results, step = train(get_device("cuda"), sizes)
+        assert gpu.allocated <= memory
+    assert step.micro_batch == 32
+    assert step._recorder.recorded
+    text = capsys.readouterr().out
+    assert text.count("\n") == 1
+    assert "does not hold a step with 64 pictures; going on with at most 32 at a time" in text
+    assert "batch statistics" in text
+    with install(mode="fast"):
+        theirs, their_results, _ = train(get_device("cuda"), sizes, micro_batch=32)
+    assert_same(ours, theirs)  # the failed attempt left no trace, in masks and statistics either
+    assert results == their_results
+
+
+def test_a_single_picture_that_does_not_fit_is_an_error():
+    with install(mode="fast") as gpu:
+        device = get_device("cuda")
+        model = Small().to(device)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        step = TrainingStep(model, model, optimizer, device)
+        inputs = batch(device)
+        before = model.state_dict()
+        gpu.memory = gpu.allocated + 4096
+        with pytest.raises(UserError, match="a single picture"):
+            step(inputs)
+        assert_same(model.state_dict(), before)
+
+
+def test_without_memory_for_a_recording_steps_stay_code(monkeypatch, capsys):
+    with install(mode="fast") as gpu:
+
+        def fail():
+            raise gpu.cupy.cuda.memory.OutOfMemoryError(1, 1)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(recording, "_Numbers", fail)
+            ours, _, step = train(get_device("cuda"), [4] * 6)
+        assert not step._recorder.recorded
+        assert step.micro_batch is None
+        theirs, _, _ = train(get_device("cuda"), [4] * 6)
+    assert_same(ours, theirs)
+    assert capsys.readouterr().out.count("launched one by one") == 1
+
+
+def test_a_recording_makes_room_for_a_smaller_batch(capsys):
+    """Its memory cannot be used by others; so it is dropped, and made again later."""
+    recorded = []
+
+    with install(mode="fast") as gpu:
+
+        def tighten(step):
+            recorded.append(step._recorder.recorded)
+            if recorded[-1] and recorded.count(True) == 1:
+                gpu.memory = gpu.allocated
+
+        ours, _, _ = train(get_device("cuda"), [4, 4, 4, 4, 3, 4, 4, 4, 4, 4], before=tighten)
+        gpu.memory = 1 << 33
+        theirs, _, _ = train(get_device("cuda"), [4, 4, 4, 4, 3, 4, 4, 4, 4, 4])
+    assert recorded == [False] * 4 + [True] + [False] * 4 + [True]
+    assert_same(ours, theirs)
+    assert capsys.readouterr().out == ""
+
+
+# Batches
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_pictures_are_prepared_as_on_the_cpu(gpu, tmp_path, precision):
+    samples, root = pictures_of(tmp_path)
+    preprocessing = Preprocessing(resize=20, crop=16, channel_order="BGR")
+    dtype = BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
+    arguments = {"seed": 3, "shuffle": True, "augment": Augmentation()}
+    loaders = [
+        Loader(samples, root, preprocessing, 5, normalise=normalise, **arguments)
+        for normalise in (True, False)
+    ]
+    device = get_device("cuda")
+    expected = list(loaders[0].epoch(2))
+    with device.computing():
+        # Kept, as a step that runs late would see them.
+        found = list(on_device(loaders[1].epoch(2), preprocessing, device, dtype))
+        for batch, inputs in zip(expected, found, strict=True):
+            error = 2**-8 if precision == "bf16" else 1e-6
+            np.testing.assert_allclose(Tensor(inputs.x).numpy(), batch.images, error, error)
+            np.testing.assert_array_equal(device.array(inputs.labels).get(), batch.labels)
+            np.testing.assert_array_equal(inputs.host_labels, batch.labels)
+
+
+def pictures_of(folder):
+    from minitl.data.folder import scan
+
+    write_pictures(folder / "colours")
+    dataset = scan(folder / "colours")
+    return dataset.train, dataset.root
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data") / "colours", per_class=5)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "w.h5"
+    model = models.create("cifar_resnet20", num_classes=5, width=4, shortcut="B", seed=1)
+    model.preprocessing |= {"resize": 8, "crop": 8}
+    minitl.save_model(model, path)
+    return path
+
+
+@pytest.fixture
+def finetune(tmp_path, data, weights, capsys):
+    def start(out, *more, **machine):
+        arguments = ["finetune", data, "--weights", weights, "--out", tmp_path / out]
+        options = ["--epochs", 2, "--batch-size", 4, "--lr", 0.02, "--conv", "exact"]
+        with install(mode="fast", **machine):
+            code = main([str(a) for a in (*arguments, *options, *more)])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return tmp_path / out, captured.out
+
+    return start
+
+
+def curve(folder):
+    rows = csv.DictReader((folder / "metrics.csv").open())
+    names = "train_loss", "train_accuracy", "val_loss", "val_accuracy"
+    return np.array([[float(row[name]) for name in names] for row in rows])
+
+
+def test_a_run_on_the_gpu_gives_the_curve_of_the_cpu(finetune, data, capsys):
+    on_cpu, _ = finetune("cpu")
+    on_gpu, text = finetune("gpu", "--device", "cuda", late=True)
+    assert "computing on cuda in float32" in text
+    np.testing.assert_allclose(curve(on_gpu), curve(on_cpu), rtol=2e-4)
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (on_cpu, on_gpu)]
+    assert [s["device"] for s in summaries] == ["cpu", "cuda"]
+    assert summaries[1]["val"]["loss"] == pytest.approx(summaries[0]["val"]["loss"], rel=2e-4)
+
+    def figures(*more):
+        with install(mode="fast"):
+            assert main(["evaluate", str(on_gpu), str(data), "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    here, there = figures(), figures("--device", "cuda")
+    assert there["loss"] == pytest.approx(here["loss"], rel=1e-4)
+    half = figures("--device", "cuda:0", "--precision", "bf16")
+    assert half["loss"] == pytest.approx(here["loss"], rel=0.05)
+    picture = str(next((data / "red").iterdir()))
+    with install(mode="fast"):
+        assert main(["predict", str(on_gpu), picture, "--device", "cuda"]) == 0
+    assert picture in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_run_in_less_precision_is_close(finetune, precision):
+    options = "--device", "cuda", "--epochs", 1, "--lr", 0.002
+    exact, _ = finetune("exact", *options)
+    other, text = finetune("other", *options, "--precision", precision)
+    assert f"in {precision}" in text
+    assert curve(other)[0, 0] == pytest.approx(curve(exact)[0, 0], rel=0.03)
+    assert not np.array_equal(curve(other), curve(exact))
+    assert hdf5.read(other / "best.h5").state["conv1.weight"].dtype == np.float32
+
+
+def test_a_frozen_backbone_trains_its_head_on_kept_features(finetune):
+    options = "--freeze", "backbone", "--no-augment"
+    on_cpu, _ = finetune("cpu", *options)
+    on_gpu, _ = finetune("gpu", "--device", "cuda", *options)
+    np.testing.assert_allclose(curve(on_gpu), curve(on_cpu), rtol=2e-4)
+
+
+def test_resuming_on_the_gpu_is_exact(finetune, monkeypatch, capsys):
+    from minitl.train import finetune as module
+
+    whole, _ = finetune("whole", "--device", "cuda")
+    original = module._train_epoch
+
+    def interrupted(run, *others):
+        if run.epoch == 1:
+            raise KeyboardInterrupt
+        return original(run, *others)
+
+    monkeypatch.setattr(module, "_train_epoch", interrupted)
+    with pytest.raises(AssertionError, match="resume"):
+        finetune("part", "--device", "cuda")
+    monkeypatch.undo()
+    part = whole.parent / "part"
+    with install(mode="fast"):
+        assert main(["finetune", "--resume", str(part)]) == 0
+    a, b = (hdf5.read(folder / "last.h5") for folder in (whole, part))
+    assert_same(a.state, b.state)
+    assert_same(a.optimizer, b.optimizer)
+
+
+def test_a_loss_that_is_not_a_number_is_reported_with_its_step(tmp_path, data, weights, capsys):
+    arguments = ["finetune", data, "--weights", weights, "--out", tmp_path / "run"]
+    options = ["--device", "cuda", "--lr", "1e30", "--batch-size", 4, "--schedule", "constant"]
+    with install(mode="fast"):
+        assert main([str(a) for a in (*arguments, *options)]) == 1
+    error = capsys.readouterr().err
+    assert "the loss became" in error
+    assert "in epoch 1, step 2," in error
