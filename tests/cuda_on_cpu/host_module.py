@@ -99,8 +99,8 @@ def _compiler_version() -> str:
 
 def _digest(files: Sequence[Path], *texts: object) -> str:
     digest = hashlib.sha256(repr((_compiler_version(), texts)).encode())
-    for file in sorted(files):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    for name, content in sorted({(file.name, file.read_bytes()) for file in files}):
+        digest.update(f"{name} {len(content)} ".encode() + content)
     return digest.hexdigest()[:20]
 
 
