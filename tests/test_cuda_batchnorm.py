@@ -202,12 +202,15 @@ def test_arrays_that_are_not_aligned():
     off = memory[1:].reshape(x.shape)
     off[...] = x
     np.testing.assert_allclose(cuda.batchnorm_statistics(off), (mean, var), rtol=1e-6)
+    # One kernel, two widths: on a GPU they may join multiplications and additions differently.
     for residual in (None, dy):
-        np.testing.assert_array_equal(
+        np.testing.assert_allclose(
             cuda.batchnorm_apply(off, weight, mean, residual, True),
             cuda.batchnorm_apply(x, weight, mean, residual, True),
+            atol=1e-6,
         )
-    np.testing.assert_array_equal(
+    np.testing.assert_allclose(
         cuda.batchnorm_dx(dy, y, off, weight, mean, var),
         cuda.batchnorm_dx(dy, y, x, weight, mean, var),
+        atol=1e-6,
     )

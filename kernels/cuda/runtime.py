@@ -4,6 +4,7 @@ Everything happens on CuPy's current stream and nothing waits for it, so that a 
 captured in a CUDA graph.
 """
 
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -180,4 +181,7 @@ def launch_numba(
     stream = cuda.external_stream(pointer) if pointer else cuda.default_stream()
     # Left to itself Numba would wait for the stream that an array comes from; it is the same one.
     views = [a if isinstance(a, np.generic) else cuda.as_cuda_array(a, sync=False) for a in args]
-    kernel[grid, block, stream](*views)
+    with warnings.catch_warnings():  # small pictures do not fill a GPU; nobody can help that
+        warnings.filterwarnings("ignore", "Grid size .* under-utilization")
+        configured = kernel[grid, block, stream]
+    configured(*views)
