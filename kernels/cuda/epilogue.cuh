@@ -92,6 +92,7 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
   constexpr int LANES = WN / VECTOR;     // for a row
   constexpr int AT_ONCE = WARP / LANES;  // rows
   constexpr int PASSES = 16 / AT_ONCE;
+  constexpr int PART = 16 / sizeof(real) < VECTOR ? 16 / sizeof(real) : VECTOR;
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int warp_m = warp / WARPS_N;
   const int first_row = row0 + warp_m * WM;
@@ -149,8 +150,13 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
       Vector<Out, VECTOR> out;
       real values[VECTOR];
 #pragma unroll
+      for (int v = 0; v < VECTOR; v += PART) {
+        const Vector<real, PART> part = load<PART>(from + v);
+#pragma unroll
+        for (int u = 0; u < PART; u++) values[v + u] = part.at[u];
+      }
+#pragma unroll
       for (int v = 0; v < VECTOR; v++) {
-        values[v] = from[v];
         if (STATISTICS) continue;
         values[v] = values[v] * scale[v] + shift[v] + to_real(residual[pass].at[v]);
         if (epilogue.relu) values[v] = values[v] < 0 ? (real)0 : values[v];  // keeps a NaN
