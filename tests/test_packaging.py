@@ -35,3 +35,5 @@ def test_packages_carry_their_data():
     assert (resources.files("minitl") / "py.typed").is_file()
     for name in ("strokes_resnet20.h5", "catalogue.toml", "imagenet_classes.txt", "README.md"):
         assert (resources.files("minitl.weights") / name).is_file()
+    for name in ("elementwise.cu", "common.cuh"):
+        assert (resources.files("minitl.kernels") / "cuda" / name).is_file()
