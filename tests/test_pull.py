@@ -246,6 +246,15 @@ def test_no_server(server, tmp_path, monkeypatch):
     assert files(tmp_path) == []
 
 
+def test_a_proxy_is_used(server, monkeypatch):
+    address = f"127.0.0.1:{server.server_address[1]}"
+    pulling.CATALOGUE.write_text(pulling.CATALOGUE.read_text().replace(address, "weights.invalid"))
+    monkeypatch.setenv("http_proxy", f"http://{address}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert "weights.invalid" in hdf5.read(pull(NAME)).source
+
+
 def test_a_full_disk(server, tmp_path, monkeypatch):
     def fill(*_):
         raise OSError(28, "No space left on device")

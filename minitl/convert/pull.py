@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import os
 import re
+import secrets
 import sys
 import tomllib
 from collections.abc import Callable
@@ -152,7 +153,8 @@ def pull(
     if not (source.is_file() and _matches(entry, _hash(source, entry.algorithm))):
         if offline:
             raise UserError(f"{name} is not in {folder}; run minitl pull {name} without --offline")
-        say(f"{name}: downloading {entry.url}")
+        size = f" ({entry.megabytes} MB)" if entry.megabytes else ""
+        say(f"{name}: downloading {entry.url}{size}")
         _download(entry, folder)
     _convert(entry, source, target, say)
     return target
@@ -211,34 +213,37 @@ def _download(entry: Entry, folder: Path) -> None:
             )
 
     pooch.get_logger().setLevel("WARNING")  # what happens is said here
-    host = urlsplit(entry.url).hostname
+    # Under a name of its own first: another process may be reading the file of this name.
+    name = f"{entry.file}.{secrets.token_hex(4)}"
+    registry, urls = {name: None}, {name: entry.url}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / entry.file).unlink(
-            missing_ok=True
-        )  # verified before: it is not what it should be
-        registry = {entry.file: None}
-        pooch.create(
-            folder, "", registry=registry, urls={entry.file: entry.url}, retry_if_failed=RETRIES
-        ).fetch(entry.file, downloader=fetch)
-    except requests.exceptions.ChunkedEncodingError as error:
-        raise UserError(
-            f"{entry.url} was cut off {RETRIES + 1} times; nothing was kept, try again later"
-        ) from error
+        getter = pooch.create(folder, "", registry=registry, urls=urls, retry_if_failed=RETRIES)
+        Path(getter.fetch(name, downloader=fetch)).replace(folder / entry.file)
     except requests.RequestException as error:
-        if "timed out" in str(error):  # within the file requests calls it a ConnectionError
-            raise UserError(
-                f"{host} was silent for {TIMEOUT:g} s ({entry.url}); nothing was kept, try again later"
-            ) from error
-        raise UserError(
-            f"cannot reach {host} ({_reason(error)}); {entry.name} needs the network once: connect, or "
-            "set HTTPS_PROXY if there is a proxy"
-        ) from error
+        raise UserError(_broken(entry, error)) from error
     except OSError as error:
         raise UserError(
             f"cannot keep the download in {folder}: {error.strerror or error}; free some space, or choose "
             "another folder with MINITL_CACHE"
         ) from error
+
+
+def _broken(entry: Entry, error: Exception) -> str:
+    """Explain a connection that could not be made, or broke every time."""
+    import requests
+
+    host = urlsplit(entry.url).hostname
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return f"{entry.url} was cut off {RETRIES + 1} times; nothing was kept, try again later"
+    if "timed out" in str(error):
+        return (
+            f"{host} was silent for {TIMEOUT:g} s ({entry.url}); nothing was kept, try again later"
+        )
+    return (
+        f"cannot reach {host} ({_reason(error)}); {entry.name} needs the network once: connect, or set "
+        "HTTPS_PROXY if there is a proxy"
+    )
 
 
 def _refusal(entry: Entry, error: Any) -> str:
