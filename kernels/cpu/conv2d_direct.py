@@ -51,10 +51,13 @@ from minitl.kernels.cpu.conv2d_tables import (
 )
 from minitl.kernels.cpu.jit import kernel, most_threads
 from minitl.kernels.cpu.microkernel import (
+    LINE,
+    LINES_ASKED,
     OUTER_HEIGHT,
     RESULTS_FAR,
     ROWS_FAR,
     ROWS_HEIGHT,
+    UNROLL,
     add_outer_products,
     gather_rows,
     multiply_rows,
@@ -202,6 +205,17 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
         )
 
 
+@kernel()
+def _list_lines(source, rows, first, end, lines, count):  # type: ignore[no-untyped-def]
+    """Append to `lines` the addresses of the cache lines that hold columns [first, end) of rows."""
+    for p in range(len(rows)):
+        row = source + 4 * np.int64(rows[p])
+        for column in range(first, end, LINE):
+            lines[count] = row + 4 * column
+            count += 1
+    return count
+
+
 @kernel(parallel=True)
 def _sum_outer_products(  # type: ignore[no-untyped-def]
     lanes,
@@ -222,12 +236,13 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
     tile_slices,
     sums,
     room,
+    far,
 ):
     """Add to sums[chunk, group, tap, pair, tile] the products of dy and x over the chunk's pixels.
 
     gather: the table of x, and below it where dy's pixels start. run: floats from group to group in x.
     columns: first columns of the vectors of x, int32; pair: two of them. tiles: int32 (3, tiles), see
-    `cover_by_tiles`. room: memory for each thread. A unit is a tap and a pair; a task has a chunk of the
+    `cover_by_tiles`. room, far: memory for each thread. A unit is a tap and a pair; a task has a chunk of the
     pixels and a slice of either the units or the tiles.
     """
     chunks, groups, taps, pairs, in_group, tile_size = sums.shape
@@ -247,7 +262,31 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
         copied_x = np.int64(room[get_thread_id()].ctypes.data)
         copied_dy = copied_x + 4 * VECTORS_IN_COPY * vector
         from_x = copied_x
-        for piece in range(chunk * sets * blocks // chunks, (chunk + 1) * sets * blocks // chunks):
+        end_piece = (chunk + 1) * sets * blocks // chunks
+        for piece in range(chunk * sets * blocks // chunks, end_piece):
+            # While this piece is summed, the next one is fetched.
+            asked, asking = np.int64(far[get_thread_id()].ctypes.data), np.int64(0)
+            if piece + 1 < end_piece:
+                next_set = (piece + 1) // blocks
+                begin = (piece + 1 - next_set * blocks) * block
+                end = min(begin + block, pixels)
+                asking = _list_lines(
+                    dy.ctypes.data + 4 * next_set * dy_step,
+                    gather[taps, begin:end],
+                    tiles[2, begin_tile],
+                    tiles[2, end_tile - 1] + lanes,
+                    far[get_thread_id()],
+                    asking,
+                )
+                for tap in range(begin_unit // pairs, (end_unit - 1) // pairs + 1):
+                    asking = _list_lines(
+                        x.ctypes.data + 4 * next_set * x_step,
+                        gather[tap, begin:end],
+                        0,
+                        x.shape[3],
+                        far[get_thread_id()],
+                        asking,
+                    )
             picture_set = piece // blocks
             begin = (piece - picture_set * blocks) * block
             count = min(block, pixels - begin)
@@ -286,6 +325,7 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                     place = ((chunk * groups + group) * units + unit) * in_group
                     for tile in range(begin_tile, end_tile):
                         in_row = tiles[0, tile] - tiles[2, tile]
+                        asking -= LINES_ASKED * (count // UNROLL)
                         add_outer_products(
                             lanes,
                             min(2, len(columns) - first),
@@ -296,7 +336,9 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                             vector,
                             count,
                             sums.ctypes.data + 4 * (place + tile) * tile_size,
+                            asked if asking >= 0 else np.int64(0),
                         )
+                        asked += 8 * LINES_ASKED * (count // UNROLL)
                     copied -= 1
                     from_x += 4 * 2 * vector
 
@@ -540,6 +582,9 @@ def conv2d_dw(
         tile_slices = min(-(-in_group // TILES_IN_SLICE), -(-TASKS // chunks))
     copied = VECTORS_IN_COPY + -(-in_group // tile_slices)  # vectors for each pixel
     room = memory.empty((most_threads(), (PIXELS_IN_SUM + 1) * copied * lanes), dy.dtype)
+    slice_taps = min(taps[0] * taps[1], -(-taps[0] * taps[1] // unit_slices) + 1)
+    lines = k // LINE + 2 + slice_taps * (c // LINE + 2)
+    far = memory.empty((most_threads(), PIXELS_IN_SUM * lines), np.int64)
     for first, pictures, sets in divided:
         gather = forward_gather(
             pictures, (h, w, c), (p, q, k), taps, stride, padding, dilation, ROWS_HEIGHT[lanes]
@@ -563,6 +608,7 @@ def conv2d_dw(
             tile_slices,
             sums,
             room,
+            far,
         )
     dw = memory.empty((k, r, s, cg), dy.dtype)
     _combine_sums(lanes, height, sums, run, columns, tiles, dw.reshape(k, -1))

@@ -36,6 +36,7 @@ from numba.extending import intrinsic
 from minitl.kernels.cpu.jit import kernel
 
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+LINES_ASKED = 2  # in a round of `add_outer_products`
 UNROLL = 4  # steps of the sum in one round of the loop
 
 LINE = 16  # floats in a cache line
@@ -353,7 +354,21 @@ def _outer_tile(lanes: int, vectors: int) -> Callable[..., None]:
         vector_step: ir.Value,
         count: ir.Value,
         c: ir.Value,
+        far: ir.Value,
     ) -> None:
+        def ask(values: Sequence[ir.Value]) -> list[ir.Value]:
+            (entry,) = values
+            for i in range(LINES_ASKED):
+                emit.prefetch(emit.load(emit.at(entry, 2 * i), I64), PREFETCH_FAR)
+            return [emit.at(entry, 2 * LINES_ASKED)]
+
+        def round_of_steps(values: list[ir.Value]) -> list[ir.Value]:
+            entry, *values = values
+            entries = emit.when(far, [entry], ask)
+            for _ in range(UNROLL):
+                values = step(values)
+            return [*entries, *values]
+
         def step(values: list[ir.Value]) -> list[ir.Value]:
             a, b, *sums = values
             places = [b, emit.at(b, vector_step)][:vectors]
@@ -366,7 +381,11 @@ def _outer_tile(lanes: int, vectors: int) -> Callable[..., None]:
             return [emit.at(a, a_step), emit.at(b, b_step), *sums]
 
         sums = [emit.constant(0)] * (height * vectors)
-        _, _, *sums = emit.repeat_unrolled(count, [a, b, *sums], step)
+        for start in range(0, height * vectors * lanes, LINE):
+            emit.prefetch(emit.at(c, start), PREFETCH_WRITE)
+        rounds, rest = emit.divide_by_unroll(count)
+        _, *values = emit.repeat(rounds, [far, a, b, *sums], round_of_steps)
+        _, _, *sums = emit.repeat(rest, values, step)
         for q, total in enumerate(sums):
             place = emit.at(c, q * lanes)
             emit.store(emit.builder.fadd(emit.load(place, emit.vector), total), place)
@@ -467,15 +486,20 @@ def multiply_rows(  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def add_outer_products(lanes, vectors, a, a_step, b, b_step, vector_step, count, c):  # type: ignore[no-untyped-def]
+def add_outer_products(  # type: ignore[no-untyped-def]
+    lanes, vectors, a, a_step, b, b_step, vector_step, count, c, far
+):
     """Add to one tile the sum of `count` outer products.
 
         c[i * W + v * lanes + j] += sum over p < count of
             a[p * a_step + i] * b[p * b_step + v * vector_step + j]
 
     for i < OUTER_HEIGHT[lanes], v < vectors, j < lanes; W = vectors * lanes.
+
+    far: 0, or the address of LINES_ASKED * (count // UNROLL) addresses, int64, of what will be needed later
+    and is asked for meanwhile.
     """
-    _outer((lanes, vectors, a, a_step, b, b_step, vector_step, count, c))
+    _outer((lanes, vectors, a, a_step, b, b_step, vector_step, count, c, far))
 
 
 @kernel()

@@ -435,6 +435,7 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
                         lanes,
                         count,
                         from_sums + 4 * ((panel * len(starts) + tile) * 2 * height * lanes),
+                        np.int64(0),
                     )
 
 
