@@ -4,7 +4,8 @@ Reading trusts nothing. Only what version 1 writes is accepted (hard links, plai
 numbers, no filter but the checksum), every size is compared with what the file really stores before
 memory is asked for, and the digest must agree in the end. Writing is atomic.
 
-h5py is imported here and nowhere else; import this module only where files are read or written.
+h5py is imported here and in keras_survey.py, which runs by itself; import this module only where files are
+read or written.
 """
 
 import difflib
@@ -415,13 +416,13 @@ def _check_beginning(path: Path) -> None:
         raise WeightsFileError(f"{path} is empty; get or make it anew")
     if start[:8] != _SIGNATURE:
         raise WeightsFileError(
-            f"{path} is not an HDF5 file; PyTorch checkpoints are brought over with `minitl convert`"
+            f"{path} is not an HDF5 file; weights of PyTorch and Keras are brought over with `minitl convert`"
         )
     if start[8:] != b"\3":
         # Before HDF5 1.10 its internal records carry no checksums. Keras files end here.
         raise WeightsFileError(
             f"{path} is not a minitl weights file (an HDF5 file of an older kind); "
-            "PyTorch checkpoints are brought over with `minitl convert`"
+            "weights of PyTorch and Keras are brought over with `minitl convert`"
         )
 
 
@@ -429,7 +430,7 @@ def _read_texts(file: h5py.File, path: Path) -> dict[str, str]:
     if "format" not in file.attrs or _read_text(file, "format", path) != FORMAT:
         raise WeightsFileError(
             f"{path} is an HDF5 file but not a minitl weights file; "
-            "PyTorch checkpoints are brought over with `minitl convert`"
+            "weights of PyTorch and Keras are brought over with `minitl convert`"
         )
     version = _read_text(file, "format_version", path)
     if version != str(FORMAT_VERSION):

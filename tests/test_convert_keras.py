@@ -146,6 +146,8 @@ def test_resnet50_by_its_first_names(tmp_path):
     path = writer.write_legacy(tmp_path / "w.h5", net, root=True, style="1")
     report = check(path, net)
     assert report.arch_options == {"stride_in_1x1": True, "bn_eps": 1e-3}
+    report = convert(path, tmp_path / "other.h5", arch_options={"bn_eps": 1e-5}, dry_run=True)
+    assert report.arch_options == {"stride_in_1x1": True}  # what is said goes before
 
 
 def test_resnet50_under_a_head_of_its_own(tmp_path):
@@ -361,8 +363,9 @@ def scaled(inside=(), **options):
         [("Rescaling", {"scale": 1 / 127.5, "offset": -1.0})],
         [("RandomFlip", {}), ("Rescaling", {"scale": 1 / 255}), ("Rescaling", {"scale": 2.0})],
         [("Rescaling", {"scale": [0.1, 0.2, 0.3], "offset": [1.0, -2.0, 3.0]})],
+        [("Normalization", {"mean": [125.0, 120.0, 110.0], "variance": [9.0, 4.0, 16.0]})],
     ],
-    ids=["tf", "twice", "channels"],
+    ids=["tf", "twice", "channels", "normalization"],
 )
 def test_scaling_inside_the_network_becomes_preprocessing(layers, tmp_path):
     net = scaled(layers)

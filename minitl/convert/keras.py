@@ -23,12 +23,13 @@ from minitl import models
 from minitl.convert.keras_files import KerasFile, KerasLayer, read_keras
 from minitl.convert.keras_graph import Graph, Node, UnknownNetworkError, nodes_of, read_graph
 from minitl.convert.keras_match import Match, find_architecture, trace
-from minitl.convert.keras_names import APPLICATIONS, create, layers_of
+from minitl.convert.keras_names import APPLICATIONS, layers_of
 from minitl.convert.keras_preprocessing import mode_of, preprocessing_of
 from minitl.convert.report import shown
 from minitl.convert.source import Request, Source, StoredArray
 from minitl.errors import UserError, WeightsFileError
 from minitl.models import Classifier
+from minitl.models.saving import empty_model
 from minitl.models.vgg import VGG
 
 _OPEN_SIZE = 224  # pixels to look at a network with, where it takes pictures of any size
@@ -207,16 +208,12 @@ def _by_names(file: KerasFile, arch: str | None, options: dict[str, Any]) -> Mat
     for application in APPLICATIONS:
         if arch not in (None, application.arch) or application.known_by not in ("", *layers):
             continue
-        model = create(application)
+        model = empty_model(
+            application.arch, application.options | options, f"{file.path} as {application.arch}"
+        )
         found = layers_of(application, model, layers)
         if found is None or not _shapes_fit(model, found, layers):
             continue
-        if options:
-            raise UserError(
-                f"{file.path} is recognised as {model.arch} {model.arch_options}; leave options out"
-            )
-        if model.head_name in found:
-            model.replace_head(layers[found[model.head_name]].arrays[0].shape[-1])
         # What is looked for in the graph does not depend on the size, but for VGG's flattening.
         output = trace(model, model.preprocessing["crop"] if isinstance(model, VGG) else _SMALL)
         assert output is not None

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from minitl import models
 from minitl.models import Classifier
 
 # How the releases that gave the layers their present names set up their networks.
@@ -147,9 +146,4 @@ def _counted(names: Sequence[str], pattern: str) -> tuple[list[str], list[str]]:
     return sorted(numbers, key=numbers.__getitem__), [n for n in names if n not in numbers]
 
 
-def create(application: Application) -> Classifier:
-    """Make the network of an application, of zeros."""
-    return models.create(application.arch, seed=None, **application.options)
-
-
-__all__ = ["APPLICATIONS", "Application", "create", "layers_of"]
+__all__ = ["APPLICATIONS", "Application", "layers_of"]

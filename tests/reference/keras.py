@@ -99,6 +99,7 @@ SNAKE = {
     "Dropout": "dropout",
     "ZeroPadding2D": "zero_padding2d",
     "ReLU": "re_lu",
+    "Normalization": "normalization",
     "Rescaling": "rescaling",
     "RandomFlip": "random_flip",
     "InputLayer": "input_layer",
@@ -221,6 +222,9 @@ LAYERS = {
     "Dropout": lambda x, config, w: x,
     "RandomFlip": lambda x, config, w: x,
     "ZeroPadding2D": zero_padding2d,
+    "Normalization": lambda x, config, w: (
+        (x - tensor(config["mean"])) / tensor(config["variance"]).sqrt()
+    ),
     "Rescaling": lambda x, config, w: x * tensor(config["scale"]) + tensor(config["offset"]),
 }
 
