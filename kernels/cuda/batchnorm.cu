@@ -18,6 +18,7 @@
 // they go into loads in flight, and those, not more threads, fill the memory's latency.
 #define THREADS 256
 #define SPAN 32      // rows that one thread adds up in `real`
+#define FLIGHT 4     // rows whose loads a thread has under way at a time
 #define LANES 32     // threads that share a channel in the second kernel
 #define COLUMNS 8    // channels of one of its blocks
 
@@ -196,9 +197,7 @@ DEVICE void apply(const T* __restrict__ x, const T* __restrict__ residual, const
        c += gridDim.y * blockDim.x * N) {
     Line lines[N];
     load_lines(scale, shift, c, lines);
-#pragma unroll 4
-    for (i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y; row < rows;
-         row += (i64)gridDim.x * blockDim.y) {
+    for_each_row<FLIGHT>(rows, [&](i64 row) {
       const i64 at = row * channels + c;
       real v[N], r[N];
       load_real(x + at, v);
@@ -210,7 +209,7 @@ DEVICE void apply(const T* __restrict__ x, const T* __restrict__ residual, const
         v[i] = z < floor ? floor : z;
       }
       store_real(y + at, v);
-    }
+    });
   }
 }
 
@@ -323,9 +322,7 @@ DEVICE void backward(const T* __restrict__ dy, const T* __restrict__ y, const T*
     if (TRAINING) load_lines(b, c0, c, lines);
 #pragma unroll
     for (int i = 0; i < N; i++) factor[i] = a[c + i];
-#pragma unroll 4
-    for (i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y; row < rows;
-         row += (i64)gridDim.x * blockDim.y) {
+    for_each_row<FLIGHT>(rows, [&](i64 row) {
       const i64 at = row * channels + c;
       real g[N], z[N], v[N];
       load_real(dy + at, g);
@@ -337,7 +334,7 @@ DEVICE void backward(const T* __restrict__ dy, const T* __restrict__ y, const T*
         if (TRAINING) g[i] += lines[i].at(v[i]);
       }
       store_real(dx + at, g);
-    }
+    });
   }
 }
 

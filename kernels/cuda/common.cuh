@@ -110,6 +110,19 @@ DEVICE void for_each(i64 n, bool vectors, Body body) {
   for (i64 i = whole * WIDTH + first; i < n; i += threads) body(i, Count<1>());
 }
 
+// Do `body(row)` for a thread's rows of a tile (threadIdx.y over rows), `FLIGHT` of them side by side, so that
+// the loads of all of these are under way before the first is waited for.
+template <int FLIGHT, class Body>
+DEVICE void for_each_row(i64 rows, Body body) {
+  const i64 step = (i64)gridDim.x * blockDim.y;
+  i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y;
+  for (; row + (FLIGHT - 1) * step < rows; row += FLIGHT * step) {
+#pragma unroll
+    for (int k = 0; k < FLIGHT; k++) body(row + k * step);
+  }
+  for (; row < rows; row += step) body(row);
+}
+
 // Do `call` with N channels at a time where 16-byte vectors fit (`fits`: the pointers are aligned), and with
 // one at a time where not.
 #define BY_WIDTH(fits, call)                                                                          \
