@@ -1,5 +1,6 @@
 """Weights to PyTorch, safetensors and ONNX: other programs read them and compute the same."""
 
+import io
 import json
 import os
 import re
@@ -8,6 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minitl import hdf5, models, nn, no_grad, ops, save_model, tensor
 from minitl.cli import main
@@ -93,6 +96,26 @@ def test_any_shape_and_integers_are_written_as_torch_writes_them(tmp_path):
         for info in archive.infolist():  # as torch.save aligns them
             start = info.header_offset + 30 + len(info.filename) + len(info.extra)
             assert start % 64 == 0
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=300),
+        st.lists(st.integers(0, 4), max_size=5),
+        max_size=8,
+    )
+)
+def test_any_state_comes_back(shapes):
+    state = {
+        name: np.full(shape, number, np.float32)
+        for number, (name, shape) in enumerate(shapes.items())
+    }
+    content = torch_file(state)
+    loaded, ours = torch.load(io.BytesIO(content), weights_only=True), read_torch("m.pth", content)
+    assert list(loaded) == list(ours.content) == list(state)
+    for name, array in state.items():
+        assert np.array_equal(loaded[name].numpy(), array)
+        assert np.array_equal(ours.array(ours.content[name]), array)
 
 
 def test_equal_weights_make_equal_torch_files():
