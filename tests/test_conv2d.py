@@ -1,5 +1,9 @@
-"""Convolution against float64, against PyTorch, exactly on integers, and by the gradient checker."""
+"""Convolution against float64, against PyTorch, exactly on integers, and by the gradient checker.
 
+Wherever the setting of the algorithm makes a difference, every setting is tried.
+"""
+
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numba
@@ -10,10 +14,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minitl import ops
+from minitl.kernels.cpu import conv2d as kernels
+from minitl.kernels.cpu.microkernel import host_lanes
 from minitl.shapes import padding2d, pair
 from minitl.tensor import Tensor
 from tests.gradcheck import check_gradients
 from tests.reference import conv2d as reference
+
+# What conv2d.py promises of F(4x4): the largest error, in parts of the largest result.
+WINOGRAD_F4 = 1e-4
 
 
 @dataclass
@@ -58,6 +67,7 @@ CASES = {
     "1x1 stride 2": Case((2, 9, 8, 16), 32, (1, 1), stride=2),
     "1x1 padded": Case((1, 4, 4, 3), 5, (1, 1), padding=1),
     "3x3": Case((2, 8, 8, 32), 48, (3, 3), padding=1),
+    "3x3 cut tiles": Case((3, 10, 9, 17), 33, (3, 3), padding=(2, 0)),
     "3x3 odd channels": Case((1, 13, 7, 7), 13, (3, 3), padding=1),
     "3x3 without padding": Case((2, 5, 9, 4), 3, (3, 3)),
     "3x3 stride 2": Case((2, 14, 15, 24), 17, (3, 3), stride=2, padding=1),
@@ -79,6 +89,43 @@ CASES = {
     "one row": Case((4, 1, 21, 9), 10, (1, 5), padding=(0, 2)),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def algorithm(case, setting, dtype=np.float32):
+    """Return the name of the algorithm that computes a case."""
+    stride, _, dilation, groups = case.geometry
+    geometry = stride, padding2d(case.padding), dilation, groups
+    return kernels.choose_algorithm(
+        case.x, case.weight, np.dtype(dtype), *geometry, setting, host_lanes()
+    )
+
+
+def settings_of(case):
+    """Return "auto", and the settings by which something else computes the case."""
+    kinds = {algorithm(case, "auto"): "auto"}
+    for setting in kernels.ALGORITHMS:
+        kinds.setdefault(algorithm(case, setting), setting)
+    return kinds.values()
+
+
+each_case_and_setting = pytest.mark.parametrize(
+    ("case", "setting"),
+    [
+        pytest.param(case, setting, id=f"{name}-{setting}")
+        for name, case in CASES.items()
+        for setting in settings_of(case)
+    ],
+)
+
+
+@contextmanager
+def conv_algorithm(setting):
+    """Have convolutions computed so for a while."""
+    before = kernels.set_conv_algorithm(setting)
+    try:
+        yield
+    finally:
+        kernels.set_conv_algorithm(before)
 
 
 def make_arrays(case, dtype, seed=0, integers=False):
@@ -131,23 +178,34 @@ def compute_torch(case, x, weight, bias, dy):
     )
 
 
-def assert_as_good_as(ours, theirs, exact):
-    """Fail where the largest error is over twice PyTorch's, plus a few roundings of the largest value."""
+def assert_as_good_as(ours, theirs, exact, bound=0):
+    """Fail where the largest error is over twice PyTorch's, plus a few roundings of the largest value.
+
+    bound: a largest error that is allowed in any case, in parts of the largest value.
+    """
     for name, a, t, e in zip(("y", "dx", "dw", "db"), ours, theirs, exact, strict=True):
         assert a.shape == e.shape, name
         assert a.dtype == t.dtype, name
         assert a.flags.c_contiguous, name
         floor = 4 * np.finfo(a.dtype).eps * np.abs(e).max(initial=1)
         allowed = 2 * np.abs(t - e).max(initial=0) + floor
+        allowed = max(allowed, bound * np.abs(e).max(initial=0))
         assert np.abs(a - e).max(initial=0) <= allowed, name
 
 
-@each_case
+def bound_of(case, setting, dtype=np.float32):
+    """Return the error that the algorithm may make where others are as exact as PyTorch."""
+    return WINOGRAD_F4 if algorithm(case, setting, dtype) == "winograd_f4" else 0
+
+
+@each_case_and_setting
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_is_as_exact_as_pytorch(case, dtype):
+def test_is_as_exact_as_pytorch(case, setting, dtype):
     arrays = make_arrays(case, dtype)
-    ours, theirs = compute(case, *arrays), compute_torch(case, *arrays)
-    assert_as_good_as(ours, theirs, expect(case, *arrays))
+    with conv_algorithm(setting):
+        ours = compute(case, *arrays)
+    theirs = compute_torch(case, *arrays)
+    assert_as_good_as(ours, theirs, expect(case, *arrays), bound_of(case, setting, dtype))
 
 
 @each_case
@@ -157,11 +215,18 @@ def test_the_reference_is_pytorchs_convolution(case):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
-@each_case
-def test_sums_of_small_integers_are_exact(case):
+def assert_exact(ours, exact, bound):
+    """Fail unless all are equal, or within the bound where there is one."""
+    for a, e in zip(ours, exact, strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=bound * np.abs(e).max(initial=0))
+
+
+@each_case_and_setting
+def test_sums_of_small_integers_are_exact(case, setting):
     arrays = make_arrays(case, np.float32, integers=True)
-    for a, e in zip(compute(case, *arrays), expect(case, *arrays), strict=True):
-        np.testing.assert_array_equal(a, e)
+    with conv_algorithm(setting):
+        ours = compute(case, *arrays)
+    assert_exact(ours, expect(case, *arrays), bound_of(case, setting))
 
 
 @pytest.mark.parametrize(
@@ -209,12 +274,41 @@ def cases(draw):
     return case
 
 
-@given(cases(), st.sampled_from([np.float32, np.float64]))
-def test_any_shape(case, dtype):
+@st.composite
+def winograd_cases(draw):
+    pads = st.integers(0, 2)
+    case = Case(
+        x=(
+            draw(small),
+            draw(st.integers(1, 13)),
+            draw(st.integers(1, 13)),
+            draw(st.sampled_from([16, 17, 40])),
+        ),
+        filters=draw(st.sampled_from([16, 19, 33])),
+        kernel=(3, 3),
+        padding=((draw(pads), draw(pads)), (draw(pads), draw(pads))),
+    )
+    assume(case.x[1] + sum(case.padding[0]) >= 3 and case.x[2] + sum(case.padding[1]) >= 3)
+    return case
+
+
+@given(cases(), st.sampled_from([np.float32, np.float64]), st.sampled_from(kernels.ALGORITHMS))
+def test_any_shape(case, dtype, setting):
     arrays = make_arrays(case, dtype, integers=True)
-    for a, e in zip(compute(case, *arrays), expect(case, *arrays), strict=True):
-        assert a.dtype == dtype
-        np.testing.assert_array_equal(a, e)
+    with conv_algorithm(setting):
+        ours = compute(case, *arrays)
+    assert {a.dtype for a in ours} == {np.dtype(dtype)}
+    assert_exact(ours, expect(case, *arrays), bound_of(case, setting, dtype))
+
+
+@given(winograd_cases(), st.sampled_from(["f2", "f4"]))
+def test_any_shape_that_winograd_can_do(case, setting):
+    if host_lanes():
+        assert algorithm(case, setting) == f"winograd_{setting}"
+    arrays = make_arrays(case, np.float32, integers=True)
+    with conv_algorithm(setting):
+        ours = compute(case, *arrays)
+    assert_exact(ours, expect(case, *arrays), bound_of(case, setting))
 
 
 def test_an_empty_batch():
@@ -225,9 +319,12 @@ def test_an_empty_batch():
     assert not db.any()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_memory_order_of_the_inputs_does_not_matter(dtype):
-    case = Case((2, 9, 8, 6), 5, (3, 3), padding=1)
+@pytest.mark.parametrize(
+    ("dtype", "setting", "channels", "filters"),
+    [(np.float64, "auto", 6, 5)] + [(np.float32, name, 18, 17) for name in kernels.ALGORITHMS],
+)
+def test_memory_order_of_the_inputs_does_not_matter(dtype, setting, channels, filters):
+    case = Case((2, 9, 8, channels), filters, (3, 3), padding=1)
     arrays = make_arrays(case, dtype)
     turned = [
         np.asfortranarray(arrays[0]),
@@ -235,15 +332,19 @@ def test_memory_order_of_the_inputs_does_not_matter(dtype):
         np.repeat(arrays[2], 2)[::2],
         np.repeat(arrays[3], 2, axis=2)[:, :, ::2],
     ]
-    for a, b in zip(compute(case, *arrays), compute(case, *turned), strict=True):
+    with conv_algorithm(setting):
+        results = compute(case, *arrays), compute(case, *turned)
+    for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_inputs_are_not_written():
+@pytest.mark.parametrize("setting", kernels.ALGORITHMS)
+def test_inputs_are_not_written(setting):
     case = CASES["3x3"]
     arrays = make_arrays(case, np.float32)
     copies = [a.copy() for a in arrays]
-    compute(case, *arrays)
+    with conv_algorithm(setting):
+        compute(case, *arrays)
     for a, b in zip(arrays, copies, strict=True):
         np.testing.assert_array_equal(a, b)
 
