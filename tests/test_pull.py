@@ -333,7 +333,9 @@ def test_unknown_names_are_helped(tmp_path, monkeypatch):
 
 def test_the_command(server, tmp_path, capsys):
     assert main(["pull", NAME]) == 0
-    path = capsys.readouterr().out.splitlines()[-1]
+    output = capsys.readouterr()
+    path = output.out.strip()  # and nothing else: it may be piped on
+    assert "downloading" in output.err
     assert hdf5.read(path).arch == "cifar_resnet20"
     assert main(["pull", NAME, "--offline"]) == 0
     assert capsys.readouterr().out == f"{path}\n"

@@ -107,7 +107,11 @@ def cache_folder() -> Path:
     return (Path(chosen) if chosen else platformdirs.user_cache_path("minitl")) / "weights"
 
 
-def find_weights(text: str | os.PathLike[str], say: Callable[[str], object] = print) -> Path:
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)  # results, which may be JSON, go to standard output
+
+
+def find_weights(text: str | os.PathLike[str], say: Callable[[str], object] = _to_stderr) -> Path:
     """Return the weights file that a user means: a file, a run folder's best, or a name of the catalogue.
 
     Raises UserError where it is none of these, or cannot be fetched. A file is not opened here.
@@ -132,7 +136,7 @@ def pull(
     *,
     offline: bool = False,
     check: bool = False,
-    say: Callable[[str], object] = print,
+    say: Callable[[str], object] = _to_stderr,
 ) -> Path:
     """Return the weights file of a name of the catalogue, fetched and converted if it is not there yet.
 
