@@ -40,21 +40,29 @@ class Device:
             return cupy().asarray(array)
 
     @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self, precision: str = "float32") -> Iterator[None]:
         """Compute on this device within the block: on a GPU, on a stream of its own.
 
-        What was queued before is finished when it begins, and what is queued in it when it ends without
-        an error.
+        precision: how it multiplies meanwhile, "float32", "tf32" or "bf16". With "bf16" it is the inputs
+        that decide: give pictures in bfloat16, and everything flows in it.
+
+        What was queued before is finished when the block begins, and what is queued in it when it ends
+        without an error. Raises UserError as `check_precision`.
         """
+        check_precision(self, precision)
         if self.kind == "cpu":
             yield
             return
-        with cupy().cuda.Device(self.number) as device:
-            device.synchronize()
-            stream = cupy().cuda.Stream(non_blocking=True)
-            with stream:
-                yield
-                stream.synchronize()
+        before = self.kernels.set_precision("tf32" if precision == "tf32" else "float32")
+        try:
+            with cupy().cuda.Device(self.number) as device:
+                device.synchronize()
+                stream = cupy().cuda.Stream(non_blocking=True)
+                with stream:
+                    yield
+                    stream.synchronize()
+        finally:
+            self.kernels.set_precision(before)
 
 
 def cupy() -> Any:
@@ -78,6 +86,8 @@ def parse_device(name: str) -> Device:
 def get_device(name: str | Device) -> Device:
     """Return the device of this name, after checking that it can be used.
 
+    A GPU becomes the one that this thread's further arrays are made on.
+
     Raises UserError for another name, without CuPy, a driver or a card of that number, and for a card
     that is too old.
     """
@@ -90,6 +100,7 @@ def get_device(name: str | Device) -> Device:
                 f"there is no {device}: there {there}; choose one that is there, or cpu"
             )
         architecture(device.number)
+        cupy().cuda.Device(device.number).use()
     return device
 
 
@@ -155,16 +166,6 @@ def check_precision(device: Device, precision: str) -> None:
         )
 
 
-def set_precision(device: Device, precision: str) -> None:
-    """Say how a device multiplies from now on: "float32", "tf32" or "bf16".
-
-    With "bf16" it is the inputs that decide: give pictures in bfloat16, and everything flows in it.
-    Raises UserError as `check_precision`.
-    """
-    check_precision(device, precision)
-    device.kernels.set_precision("tf32" if precision == "tf32" else "float32")
-
-
 __all__ = [
     "CPU",
     "PRECISIONS",
@@ -176,6 +177,5 @@ __all__ = [
     "get_device",
     "gpu_count",
     "parse_device",
-    "set_precision",
     "version",
 ]

@@ -22,7 +22,6 @@ from minitl.device import (
     capability,
     cupy,
     get_device,
-    set_precision,
     version,
 )
 from minitl.errors import UserError
@@ -56,14 +55,12 @@ def examine(name: str, say: Say) -> None:
     _say_card(device, say)
     device.kernels.on_first_compile(lambda: say("compiling kernels: once, up to some minutes ..."))
     started, wrong = time.monotonic(), 0
-    with device.computing():
-        for precision in TOLERANCES:
-            set_precision(device, precision)
+    for precision, tolerance in TOLERANCES.items():
+        with device.computing(precision):
             for what, error_of in _checks(device, precision):
-                bad, found = _judge(error_of, TOLERANCES[precision])
+                bad, found = _judge(error_of, tolerance)
                 wrong += bad
                 say(f"{precision:8} {what:30} {'WRONG' if bad else 'ok':6} {found}")
-        set_precision(device, "float32")
     if wrong:
         raise UserError(
             f"{device}: {wrong} checks failed (listed above); do not trust it with training. Update the "

@@ -10,7 +10,7 @@ import minitl
 from minitl import nn, optim
 from minitl.backend import BFLOAT16, kernel_module, narrow, widen
 from minitl.cli import main
-from minitl.device import CPU, get_device, set_precision
+from minitl.device import CPU, check_precision, get_device
 from minitl.errors import UserError
 from minitl.tensor import Tensor
 from tests.cuda_launch import needs_checker
@@ -94,10 +94,15 @@ def test_no_cupy():
 
 def test_precisions():
     with pytest.raises(UserError, match="bf16 needs a GPU"):
-        set_precision(CPU, "bf16")
+        check_precision(CPU, "bf16")
     with pytest.raises(UserError, match="float32, tf32, bf16"):
-        set_precision(CPU, "fp16")
-    set_precision(CPU, "float32")
+        check_precision(get_device("cpu"), "fp16")
+    check_precision(CPU, "float32")
+    with install():
+        plan = kernel_module("cuda")
+        with get_device("cuda").computing("tf32"):
+            assert plan.set_precision("tf32") == "tf32"
+        assert plan.set_precision("float32") == "float32"
     with pytest.raises(ValueError, match="tf32"):
         kernel_module("cpu").set_precision("tf32")
     x = np.ones(3, np.float32)

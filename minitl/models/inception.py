@@ -42,7 +42,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, c) -> (N, P, Q, k)."""
-        return self.bn(self.conv(x), relu=True)
+        return self.bn.after(self.conv, x, relu=True)
 
 
 class Pieces:

@@ -35,8 +35,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, c) -> (N, H/stride, W/stride, k)."""
         shortcut = self.downsample(x) if self.downsample else x
-        y = self.bn1(self.conv1(x), relu=True)
-        return self.bn2(self.conv2(y), residual=shortcut)
+        y = self.bn1.after(self.conv1, x, relu=True)
+        return self.bn2.after(self.conv2, y, residual=shortcut)
 
 
 class MLPerfResNet8(Classifier):
@@ -57,7 +57,7 @@ class MLPerfResNet8(Classifier):
 
     def features(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, 64)."""
-        x = self.bn1(self.conv1(x), relu=True)
+        x = self.bn1.after(self.conv1, x, relu=True)
         x = self.layer1(x)
         x = self.layer2(x)  # H/2
         x = self.layer3(x)  # H/4

@@ -52,8 +52,8 @@ class Block(nn.Module):
             x = self.downsample(y)
         elif self.stride > 1:
             x = ops.maxpool2d(x, 1, self.stride)  # of windows of one pixel
-        y = self.bn2(self.conv1(y), relu=True)
-        y = self.bn3(self.conv2(y), relu=True)
+        y = self.bn2.after(self.conv1, y, relu=True)
+        y = self.bn3.after(self.conv2, y, relu=True)
         return ops.add(x, self.conv3(y))
 
 

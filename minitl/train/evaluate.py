@@ -8,7 +8,7 @@ from minitl.convert.pull import find_weights
 from minitl.data.folder import Sample, list_pictures, scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
-from minitl.device import get_device, set_precision
+from minitl.device import check_precision, get_device
 from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.train.config import Config
@@ -127,7 +127,7 @@ def _predict(
     precision: str,
 ) -> tuple[Any, Any]:
     where = get_device(device)
-    set_precision(where, precision)
+    check_precision(where, precision)
     where.kernels.set_threads(threads)
     announce_compilation(where)
     loader = Loader(
@@ -138,6 +138,6 @@ def _predict(
         workers=workers,
         normalise=where.kind == "cpu",
     )
-    with Progress(label, len(samples)) as progress, where.computing():
+    with Progress(label, len(samples)) as progress, where.computing(precision):
         forward = Forward(model.to(where), loader, False, label, where, precision)
         return forward.logits(progress.update)

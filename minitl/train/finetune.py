@@ -27,7 +27,7 @@ from minitl.data.decode import check_images
 from minitl.data.folder import Dataset, Sample, load_split, scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
-from minitl.device import Device, get_device, set_precision
+from minitl.device import Device, get_device
 from minitl.errors import InterruptedRunError, UserError
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
@@ -266,10 +266,9 @@ def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
 def _train(run: Run) -> dict[str, Any]:
     config = run.config
     announce_compilation(run.device)
-    set_precision(run.device, config.precision)
     run.device.kernels.set_conv_algorithm(config.conv)
     run.device.kernels.set_threads(config.threads)
-    with run.device.computing():
+    with run.device.computing(config.precision):
         return _train_on_device(run)
 
 
@@ -323,7 +322,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
             f"interrupted; the state after epoch {run.epoch} is safe in {run.folder / 'last.h5'}; continue "
             f"with: minitl finetune --resume {run.folder}"
         ) from None
-    del step
+    step.release()
     run.device.kernels.release_memory()  # judging takes much less than training did
     return _finish(run)
 

@@ -33,7 +33,8 @@ class Forward:
 
     keep_features: compute the backbone once and reuse its output; for a frozen one and a loader that
     does not vary its pictures. device: where the model is; for a GPU the loader must not normalise.
-    precision: as for `set_precision`; with "bf16" the network's inputs are in it.
+    precision: with "bf16" the network's inputs are in it; as for `Device.computing`, which is around all
+    that is done here.
     """
 
     def __init__(

@@ -93,6 +93,11 @@ class TrainingStep:
         self._last_reading = time.monotonic()
         return results
 
+    def release(self) -> None:
+        """Give the memory of a recorded step back; further steps make it again."""
+        if self._recorder is not None:
+            self._recorder.forget()
+
     def _attempt(self, inputs: Inputs) -> Outputs:
         if self._recorder is None:
             return self._compute(inputs.x, inputs.labels)
