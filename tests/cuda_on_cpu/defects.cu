@@ -1,5 +1,6 @@
 // One classic mistake in each kernel; NVRTC compiles them all. test_cuda_checker.py says how each is
 // launched and what the checker must answer. y has at least as many elements as there are threads.
+#include "common.cuh"
 #include "ptx.cuh"
 
 #define KERNEL extern "C" __global__ void

@@ -1,4 +1,5 @@
 // What CUDA allows and the checker must not complain about, and kernels that show what the twins compute.
+#include "common.cuh"
 #include "ptx.cuh"
 
 #define KERNEL extern "C" __global__ void
