@@ -87,18 +87,23 @@ def write_legacy(path, net, config=None, *, root=False, chunk=None, style="2", o
             else [names[i : i + chunk] for i in range(0, len(names), chunk)]
         )
         for i, part in enumerate(parts):
-            group.attrs["layer_names" if chunk is None else f"layer_names{i}"] = part
+            group.attrs["layer_names" if chunk is None else f"layer_names{i}"] = texts(part, style)
         group.attrs["keras_version"] = b"2.4.0"
         for name, _, _, _, weights in net.layers:
             layer = group.create_group(name)
             paths = {role: _path(name, role, style, net.name) for role in weights}
-            layer.attrs["weight_names"] = [path.encode() for path in paths.values()]
+            layer.attrs["weight_names"] = texts([path.encode() for path in paths.values()], style)
             for role, array in weights.items():
                 layer.create_dataset(paths[role], data=array)
         if optimizer:
             file.create_dataset("optimizer_weights/Adam/iter:0", data=np.int64(3))
             file.create_dataset("optimizer_weights/Adam/conv2d/kernel/m:0", data=np.zeros(5, "f4"))
     return path
+
+
+def texts(names, style):
+    """Return a list as Keras stores it: of fixed length, and of any length since Keras 3."""
+    return np.array(names) if style != "3" else names
 
 
 def _path(layer, role, style, model):

@@ -722,6 +722,10 @@ CHANGES = {
         other_layer("Activation", activation={"class_name": "Mine>swish", "config": {}}),
         "the activation mine>swish",
     ),
+    "ReLU6 as an activation": (
+        change_settings(1, activation={"class_name": "ReLU", "config": {"max_value": 6.0}}),
+        "upper limit",
+    ),
     "ReLU6": (other_layer("ReLU", max_value=6.0), "upper limit"),
     "softmax in the middle": (
         other_layer("Activation", activation="softmax"),
@@ -754,6 +758,26 @@ def test_networks_that_are_not_understood_are_refused(change, tmp_path):
     config = json.loads(json.dumps(writer.config_2(net)))
     CHANGES[change][0](config)
     refused(writer.write_legacy(tmp_path / "m.h5", net, config), CHANGES[change][1])
+
+
+def test_a_model_of_one_layer_and_a_function_by_its_name(tmp_path):
+    """The head as a Sequential model of its own, listed by that name; ReLU as Keras 3 writes functions."""
+    net = small()
+    relu = {"module": "builtins", "class_name": "function", "config": "relu"}
+    config = json.loads(json.dumps(writer.config_2(net)))
+    layers = config["config"]["layers"]
+    layers[3]["config"]["activation"] = relu | {"registered_name": "function"}
+    inner = {"class_name": "Dense", "config": layers[6]["config"]}
+    layers[6] |= {"class_name": "Sequential", "name": "head"}
+    layers[6]["config"] = {"name": "head", "layers": [inner]}
+    config["config"]["output_layers"] = [["head", 0, 0]]
+    path = writer.write_legacy(tmp_path / "m.h5", net, config)
+    with h5py.File(path, "r+") as file:
+        group = file["model_weights"]
+        group.move("dense", "head")
+        names = [name.replace(b"dense", b"head") for name in group.attrs["layer_names"]]
+        group.attrs["layer_names"] = np.array(names)
+    check(path, net, preprocessing="raw")
 
 
 def test_models_nested_without_end_are_refused(tmp_path):

@@ -91,6 +91,8 @@ def _by_structure(
             f"{file.path} takes pictures of {height} x {width} pixels; minitl prepares square ones"
         )
     _check_size(file, graph)
+    if arch is not None and options:
+        empty_model(arch, options, "--arch-option")  # which says what is wrong with them
     output = _with_head(graph.output)
     match = None
     if arch != "sequential":
@@ -217,8 +219,10 @@ def _by_names(file: KerasFile, arch: str | None, options: dict[str, Any]) -> Mat
         # What is looked for in the graph does not depend on the size, but for VGG's flattening.
         output = trace(model, model.preprocessing["crop"] if isinstance(model, VGG) else _SMALL)
         assert output is not None
+        flags = {"scale": application.bn_scale, "center": True}
         nodes = {
-            module: Node("", (), (), (), name, layers[name].path) for module, name in found.items()
+            module: Node("", (), (), (), name, layers[name].path, flags)
+            for module, name in found.items()
         }
         match = Match(model, output, nodes)
         whole = {name.rpartition(".")[0] for name in model.state_dict()} - {model.head_name}
@@ -265,7 +269,8 @@ def _shapes_fit(
 
 def _arrays(file: KerasFile, match: Match) -> tuple[dict[str, StoredArray], list[str]]:
     """Return the arrays by their names here, those that have no place by the layer's, and notes."""
-    by_name = {layer.name: layer for layer in file.layers if layer.name}
+    by_name = {layer.inner: layer for layer in file.layers if layer.inner}
+    by_name |= {layer.name: layer for layer in file.layers if layer.name}
     by_place = {_place(layer.path): layer for layer in file.layers if layer.path}
     ours = {node.weights: node for node in nodes_of(match.output) if node.weights}
     expected = {name: array.shape for name, array in match.model.state_dict().items()}
@@ -291,6 +296,9 @@ def _arrays(file: KerasFile, match: Match) -> tuple[dict[str, StoredArray], list
         if id(layer) not in used:
             stored[layer.name or layer.path] = StoredArray((), "unused", lambda: np.zeros(()))
     notes = []
+    rounded = sum(a.dtype == "<f8" for x in file.layers if id(x) in used for a in x.arrays)
+    if rounded:
+        notes.append(f"{rounded} arrays rounded from float64 to float32")
     if biases:
         notes.append(f"{len(biases)} biases folded into the normalisation behind them")
     if any(
@@ -322,11 +330,7 @@ def _roles(file: KerasFile, layer: KerasLayer, ours: Node, theirs: Node) -> dict
     roles = _ORDER[ours.op]
     if not any(layer.roles):
         if ours.op == "bn":
-            there = {"gamma": theirs.options.get("scale"), "beta": theirs.options.get("center")}
-            if (
-                there["gamma"] is None
-            ):  # no configuration; three arrays are Inception's, without scale
-                there = {"gamma": len(layer.arrays) == 4, "beta": len(layer.arrays) > 2}
+            there = {"gamma": theirs.options["scale"], "beta": theirs.options["center"]}
             roles = tuple(role for role in roles if there.get(role, True))
         elif len(layer.arrays) == 1:
             roles = roles[:1]

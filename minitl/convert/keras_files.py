@@ -86,13 +86,15 @@ class KerasLayer:
 
     name: the layer's, or "" where the file does not tell. path: its group in a Keras 3 file, else "".
     arrays: in Keras' order. roles: kernel, bias, gamma, beta, moving_mean, moving_variance or "" for
-    each, known in legacy files only.
+    each, known in legacy files only. inner: what the arrays' own names call the layer: a model of one
+    layer is listed by its own name.
     """
 
     name: str
     path: str
     arrays: list[Stored] = field(default_factory=list)
     roles: list[str] = field(default_factory=list)
+    inner: str = ""
 
 
 @dataclass
@@ -351,7 +353,7 @@ def _legacy_layers(
                     f"{path} lists {shown(f'{place}/{name}')} but does not hold it"
                 )
             owner = _owner(name, role) if nested else group
-            layer = layers.setdefault(owner, KerasLayer(owner, ""))
+            layer = layers.setdefault(owner, KerasLayer(owner, "", inner=_owner(name, role)))
             if role in layer.roles:
                 raise WeightsFileError(
                     f"{path} holds two candidates for the {role or 'weight'} of layer {shown(owner)}: "

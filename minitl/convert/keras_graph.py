@@ -251,7 +251,9 @@ class _Reader:
 
     def start(self, shape: Sequence[Any]) -> Node:
         if len(shape) != 4:
-            raise self.refuse(f"takes input of shape {tuple(shape)}; pictures are (None, H, W, 3)")
+            raise self.refuse(
+                f"takes input of shape {tuple(shape)}, and not pictures (None, H, W, 3)"
+            )
         self.open_size = None in shape[1:3]
         height, width = (self.size if v is None else v for v in shape[1:3])
         channels = shape[3]
@@ -325,8 +327,13 @@ class _Reader:
         return x
 
     def activation(self, activation: Any, x: Node) -> Node:
-        name = activation.get("class_name", "") if isinstance(activation, Mapping) else activation
-        name = str(name).lower()
+        if isinstance(activation, Mapping) and activation.get("class_name") == "ReLU":
+            return self.relu_layer(activation["config"], [x])
+        if isinstance(activation, Mapping):
+            # A function of Keras is written as its name, or as a function of that name.
+            known = activation.get("class_name") == activation.get("registered_name") == "function"
+            activation = activation["config"] if known else activation.get("class_name")
+        name = str(activation).lower()
         if name == "linear":
             return x
         if name == "relu":

@@ -28,12 +28,14 @@ class Application:
 
     arch, options: the same network here. names: yields (module of minitl, layer of Keras) for the
     modules with weights; None for numbered names. known_by: a layer that only this family has.
+    bn_scale: whether its normalisations have a scale.
     """
 
     arch: str
     options: dict[str, Any] = field(default_factory=dict)
     names: Callable[[Modules], Pairs] | None = None
     known_by: str = ""
+    bn_scale: bool = True
 
 
 def _resnet(modules: Modules) -> Pairs:
@@ -94,7 +96,7 @@ APPLICATIONS = (
     Application("resnetv2_152", _V2, _resnet_v2, "conv2_block1_preact_bn"),
     Application("vgg16", {}, _vgg, "block1_conv1"),
     Application("vgg19", {}, _vgg, "block1_conv1"),
-    Application("inception_v3", {"count_include_pad": False}),
+    Application("inception_v3", {"count_include_pad": False}, bn_scale=False),
     Application("mlperf_resnet8"),
 )
 
