@@ -21,15 +21,18 @@ from tests import reference_models
 CASES = {
     "resnet18": ("resnet18", {}, {}, 64),
     "resnet50": ("resnet50", {}, {}, 64),
-    "resnet50 v1": ("resnet50", {"stride_in_1x1": True}, {"stride_in_1x1": True}, 64),
-    "resnet50 eps": ("resnet50", {"bn_eps": 1e-3}, {"bn_eps": 1e-3}, 64),
+    "resnet26 v1": (
+        "resnet26",
+        {"stride_in_1x1": True, "bn_eps": 1e-3},
+        {"stride_in_1x1": True, "bn_eps": 1e-3},
+        64,
+    ),
     "resnet18 same": ("resnet18", {"same_padding": True}, {"same_padding": True}, 64),
     "resnext50": ("resnext50_32x4d", {}, {}, 64),
     "resnet18d": ("resnet18d", {}, {}, 64),
     "resnet18d odd": ("resnet18d", {}, {}, 77),
-    "resnet50d": ("resnet50d", {}, {}, 64),
-    "resnet18 deep stem": ("resnet18", {"deep_stem": 16}, {}, 64),
-    "resnet26 32x8": ("resnet26", {"groups": 32, "base": 8}, {}, 64),
+    "resnet26d": ("resnet26d", {}, {}, 64),
+    "resnet26 32x8": ("resnet26", {"groups": 32, "base": 8, "deep_stem": 16}, {}, 64),
     "resnetv2 timm": ("resnetv2_50", {}, {}, 64),
     "resnetv2 Keras": (
         "resnetv2_50",
@@ -40,8 +43,7 @@ CASES = {
     "vgg11": ("vgg11", {"hidden": 24}, {}, 32),
     "vgg16_bn": ("vgg16_bn", {"hidden": 24}, {}, 64),
     "vgg13 timm": ("vgg13", {"hidden": 24, "timm": True}, {}, 32),
-    "inception": ("inception_v3", {}, {}, 75),
-    "inception auxiliary": ("inception_v3", {"auxiliary": True}, {}, 107),
+    "inception auxiliary": ("inception_v3", {"auxiliary": True}, {}, 76),
     "inception Keras": (
         "inception_v3",
         {"count_include_pad": False},
@@ -77,7 +79,8 @@ def test_converted_weights_give_the_same_logits(case, tmp_path):
         save_file(theirs.state_dict(), tmp_path / "w")
     else:
         torch.save({"model": theirs.state_dict()}, tmp_path / "w")
-    report = convert(tmp_path / "w", tmp_path / "w.h5", arch_options=told)
+    small = {"resize": size, "crop": size}  # the file's golden picture is of this size
+    report = convert(tmp_path / "w", tmp_path / "w.h5", arch_options=told, preprocessing=small)
     assert report.complete and report.arch == arch
     compare(models.load_model(tmp_path / "w.h5"), theirs, size)
     if case in ROUND_TRIPS:
@@ -88,7 +91,7 @@ def test_converted_weights_give_the_same_logits(case, tmp_path):
         theirs.load_state_dict(back, strict=True)
         for name, value in original.items():
             assert "num_batches" in name or torch.equal(back[name], value), name
-        convert(tmp_path / "back.pth", tmp_path / "back.h5", arch_options=told)
+        convert(tmp_path / "back.pth", tmp_path / "back.h5", arch_options=told, preprocessing=small)
         first, second = (hdf5.read(tmp_path / name) for name in ("w.h5", "back.h5"))
         assert (first.arch, first.arch_options) == (second.arch, second.arch_options)
         assert first.state.keys() == second.state.keys()
@@ -129,7 +132,7 @@ def test_a_torch_sequential(tmp_path):
         torch.nn.MaxPool2d(2, 1),
         torch.nn.Flatten(),
         torch.nn.Dropout(0.5),
-        torch.nn.Linear(8 * 4 * 2, 5),
+        torch.nn.Linear(8 * 4 * 4, 5),
     )
     torch.save(reference_models.randomise(theirs).state_dict(), tmp_path / "w")
     layers = [
@@ -145,10 +148,10 @@ def test_a_torch_sequential(tmp_path):
     ]
     with pytest.raises(WeightsFileError, match=r"--arch sequential --arch-option input=.*layers="):
         convert(tmp_path / "w", tmp_path / "w.h5")
-    options = {"input": [30, 22], "layers": layers}
+    options = {"input": [30, 30], "layers": layers}
     convert(tmp_path / "w", tmp_path / "w.h5", arch="sequential", arch_options=options)
     ours, theirs = models.load_model(tmp_path / "w.h5").eval(), theirs.eval()
-    x = np.random.default_rng(0).standard_normal((2, 30, 22, 3)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((2, 30, 30, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
     np.testing.assert_allclose(ours(minitl.tensor(x)).numpy(), expected, rtol=1e-5, atol=1e-5)
@@ -340,7 +343,7 @@ def test_descriptions_that_cannot_be_are_explained(layers, words):
         models.create("sequential", seed=None, input=[32, 32], layers=layers)
 
 
-@pytest.mark.parametrize("size", [[0, 3], [32], "32", [32, 1 << 20], None, [3.0, 3]])
+@pytest.mark.parametrize("size", [[0, 3], [32], "32", [32, 1 << 20], None, [3.0, 3], [32, 30]])
 def test_impossible_inputs_are_explained(size):
     with pytest.raises(ValueError, match="input must be"):
         models.create("sequential", seed=None, input=size)

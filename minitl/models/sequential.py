@@ -127,7 +127,8 @@ KINDS: dict[str, tuple[Callable[[dict[str, Any], Shape, Rng], Made], dict[str, A
 class SequentialCNN(Classifier):
     """Layers one after another.
 
-    input: [height, width] of the pictures, on which the width of a dense layer depends.
+    input: [height, width] of the pictures, on which the width of a dense layer depends; equal, because
+        pictures are prepared as squares.
     layers: a dict for each, with its "type" and settings.
 
     Raises ValueError, naming the layer, for a description that is not complete or fits no picture.
@@ -137,15 +138,18 @@ class SequentialCNN(Classifier):
         self, num_classes: int | None, seed: int | None, *, input: Any, layers: Any
     ) -> None:
         height, width = _pair(input, "input", MAX_SIDE)
+        if height != width:
+            raise ValueError(
+                f"input must be square, as pictures are prepared; got {height}x{width}"
+            )
         if not isinstance(layers, list) or not 1 <= len(layers) <= MAX_LAYERS:
             raise ValueError(f"layers must be a list of 1 to {MAX_LAYERS} layers")
         if not isinstance(layers[-1], Mapping) or layers[-1].get("type") != "dense":
             raise ValueError("the last layer must be dense: it is the head")
         if num_classes is not None:
             layers = [*layers[:-1], {**layers[-1], "units": num_classes}]
-        side = min(height, width)
         options = {"input": [height, width], "layers": [dict(layer) for layer in layers]}
-        super().__init__("sequential", options, preprocessing(resize=side, crop=side))
+        super().__init__("sequential", options, preprocessing(height, height))
         self.head_name = str(len(layers) - 1)
         rng = None if seed is None else np.random.default_rng(seed)
         shape: Shape = (height, width, 3)
