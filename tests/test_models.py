@@ -1,5 +1,8 @@
 """Whole networks against PyTorch with the same weights: names, logits, gradients, statistics."""
 
+import copy
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 import minitl
 from minitl import init, models, nn, ops
 from minitl.data.preprocessing import Preprocessing
+from minitl.kernels import cpu
 from tests import reference_models
 
 CIFAR = [("cifar_resnet20", "A"), ("cifar_resnet20", "B"), ("cifar_resnet56", "A")]
@@ -188,6 +192,50 @@ def test_float32_logits_in_evaluation(arch):
         exact = theirs.double()(x_torch.double()).numpy()
     scale = np.abs(exact).max()
     assert np.abs(logits - exact).max() <= 2 * np.abs(torch32 - exact).max() + 1e-5 * scale
+
+
+@cache
+def step_of_pytorch(arch, size, dtype):
+    """Return our network with the same weights, and PyTorch's logits and gradients in our layout.
+
+    Biases hold nearly all that enters a ReLU above zero: a number that rounding carries across zero would
+    change gradients by more than everything that is measured here.
+    """
+    options = {"shortcut": "B"} if "cifar" in arch else {}
+    ours, theirs = pair_of_networks(arch, dtype, **options)
+    for name, array in ours.named_parameters():
+        if ".bn" in f".{name}" and name.endswith("bias"):
+            array.data += 4
+            theirs.get_parameter(name).data += 4
+    logits = theirs(torch.from_numpy(pictures(3, size, dtype).transpose(0, 3, 1, 2).copy()))
+    torch.nn.functional.cross_entropy(logits, torch.arange(3)).backward()
+    gradients = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+    turned = {n: g.transpose(0, 2, 3, 1) if g.ndim == 4 else g for n, g in gradients.items()}
+    return ours, {"logits": logits.detach().numpy(), **turned}
+
+
+# What a training step in float32 may be off by, beside twice PyTorch's own error, in parts of the largest
+# logit or of the largest gradient of each parameter.
+STEP_BOUND = {"exact": 5e-5, "f2": 1e-4, "f4": 2e-4, "auto": 2e-4}
+
+
+@pytest.mark.parametrize("setting", STEP_BOUND)
+@pytest.mark.parametrize(("arch", "size"), [("resnet18", 64), ("cifar_resnet20", 32)])
+def test_float32_training_step_by_every_algorithm(arch, size, setting):
+    _, exact = step_of_pytorch(arch, size, np.float64)
+    ours, theirs = step_of_pytorch(arch, size, np.float32)
+    ours = copy.deepcopy(ours)
+    before = cpu.set_conv_algorithm(setting)
+    try:
+        logits = ours(minitl.tensor(pictures(3, size, np.float32)))
+        ops.softmax_cross_entropy(logits, np.arange(3)).backward()
+    finally:
+        cpu.set_conv_algorithm(before)
+    results = {"logits": logits.numpy(), **{n: p.grad for n, p in ours.named_parameters()}}
+    for name, expected in exact.items():
+        allowed = 2 * np.abs(theirs[name] - expected).max()
+        allowed += STEP_BOUND[setting] * np.abs(expected).max()
+        assert np.abs(results[name] - expected).max() <= allowed, name
 
 
 def test_initial_weights_are_he_normal_and_seeded():
