@@ -27,8 +27,8 @@ template <int N>
 DEVICE void add_over_block(const double (&first)[N], const double (&second)[N], int c, int channels,
                            double* __restrict__ partial) {
   __shared__ double part[2 * N][THREADS];
+  // A thread's own place: what it holds from the channels before, only this thread has read since the tree.
   const int t = threadIdx.y * blockDim.x + threadIdx.x;
-  __syncthreads();  // of the channels before, everything has been read
 #pragma unroll
   for (int i = 0; i < N; i++) {
     part[i][t] = first[i];

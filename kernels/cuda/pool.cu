@@ -106,7 +106,6 @@ DEVICE void mean(const T* __restrict__ x, T* __restrict__ y, int pixels, int cha
         for (int k = 0; k < N; k++) total[k] += sum[k];
       }
     }
-    __syncthreads();  // of the channels before, everything has been read
 #pragma unroll
     for (int k = 0; k < N; k++) part[k][t] = total[k];
     __syncthreads();
