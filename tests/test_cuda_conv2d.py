@@ -355,6 +355,25 @@ def test_arrays_that_are_not_aligned(gpu, kind):
         np.testing.assert_array_equal(got.get(), expected)
 
 
+def test_memory_order_does_not_matter(gpu):
+    x_shape, weight_shape, *geometry = CASES["plain"]
+    x, weight, dy = operands(whole, x_shape, weight_shape, *geometry)
+    scale, shift, residual = whole(4, 24), whole(5, 24), whole(6, *dy.shape)
+    arrays = x, weight, scale, shift, residual
+    apart = [gpu.cupy.asarray(np.repeat(a, 2, -1))[..., ::2] for a in arrays]
+    y = conv2d.conv2d_scale_shift_forward(*apart, False, *geometry)
+    expected_y, expected_dx, expected_dw = expected_products(x, weight, dy, geometry)
+    np.testing.assert_array_equal(y.get(), expected_y * scale + shift + residual)
+    dy_ = gpu.cupy.asarray(np.repeat(dy, 2, -1))[..., ::2]
+    dx, dw = (
+        conv2d.conv2d_dx(dy_, apart[1], x.shape, *geometry),
+        conv2d.conv2d_dw(dy_, apart[0], weight.shape, *geometry),
+    )
+    np.testing.assert_array_equal(dx.get(), expected_dx)
+    np.testing.assert_array_equal(dw.get(), expected_dw)
+    np.testing.assert_array_equal(conv2d.conv2d_db(dy_).get(), reference.db(dy))
+
+
 def test_no_pictures(gpu, kind):
     geometry = (1, 1), ONE, (1, 1), 1
     x, weight = np.zeros((0, 4, 4, 8)), parameter(gpu, whole(2, 8, 3, 3, 8), kind)

@@ -151,7 +151,9 @@ def _forward(
     if not y.size:
         return y, None, None
     operand = contiguous(cast(weight, x.dtype))
-    plan, partial = _multiply("conv2d_forward", contiguous(x), operand, y, g, epilogue, moments)
+    plan, partial = _multiply(
+        "conv2d_forward", contiguous(x), operand, y, g, epilogue.contiguous(), moments
+    )
     return y, plan, partial
 
 
@@ -186,8 +188,7 @@ def conv2d_scale_shift_forward(
     scale, shift: (K,). residual: as the result.
     """
     g = Geometry.of(x.shape, weight.shape, stride, padding, dilation, groups)
-    added = None if residual is None else contiguous(residual)
-    return _forward(x, weight, g, Epilogue(scale, shift, added, relu), False)[0]
+    return _forward(x, weight, g, Epilogue(scale, shift, residual, relu), False)[0]
 
 
 def conv2d_statistics_forward(

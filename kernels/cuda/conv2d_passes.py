@@ -22,6 +22,13 @@ class Epilogue(NamedTuple):
     residual: Array | None = None
     relu: bool = False
 
+    def contiguous(self) -> "Epilogue":
+        """Return the same with arrays in C order."""
+        arrays = (
+            None if a is None else contiguous(a) for a in (self.scale, self.shift, self.residual)
+        )
+        return Epilogue(*arrays, relu=self.relu)
+
     def arguments(self) -> tuple[object, ...]:
         """Return what kernels take, NULL for what is absent."""
         arrays = (NULL if a is None else a for a in (self.scale, self.shift, self.residual))
