@@ -24,10 +24,9 @@ class Epilogue(NamedTuple):
 
     def contiguous(self) -> "Epilogue":
         """Return the same with arrays in C order."""
-        arrays = (
-            None if a is None else contiguous(a) for a in (self.scale, self.shift, self.residual)
-        )
-        return Epilogue(*arrays, relu=self.relu)
+        names = ("scale", "shift", "residual")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return self._replace(**{name: contiguous(array) for name, array in given.items()})
 
     def arguments(self) -> tuple[object, ...]:
         """Return what kernels take, NULL for what is absent."""
