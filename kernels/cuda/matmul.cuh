@@ -13,6 +13,9 @@
 //
 // Registers: a thread holds WM * WN / 32 sums. Up to 64 of them (64 x 32 for a warp) the kernels keep to
 // 128 registers, so that 512 threads fit on a multiprocessor; with more, and for double, to 255 for 256.
+//
+// mma.sync runs on sm_80 and everything later. On sm_90a, wgmma and the copy engine (TMA) would reach more of
+// the peak; they are not used yet.
 #pragma once
 #include "common.cuh"
 #include "ptx.cuh"
@@ -48,9 +51,9 @@ struct AlongK {
   }
 };
 
-// Chunks lie across k: row k has EXTENT / CHUNK chunks. bf16 is read by ldmatrix, eight successive rows at one
-// chunk: again they change places. float is read word by word, lane / 4 along i and lane % 4 along k: there
-// each row starts 8 banks after the one before.
+// Chunks lie across k: row k has EXTENT / CHUNK chunks. bf16 is read by ldmatrix, eight successive rows at
+// one chunk: again they change places. float is read word by word, lane / 4 along i and lane % 4 along k:
+// there each row starts 8 banks after the one before.
 template <int EXTENT>
 struct AcrossK {
   static constexpr bool ALONG_K = false;
