@@ -222,7 +222,8 @@ def test_vgg16_rearranges_what_follows_the_flattening(tmp_path):
 
 @pytest.mark.parametrize("full", [True, False])
 def test_vgg16_without_its_dense_layers_gets_a_head_on_request(full, tmp_path):
-    net = reference.vgg(224 if full else 32, (2, 2, 3, 3, 3))
+    """By its configuration also where it is a narrower one."""
+    net = reference.vgg(32, (2, 2, 3, 3, 3), width=4 if full else 64)
     config = writer.config_2(net) if full else None
     path = writer.write_legacy(tmp_path / "w.h5", net, config)
     with pytest.raises(ConversionError, match="no head; --new-head N"):
@@ -242,12 +243,13 @@ def test_vgg16_without_its_dense_layers_gets_a_head_on_request(full, tmp_path):
 
 @pytest.mark.parametrize("full", [True, False])
 def test_a_missing_head_is_made_on_request_only(full, tmp_path):
-    net = reference.resnet50(64, head=None)
+    net = reference.resnet8(head=False) if full else reference.resnet50(64, head=None)
     config = writer.config_2(net) if full else None
     path = writer.write_legacy(tmp_path / "w.h5", net, config)
     with pytest.raises(ConversionError, match="no head; --new-head N"):
         convert(path, tmp_path / "out.h5")
     report = convert(path, tmp_path / "out.h5", new_head=3)
+    assert report.arch == ("mlperf_resnet8" if full else "resnet50")
     assert report.reinitialised == ["fc.weight", "fc.bias"]
     assert models.load_model(tmp_path / "out.h5").num_classes == 3
 

@@ -158,7 +158,7 @@ def read_keras(path: str | os.PathLike[str], data: bytes) -> KerasFile:
         config_text, version, data = _unzipped(path, data)
     survey = _surveyed(path, data)
     attributes: dict[str, dict[str, Any]] = survey["attributes"]
-    arrays = _arrays(path, survey["datasets"], len(data))
+    arrays = {entry["path"]: _stored(entry) for entry in survey["datasets"]}
     root = attributes[""]
     if config_text is None and isinstance(root.get("model_config"), str):
         config_text = root["model_config"]
@@ -287,12 +287,8 @@ def _one_line(error: BaseException) -> str:
 # ---------------------------------------------------------------------------- arrays
 
 
-def _arrays(path: Path, datasets: Iterable[Mapping[str, Any]], size: int) -> dict[str, Stored]:
-    arrays = {}
-    for entry in datasets:
-        stored = Stored(entry["path"], entry["dtype"], tuple(entry["shape"]), entry["offset"])
-        arrays[stored.path] = stored
-    return arrays
+def _stored(entry: Mapping[str, Any]) -> Stored:
+    return Stored(entry["path"], entry["dtype"], tuple(entry["shape"]), entry["offset"])
 
 
 def _check_room(path: Path, arrays: Iterable[Stored], size: int) -> None:

@@ -31,7 +31,7 @@ MAX_SECONDS = 30
 # The attributes that Keras writes and the conversion needs; lists that are too long for one attribute
 # are cut into layer_names0, layer_names1, ...
 _ATTRIBUTES = re.compile(
-    r"(format|model_config|keras_version|backend|name|dtype|(layer_names|weight_names)\d{0,4})",
+    r"(format|model_config|keras_version|name|(layer_names|weight_names)\d{0,4})",
     re.ASCII,
 )
 _TYPES = {

@@ -232,7 +232,7 @@ LAYERS = {
 # ---------------------------------------------------------------------------- networks of Keras
 
 
-def resnet8(seed=0):
+def resnet8(seed=0, head=True):
     """Build MLPerf Tiny's ResNet-8, whose layers have numbered names."""
     net = Net(32, seed)
 
@@ -259,7 +259,9 @@ def resnet8(seed=0):
         x = conv(x, filters, 1, stride) if stride > 1 else x
         x = relu(net.add("Add", x, y))
     x = net.add("AveragePooling2D", x, pool_size=[8, 8], strides=[8, 8])
-    net.add("Dense", net.add("Flatten", x), units=10, activation="softmax")
+    x = net.add("Flatten", x)
+    if head:
+        net.add("Dense", x, units=10, activation="softmax")
     return net
 
 
@@ -347,13 +349,13 @@ def resnet50_v2(size, head=7, seed=0):
     return net
 
 
-def vgg(size, depths, hidden=None, head=7, seed=0):
-    """Build Keras' VGG, without its dense layers where `hidden` is None."""
+def vgg(size, depths, hidden=None, head=7, seed=0, width=64):
+    """Build Keras' VGG, without its dense layers where `hidden` is None; width: of the first stage."""
     net = Net(size, seed, "vgg16")
     x = net.input
     for stage, depth in enumerate(depths):
         for number in range(depth):
-            name, filters = f"block{stage + 1}_conv{number + 1}", min(64 << stage, 512)
+            name, filters = f"block{stage + 1}_conv{number + 1}", width << min(stage, 3)
             geometry = {"kernel_size": [3, 3], "padding": "same", "activation": "relu"}
             x = net.add("Conv2D", x, name=name, filters=filters, **geometry)
         x = net.add("MaxPooling2D", x, name=f"block{stage + 1}_pool")
