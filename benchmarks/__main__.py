@@ -44,6 +44,10 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("--profile", action="store_true", help="show where minitl's step goes")
     step.add_argument("--no-startup", action="store_true", help="do not measure start-up")
 
+    gpu = commands.add_parser("gpu", help="everything that needs a GPU, in at most 8 minutes")
+    gpu.add_argument("--out", metavar="DIR", type=Path, required=True, help="where results go")
+    gpu.add_argument("--seconds", type=float, default=480.0, help="for all of it (480)")
+
     for command in (kernels, step):
         command.add_argument(
             "--quick", action="store_true", help="fewer shapes, in under 2 minutes"
@@ -143,6 +147,20 @@ def run_step(arguments: argparse.Namespace) -> int:
     return 0 if all(group["verified"] for group in result["groups"]) else 1
 
 
+def run_gpu(arguments: argparse.Namespace) -> int:
+    """Run `gpu`; return the exit status: 0 if every stage passed."""
+    from benchmarks.gpu.run import run
+    from minitl.device import get_device
+    from minitl.errors import UserError
+
+    try:
+        get_device("cuda")
+    except UserError as error:
+        return fail(str(error))
+    result = run(arguments.out, arguments.seconds)
+    return 0 if all(s["outcome"] == "passed" for s in result["stages"].values()) else 1
+
+
 def fail(message: str) -> int:
     """Say what was wrong; return the exit status for it."""
     print(f"error: {message}", file=sys.stderr)
@@ -166,7 +184,8 @@ def main() -> int:
         path = getattr(arguments, option, None)
         if path is not None and not path.parent.is_dir():
             return fail(f"--{option} {path}: there is no folder {path.parent}; make it first")
-    return run_kernels(arguments) if arguments.command == "kernels" else run_step(arguments)
+    commands = {"kernels": run_kernels, "step": run_step, "gpu": run_gpu}
+    return commands[arguments.command](arguments)
 
 
 if __name__ == "__main__":

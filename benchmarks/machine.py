@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-LIBRARIES = ("numpy", "numba", "llvmlite", "torch")
+LIBRARIES = ("numpy", "numba", "llvmlite", "torch", "cupy-cuda13x", "cupy-cuda12x")
 
 
 def describe() -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""The GPU run as far as it goes without one: its cases are right, its stages, clock and report hold."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("cuda.bindings.nvrtc")
+from benchmarks.gpu import report, run
+from benchmarks.shapes import NETWORKS, Layer
+from minitl.kernels.cuda import compiler
+from tests.cuda_on_cpu import host_module
+from tests.cuda_on_cpu.fake_cupy import install
+
+ROOT = Path(__file__).parent.parent
+needs_checker = pytest.mark.skipif(not host_module.HERE_IT_RUNS, reason=host_module.REASON)
+
+
+@needs_checker
+def test_every_case_is_verified_and_a_wrong_one_refused() -> None:
+    with install(mode="fast"):
+        from benchmarks.gpu import kernels
+
+        layer = Layer("conv2d", 6, 8, 16, 3, 2, 1)
+        cases = [
+            *kernels._directions(layer, 2, "bf16", 1),
+            *kernels._directions(layer, 2, "tf32", 1),
+        ]
+        cases += kernels.memory_bound(2, 3, 9)
+        for case in cases:
+            row = kernels.measure(case, timed=False)
+            assert row["verified"], row
+            assert case.bytes > 0 and (case.flops > 0) == case.op.startswith("conv2d")
+        right = cases[0].ours
+        cases[0].ours = lambda *arrays: kernels.cuda.relu_forward(right(*arrays))
+        row = kernels.measure(cases[0])
+        assert not row["verified"] and "ms" not in row
+
+
+@needs_checker
+def test_recorded_calls_compute_what_they_computed() -> None:
+    with install(mode="fast") as gpu:
+        from benchmarks.gpu.timing import by_turns, record_minitl
+        from minitl.kernels import cuda
+
+        x = gpu.cupy.asarray(np.array([-1, 2, -3], np.float32))
+        results = []
+
+        def call():
+            results.append(cuda.relu_forward(x))
+            return results[-1]
+
+        times = by_turns({"ours": record_minitl([call])}, rounds=2)
+        assert times["ours"] >= 0
+        assert gpu.cupy.asnumpy(results[-1]).tolist() == [0, 2, 0]
+
+
+@needs_checker
+@pytest.mark.parametrize("kind", ["float32", "tf32", "bf16"])
+def test_numbers_are_the_same_on_both_sides(kind: str) -> None:
+    with install():
+        from benchmarks.gpu import arrays
+
+        there = arrays.random(3, 5, precision=kind)
+        back = arrays.to_torch(arrays.to_minitl(there))
+        assert back.dtype == there.dtype and torch.equal(back, there)
+
+
+def test_all_convolutions_of_the_network_are_there() -> None:
+    from benchmarks.gpu import kernels
+
+    cases = list(kernels.convolutions())
+    forward = [case for case in cases if (case.op, case.precision) == ("conv2d_forward", "bf16")]
+    assert sum(case.uses for case in forward) == 53
+    layers = [layer for layer in NETWORKS["resnet50"] if layer.op == "conv2d"]
+    assert len(cases) == 3 * (3 * len(layers) - 1)  # nobody needs dx of the first
+    assert sum(c.uses * c.flops for c in forward) / kernels.BATCH == pytest.approx(8.2e9, rel=0.02)
+
+
+def stage(name: str, code: str, limit: float = 60, **options: object) -> run.Stage:
+    return run.Stage(name, (sys.executable, "-c", code, "{rows}", "{seconds}"), limit, **options)
+
+
+def test_a_failing_stage_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write = 'import sys; f = open(sys.argv[1], \'w\'); f.write(\'{"peaks": {"copy_gbytes": 1000}}\\n{"op\''
+    stages = [
+        stage("broken", "print('my last words'); raise SystemExit(3)"),
+        stage("kernels", f"{write}); f.flush(); import os; os._exit(1)", rows=True),
+        stage("slow", "import time; time.sleep(60)", limit=6),
+        stage("missing", "pass", needs="no-such-program"),
+        stage("good", "pass"),
+    ]
+    result = run.run(tmp_path / "out", 60, stages)
+    outcomes = {name: s["outcome"] for name, s in result["stages"].items()}
+    assert outcomes == {
+        "broken": "failed with 3",
+        "kernels": "failed with 1",
+        "slow": "stopped: it took too long",
+        "missing": "left out: there is no no-such-program",
+        "good": "passed",
+    }
+    assert "my last words" in result["stages"]["broken"]["last_words"]
+    # Of a stage that died while it wrote, the whole lines are kept.
+    assert result["stages"]["kernels"]["rows"] == [{"peaks": {"copy_gbytes": 1000}}]
+    written = json.loads((tmp_path / "out/gpu.json").read_text())
+    assert written["stages"].keys() == outcomes.keys()
+    assert "Whole steps were not measured" in (tmp_path / "out/gpu.md").read_text()
+
+
+def test_when_the_time_is_up_the_rest_is_left_out(tmp_path: Path) -> None:
+    result = run.run(tmp_path, 4, [stage("late", "pass")])
+    assert result["stages"]["late"]["outcome"] == "left out: no time left"
+
+
+def test_the_stages_fit_into_their_time_and_name_what_exists(tmp_path: Path) -> None:
+    stages = run.stages(tmp_path)
+    assert sum(s.limit for s in stages if not s.needs) <= 600
+    modules = [s.command[2] for s in stages if s.command[1:2] == ("-m",)]
+    assert {"pytest", "minitl.cli", "benchmarks.gpu.kernels"} <= set(modules)
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        assert module == "pytest" or path.is_dir() or path.with_suffix(".py").exists(), module
+    assert len(run.cuda_tests()) >= 5
+
+
+def test_every_variant_is_compiled_ahead() -> None:
+    from benchmarks.gpu.compile import variants
+
+    stems = {stem for stem, _ in variants()}
+    assert stems == {path.stem for path in compiler.FOLDER.glob("*.cu")}
+
+
+def test_the_report_shows_figures_and_what_is_missing(tmp_path: Path) -> None:
+    conv = {"op": "conv2d_dx", "shape": "3x3", "precision": "bf16", "verified": True, "error": 0.0}
+    rows = [
+        {"peaks": {"bf16_tflops": 800.0, "copy_gbytes": 4000.0}},
+        conv | {"ms": 1.0, "tflops": 400.0, "gbytes": 2000.0, "rival_ms": 0.5, "ratio": 0.5},
+        conv
+        | {
+            "shape": "1x1",
+            "ms": 1.0,
+            "tflops": 400.0,
+            "gbytes": 1.0,
+            "rival_ms": 2.0,
+            "ratio": 2.0,
+        },
+        conv | {"verified": False, "error": 0.1, "bound": 0.01},
+        {
+            "op": "add_forward",
+            "shape": "big",
+            "precision": "bf16",
+            "ms": 1.0,
+            "tflops": 0.0,
+            "gbytes": 3000.0,
+        },
+        {"unfinished": "no time left for more"},
+    ]
+    step = {
+        "model": "resnet50", "task": "training", "batch": 256, "difference": 0.001, "ratio": 1.5,
+        "images_per_second": {"minitl": 3000.0, "torch eager": 2000.0},
+        "memory_gb": {"minitl": 20.0, "torch eager": 25.0},
+    }  # fmt: skip
+    result = {
+        "date": "today", "command": "c", "gpu": {}, "machine": {"commit": "x", "python": "3", "versions": {}},
+        "stages": {
+            "kernels": {"outcome": "passed", "seconds": 1.0, "rows": rows},
+            "steps": {"outcome": "passed", "seconds": 1.0, "rows": [step, {"unfinished": "late"}]},
+        },
+    }  # fmt: skip
+    text = report.markdown(result)
+    assert "| bf16 | nan | 1.00 | nan | 1.00 |" in text  # the geometric mean of 1/2 and 2
+    assert "50%" in text and "wrong: error 1.0e-01 above 1.0e-02" in text
+    assert "75% (below 85 %)" in text and "no time left for more" in text
+    assert "| resnet50 | training | 256 | 3,000 | 2,000 |  | 1.50 | 20.0, 25.0 |" in text
+    report.plots(result, tmp_path)
+    assert (tmp_path / "convolutions.png").stat().st_size > 5000
+    assert (tmp_path / "steps.png").stat().st_size > 5000
+
+
+def test_without_a_gpu_the_command_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "gpu", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
