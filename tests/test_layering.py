@@ -134,7 +134,18 @@ def test_importing_minitl_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    heavy = {"numba", "llvmlite", "h5py", "PIL", "sklearn", "scipy", "tqdm", "torch", "cupy", "cuda"}
+    heavy = {
+        "numba",
+        "llvmlite",
+        "h5py",
+        "PIL",
+        "sklearn",
+        "scipy",
+        "tqdm",
+        "torch",
+        "cupy",
+        "cuda",
+    }
     assert not loaded & heavy
     assert "numpy" in loaded
 
