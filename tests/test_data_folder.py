@@ -353,6 +353,7 @@ def test_split_names_a_picture_that_is_gone(saved: tuple[Dataset, Path]) -> None
         (lambda c: c.pop("classes"), "`classes`"),
         (lambda c: c.update(classes=["a", "a"]), "`classes`"),
         (lambda c: c.update(seed="x"), "`seed`"),
+        (lambda c: c.update(notes=[1]), "`notes`"),
         (lambda c: c.pop("val"), "'val'"),
         (lambda c: c["train"].update(z=[]), "'train'"),
         (lambda c: c["train"].update(a="a/1.jpg"), "not a list of paths"),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from minitl.cli import main
-from minitl.data.doctor import Diagnosis, diagnose
+from minitl.data.doctor import Diagnosis, diagnose, quick_findings
 from minitl.data.folder import scan
 
 
@@ -184,3 +184,28 @@ def test_the_command_prints_a_table_and_fails_on_errors(
     assert main(["doctor-data", str(folder), "--json"]) == 1
     content = json.loads(capsys.readouterr().out)
     assert content["healthy"] is False and content["counts"]["train"] == [13, 12]
+
+
+def test_the_quick_look_finds_equal_files_without_decoding(folder: Path) -> None:
+    assert quick_findings(scan(folder)) == []
+    for number in range(2):
+        copied = (folder / f"train/cat/{number:02}.png").read_bytes()
+        (folder / f"val/cat/copy{number}.png").write_bytes(copied)
+    (folder / "train/dog/cat.png").write_bytes((folder / "train/cat/02.png").read_bytes())
+    same_size = bytearray((folder / "train/cat/03.png").read_bytes())
+    same_size[-1] ^= 1
+    (folder / "train/cat/other.png").write_bytes(same_size)
+    leak, conflict = quick_findings(scan(folder))
+    assert (leak.kind, leak.severity) == ("leak", "error")
+    assert "train and val" in leak.message and "1 more" in leak.message
+    assert sorted(leak.pictures) == [
+        "train/cat/00.png", "train/cat/01.png", "val/cat/copy0.png", "val/cat/copy1.png",
+    ]  # fmt: skip
+    assert conflict.kind == "label-conflict" and "cat and dog" in conflict.message
+    assert sorted(conflict.pictures) == ["train/cat/02.png", "train/dog/cat.png"]
+
+
+def test_the_quick_look_counts_classes(folder: Path) -> None:
+    for path in sorted((folder / "train/dog").iterdir())[2:]:
+        path.unlink()
+    assert [finding.kind for finding in quick_findings(scan(folder))] == ["few", "imbalance"]

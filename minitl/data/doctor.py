@@ -16,7 +16,7 @@ bits, of which at most NEAR_BITS may differ) and must also look alike as small g
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -122,11 +122,7 @@ def diagnose(
     input_side: what the network wants; much smaller pictures are reported. workers: decoding threads.
     progress: called with the number of pictures after each few.
     """
-    tasks = [
-        (sample, part)
-        for part in ("train", "val", "test")
-        for sample in getattr(dataset, part)
-    ]  # fmt: skip
+    tasks = _tasks(dataset)
     seen: list[_Seen] = []
     bad: list[tuple[str, str]] = []
     executor = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="minitl-doctor")
@@ -179,6 +175,49 @@ def class_findings(dataset: Dataset) -> list[Finding]:
             )
         )
     return found
+
+
+def quick_findings(dataset: Dataset) -> list[Finding]:
+    """Find what matters most without decoding anything: equal files, few and unequal pictures.
+
+    Only files of equal size are read, so this takes next to no time, and pictures that were saved
+    anew are not recognised as copies: for that there is `diagnose`. At most one finding of each kind.
+    """
+    by_kind: dict[str, list[Finding]] = defaultdict(list)
+    for group in _equal_files(dataset):
+        finding = _copy_finding(group, dataset.classes, "the same file")
+        by_kind[finding.kind].append(finding)
+    return [_merged(findings) for findings in by_kind.values()] + class_findings(dataset)
+
+
+def _equal_files(dataset: Dataset) -> list[list[tuple[Sample, str]]]:
+    """Group pictures whose files are equal to the byte, with the part that each is in."""
+    by_size: dict[int, list[tuple[Sample, str]]] = defaultdict(list)
+    for sample, part in _tasks(dataset):
+        by_size[(dataset.root / sample.path).stat().st_size].append((sample, part))
+    groups: dict[bytes, list[tuple[Sample, str]]] = defaultdict(list)
+    for size, candidates in by_size.items():
+        for sample, part in candidates if len(candidates) > 1 else ():
+            with (dataset.root / sample.path).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+            groups[size.to_bytes(8) + digest].append((sample, part))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _merged(findings: list[Finding]) -> Finding:
+    """Say findings of one kind in a single sentence."""
+    first = findings[0]
+    if len(findings) == 1:
+        return first
+    pictures = [path for finding in findings for path in finding.pictures]
+    message = f"{first.message}; and {len(findings) - 1} more such groups"
+    return Finding(first.severity, first.kind, message, pictures)
+
+
+def _tasks(dataset: Dataset) -> list[tuple[Sample, str]]:
+    return [
+        (sample, part) for part in ("train", "val", "test") for sample in getattr(dataset, part)
+    ]
 
 
 def _look(root: Path, sample: Sample, part: str) -> "_Seen | tuple[str, str]":
@@ -240,21 +279,22 @@ def _copies(seen: list[_Seen], classes: list[str]) -> list[Finding]:
     for one in seen:
         equal[one.pixels].append(one)
     found = [
-        _copy_finding(group, classes, "the same picture")
+        _copy_finding([(one.sample, one.part) for one in group], classes, "the same picture")
         for group in equal.values()
         if len(group) > 1
     ]
     firsts = [group[0] for group in equal.values()]
     for group in _near_groups(firsts):
-        everyone = [one for first in group for one in equal[first.pixels]]
+        everyone = [(one.sample, one.part) for first in group for one in equal[first.pixels]]
         found.append(_copy_finding(everyone, classes, "nearly the same picture"))
     return found
 
 
-def _copy_finding(group: list[_Seen], classes: list[str], what: str) -> Finding:
-    labels = sorted({one.sample.label for one in group})
-    parts = sorted({one.part for one in group}, key=list(PARTS).index)
-    paths = [one.sample.path for one in group]
+def _copy_finding(group: Sequence[tuple[Sample, str]], classes: list[str], what: str) -> Finding:
+    """Say what copies in these parts mean, under these labels."""
+    labels = sorted({sample.label for sample, _ in group})
+    parts = sorted({part for _, part in group}, key=list(PARTS).index)
+    paths = [sample.path for sample, _ in group]
     near = "near-" if what.startswith("nearly") else ""
     if len(labels) > 1:
         names = " and ".join(classes[label] for label in labels)
@@ -326,4 +366,4 @@ def _collected(seen: list[_Seen]) -> list[Finding]:
     ]
 
 
-__all__ = ["Diagnosis", "Finding", "class_findings", "diagnose"]
+__all__ = ["Diagnosis", "Finding", "class_findings", "diagnose", "quick_findings"]

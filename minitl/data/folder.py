@@ -49,7 +49,7 @@ class Dataset:
     classes: names; a label is an index into them.
     train, val, test: samples, ordered by class and path. Parts that are not there are empty.
     seed, val_fraction: how val was drawn; None where the folders say it.
-    notes: what was seen and left out, in sentences for the user.
+    notes: what was seen, and what was left out, in sentences for the user.
     """
 
     root: Path
@@ -81,6 +81,7 @@ class Dataset:
             "seed": self.seed,
             "val_fraction": self.val_fraction,
             "classes": self.classes,
+            "notes": self.notes,
             **parts,
         }
         write_json(path, content)
@@ -231,7 +232,10 @@ def load_split(path: str | Path, root: str | Path) -> Dataset:
     seed, fraction = content.get("seed"), content.get("val_fraction")
     if not isinstance(seed, int | None) or not isinstance(fraction, float | int | None):
         raise UserError(f"{path} is damaged: `seed` or `val_fraction` is not a number")
-    return Dataset(root, classes, train, val, test, seed, fraction)
+    notes = content.get("notes", [])
+    if not _strings(notes):
+        raise UserError(f"{path} is damaged: `notes` is not a list of sentences")
+    return Dataset(root, classes, train, val, test, seed, fraction, notes)
 
 
 def _part_of_split(path: Path, content: Any, part: str, classes: list[str]) -> list[Sample]:
