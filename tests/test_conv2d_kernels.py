@@ -11,7 +11,7 @@ from minitl.kernels.cpu import winograd_transforms as transforms
 from minitl.shapes import Padding2d, window_output_shape
 
 HOST = microkernel.host_lanes()
-LANES = [lanes for lanes in (8, 16) if lanes <= HOST]
+LANES = [lanes for lanes in microkernel.compiled_lanes() if lanes]
 each_width = pytest.mark.parametrize("lanes", LANES)
 pytestmark = pytest.mark.skipif(not LANES, reason="this machine uses the portable path alone")
 

@@ -1,6 +1,7 @@
 """How CPU kernels are compiled: once, cached on disk, never stale, never unsafe in its arithmetic."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,9 @@ if config.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]:
     config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
+EVERY_WIDTH = bool(os.environ.get("MINITL_EVERY_WIDTH"))  # see microkernel.py
+
+
 @cache
 def cache_folder() -> Path:
     """Return where compiled kernels are kept: one folder for each state of the kernel sources.
@@ -26,7 +30,7 @@ def cache_folder() -> Path:
     Numba's own cache looks only at the file of the function it compiles; an edited helper in another
     file would go unnoticed.
     """
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(f"{numba.__version__} {EVERY_WIDTH}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return platformdirs.user_cache_path("minitl") / f"kernels-cpu-{digest.hexdigest()[:16]}"
