@@ -421,6 +421,76 @@ def exponential(gamma: float) -> Schedule:
     return lambda step: float(gamma**step)
 
 
+def one_cycle(
+    total_steps: int, *, rise: float = 0.3, start: float = 1 / 25, final: float = 1 / 250_000
+) -> Schedule:
+    """Return half a cosine up from `start` to 1, for the share `rise` of the steps, and one down to `final`.
+
+    PyTorch's OneCycleLR with its defaults and a constant momentum. (Smith, Topin: "Super-convergence:
+    very fast training of neural networks using large learning rates", 2017.)
+    """
+    if total_steps < 1 or not 0 < rise < 1:
+        raise ValueError(
+            f"one_cycle needs at least 1 step and 0 < rise < 1; got {total_steps}, {rise}"
+        )
+    peak, last = max(0.0, rise * total_steps - 1), total_steps - 1
+
+    def factor(step: int) -> float:
+        if step < peak:
+            return _half_cosine(start, 1.0, step / peak)
+        return _half_cosine(1.0, final, min(1.0, (step - peak) / max(last - peak, 1e-9)))
+
+    return factor
+
+
+def _half_cosine(first: float, last: float, done: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+
+
+def warmed_up(schedule: Schedule, steps: int) -> Schedule:
+    """Return the schedule with a linear warm-up in place of its first steps: (t + 1) / steps."""
+    return lambda step: (step + 1) / steps if step < steps else schedule(step)
+
+
+def plateau(
+    losses: Sequence[float], *, gamma: float = 0.1, patience: int = 10, threshold: float = 1e-4
+) -> float:
+    """Return the factor on the learning rate after epochs with these validation losses.
+
+    It is multiplied by `gamma` whenever more than `patience` epochs in a row were not better than the
+    best by the share `threshold`; as PyTorch's ReduceLROnPlateau with its defaults.
+    """
+    best, waited, factor = math.inf, 0, 1.0
+    for loss in losses:
+        if loss < best * (1 - threshold):
+            best, waited = loss, 0
+        else:
+            waited += 1
+        if waited > patience:
+            factor, waited = factor * gamma, 0
+    return factor
+
+
+def clip_norm(parameters: Iterable[Tensor], most: float) -> None:
+    """Scale all gradients by one factor so that their norm together is at most `most`.
+
+    As PyTorch's clip_grad_norm_. Squares are summed in float64 and always in the same order. Nothing
+    waits for a GPU. A gradient that is not finite makes all of them NaN, so the next loss tells.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return
+    total: Any = 0.0
+    for grad in grads:
+        wide = grad.astype(np.float64)
+        total = total + (wide * wide).sum()
+    xp = array_module(grads[0])
+    factor = xp.minimum(most / (xp.sqrt(total) + 1e-6), 1.0).astype(grads[0].dtype)
+    with np.errstate(invalid="ignore"):
+        for grad in grads:
+            grad *= factor
+
+
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(getattr(value, "shape", ()))
 
@@ -435,8 +505,12 @@ __all__ = [
     "AdamW",
     "Optimizer",
     "Schedule",
+    "clip_norm",
     "constant",
     "cosine",
     "exponential",
+    "one_cycle",
+    "plateau",
     "step_decay",
+    "warmed_up",
 ]

@@ -272,6 +272,10 @@ def test_schedules_equal_pytorchs():
         (optim.step_decay(7, 0.3), rates(kinds.StepLR, step_size=7, gamma=0.3)),
         (optim.exponential(0.9), rates(kinds.ExponentialLR, gamma=0.9)),
         (optim.cosine(30, final=0.1), rates(kinds.CosineAnnealingLR, T_max=30, eta_min=0.1)),
+        (
+            optim.one_cycle(31),
+            rates(kinds.OneCycleLR, max_lr=1.0, total_steps=31, cycle_momentum=False),
+        ),
     ):
         assert [ours(step) for step in range(30)] == pytest.approx(list(theirs))
 
@@ -288,3 +292,45 @@ def test_cosine_warms_up_and_ends():
     ):
         with pytest.raises(ValueError, match="got"):
             make()
+
+
+def test_a_warm_up_goes_before_any_schedule():
+    schedule = optim.warmed_up(optim.step_decay(4, 0.5), 3)
+    assert [schedule(t) for t in range(6)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.5, 0.5])
+    assert 0 < optim.one_cycle(1)(0) <= 1  # too few steps to rise
+
+
+def test_plateau_equals_pytorchs():
+    losses = [1, 0.9, 0.9, 0.89999, 0.95, 0.9, 0.8, 0.81, 0.82, 0.83, 0.84, 0.85, 0.86, 0.87]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=2)
+    for epoch, loss in enumerate(losses):
+        assert optim.plateau(losses[:epoch], gamma=0.3, patience=2) == pytest.approx(
+            theirs.get_last_lr()[0]
+        )
+        theirs.step(loss)
+    assert optim.plateau(losses, gamma=0.3, patience=2) < 0.1
+
+
+@pytest.mark.parametrize("most", [0.5, 1000.0])
+def test_clipping_equals_pytorchs(most):
+    random = np.random.default_rng(0)
+    grads = [random.normal(size=shape).astype(np.float32) for shape in ((7, 3), (5,), (2, 3, 3, 4))]
+    ours = [Tensor(np.zeros_like(g), requires_grad=True) for g in grads]
+    theirs = [torch.zeros(g.shape, requires_grad=True) for g in grads]
+    for grad, p, q in zip(grads, ours, theirs, strict=True):
+        p.grad, q.grad = grad.copy(), torch.tensor(grad)
+    unused = Tensor(np.zeros(3, np.float32), requires_grad=True)
+    optim.clip_norm([*ours, unused], most)
+    torch.nn.utils.clip_grad_norm_(theirs, most)
+    for grad, p, q in zip(grads, ours, theirs, strict=True):
+        np.testing.assert_allclose(p.grad, q.grad.numpy(), rtol=1e-5)
+        assert np.array_equal(p.grad, grad) == (most > 100)
+    assert unused.grad is None
+
+
+def test_clipping_shows_what_is_not_finite():
+    p = Tensor(np.zeros(2, np.float32), requires_grad=True)
+    p.grad = np.array([np.inf, 1], np.float32)
+    optim.clip_norm([p], 1.0)
+    assert np.isnan(p.grad).any()
