@@ -493,6 +493,16 @@ def test_an_unknown_preprocessing_must_be_given(tmp_path, capsys):
     assert report.preprocessing["std"] == [0.2] * 3
 
 
+def test_a_head_of_its_own_leaves_the_preprocessing_open(tmp_path):
+    """Somebody trained it, perhaps on bytes / 255; the application's preprocessing is a hint only."""
+    net = reference.resnet50(32, head=3)
+    for config in (writer.config_2(net), None):
+        path = writer.write_legacy(tmp_path / "m.h5", net, config)
+        refused(path, "does not say how", "(the application takes caffe)", preprocessing=None)
+    report = check(path, net, preprocessing="unit")
+    assert report.preprocessing["scale"] == 1 / 255 and report.preprocessing["std"] == [1.0] * 3
+
+
 def test_presets_are_those_of_keras():
     """By hand: white, black and a colour through each mode."""
     picture = np.array([[[255, 255, 255], [0, 0, 0], [10, 20, 30]]], np.uint8)

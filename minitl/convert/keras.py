@@ -59,11 +59,13 @@ def source_of(file: KerasFile, request: Request) -> Source:
         match = _by_structure(file, graph, arch, options)
     arrays, notes = _arrays(file, match)
     side = None if graph is None or graph.open_size else graph.input.shape[0]
+    head = arrays.get(f"{match.model.head_name}.weight")
     preprocessing, origin = preprocessing_of(
         match.model,
         side,
         None if graph is None else graph.inside,
         match.mode or mode_of(match.model),
+        head.shape[0] if head is not None and head.shape else None,
         request.preprocessing,
         str(file.path),
     )

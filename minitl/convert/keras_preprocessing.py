@@ -1,7 +1,8 @@
 """How pictures must be prepared for a network of Keras: the file seldom says, and all depends on it.
 
 What the network does to its input itself (a Rescaling layer) is known. Else the application that it is
-takes its input in a certain way. Else it has to be said: a guess could cost half of the accuracy.
+takes its input in a certain way, if its head is the application's too. Else it has to be said: a guess
+could cost half of the accuracy.
 """
 
 from collections.abc import Mapping
@@ -26,13 +27,16 @@ def preprocessing_of(
     side: int | None,
     inside: Affine | None,
     mode: str | None,
+    classes: int | None,
     asked: str | Mapping[str, Any] | None,
     what: str,
 ) -> tuple[Fields, str]:
     """Return the fields of the preprocessing, and in words where they came from.
 
     side: pixels of the network's input, None if it takes any. inside: what the network does to its input
-    first. mode: the preset that the application takes, None for no application. asked: what the user says,
+    first. mode: the preset that the application takes, None for no application. classes: of the file's
+    head, None if it has none: a head of other classes was trained by somebody, on input that only they
+    know. asked: what the user says,
     which goes before the result later. what: the file, for errors.
 
     Raises UserError where the user must say it, or must not.
@@ -49,10 +53,12 @@ def preprocessing_of(
         return fields | _of(inside), "as the network's own first layers do it"
     if isinstance(given, str) or given == _BYTES:
         return fields, ""
-    if mode is None:
+    original = 10 if isinstance(model, MLPerfResNet8) else 1000
+    if mode is None or classes not in (None, original):
+        hint = f" (the application takes {mode})" if mode else ""
         raise UserError(
             f"{what} does not say how pictures were prepared for it; give --preprocessing, one of: "
-            f"{preset_names()}"
+            f"{preset_names()}{hint}"
         )
     meaning, values = preset(mode)
     return (

@@ -265,7 +265,7 @@ def resnet8(seed=0, head=True):
     return net
 
 
-def resnet50(size, *, first_names=False, eps=1.001e-5, head=7, seed=0, stride_in="1x1"):
+def resnet50(size, *, first_names=False, eps=1.001e-5, head=1000, seed=0, stride_in="1x1"):
     """Build Keras' ResNet-50 with its present names, or those of its first releases.
 
     stride_in: "1x1" as in Keras, "3x3" as in torchvision, or "3x3 same" with TensorFlow's padding there.
@@ -313,7 +313,7 @@ def resnet50(size, *, first_names=False, eps=1.001e-5, head=7, seed=0, stride_in
     return net
 
 
-def resnet50_v2(size, head=7, seed=0):
+def resnet50_v2(size, head=1000, seed=0):
     """Build Keras' ResNet-50 V2."""
     net = Net(size, seed, "resnet50v2")
 
@@ -349,7 +349,7 @@ def resnet50_v2(size, head=7, seed=0):
     return net
 
 
-def vgg(size, depths, hidden=None, head=7, seed=0, width=64):
+def vgg(size, depths, hidden=None, head=1000, seed=0, width=64):
     """Build Keras' VGG, without its dense layers where `hidden` is None; width: of the first stage."""
     net = Net(size, seed, "vgg16")
     x = net.input
@@ -367,7 +367,7 @@ def vgg(size, depths, hidden=None, head=7, seed=0, width=64):
     return net
 
 
-def inception_v3(size, head=7, seed=0):
+def inception_v3(size, head=1000, seed=0):
     """Build Keras' Inception v3, whose layers have numbered names."""
     net = Net(size, seed, "inception_v3")
 
