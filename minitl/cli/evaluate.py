@@ -25,7 +25,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--part", choices=("train", "val", "test", "all"), help="default: test, else val"
     )
     command.add_argument(
-        "--workers", type=count, default=1, metavar="N", help="decoding threads (1)"
+        "--workers",
+        type=count,
+        metavar="N",
+        help="threads that decode pictures (1; with a GPU one for each core)",
     )
     add_threads(command)
     add_device(command, device="cpu", precision="float32")
@@ -35,6 +38,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
+    from minitl.train.batches import decoding_threads
     from minitl.train.console import percent, printable
     from minitl.train.evaluate import evaluate
 
@@ -42,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
         options.model,
         options.data,
         options.part,
-        options.workers,
+        options.workers or decoding_threads(options.device),
         options.threads,
         options.device,
         options.precision,

@@ -86,7 +86,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="share kept for validation if DATA has no val (0.2)",
     )
     data.add_argument("--skip-bad", action="store_true", help="go on without unreadable pictures")
-    data.add_argument("--workers", type=int, metavar="N", help="threads that decode pictures (1)")
+    data.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="threads that decode pictures (1; with a GPU one for each core)",
+    )
     machine = command.add_argument_group("computing")
     add_device(machine)
     add_threads(machine)

@@ -30,6 +30,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
+    from minitl.train.batches import decoding_threads
     from minitl.train.console import percent, printable
     from minitl.train.evaluate import predict
 
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
         options.model,
         options.images,
         options.top,
+        workers=decoding_threads(options.device),
         threads=options.threads,
         device=options.device,
         precision=options.precision,

@@ -107,7 +107,7 @@ class Loader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.normalise = normalise
-        self.workers = min(_usable_cores(), 8) if workers is None else workers
+        self.workers = min(usable_cores(), 8) if workers is None else workers
         self.wait_seconds = 0.0
         self._labels = np.array([sample.label for sample in self.samples], np.int64)
         self._min_side = _min_side(preprocessing, augment)
@@ -260,11 +260,11 @@ def _min_side(preprocessing: Preprocessing, augment: Augmentation | None) -> int
     return max(preprocessing.crop, math.ceil(preprocessing.crop / smallest / KEEP))
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Cores this process may run on: fewer than the machine has in containers and batch jobs."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-__all__ = ["Batch", "Loader"]
+__all__ = ["Batch", "Loader", "usable_cores"]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitl.backend import Array
-from minitl.data.loader import Batch
+from minitl.data.loader import Batch, usable_cores
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device, cupy
 
@@ -27,6 +27,13 @@ class Inputs(NamedTuple):
     x: Array
     labels: Array
     host_labels: np.ndarray
+
+
+def decoding_threads(device: str) -> int:
+    """Return how many threads decode pictures if nobody says: one beside a CPU that trains, which needs
+    its cores itself; one for each core beside a GPU.
+    """
+    return 1 if device == "cpu" else usable_cores()
 
 
 def on_device(

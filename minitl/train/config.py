@@ -12,6 +12,7 @@ from minitl.convert.pull import is_name
 from minitl.device import check_precision, parse_device
 from minitl.errors import UserError
 from minitl.files import write_atomically
+from minitl.train.batches import decoding_threads
 
 LR = 0.001  # all layers together: more destroys what pretraining learned
 LR_HEAD = 0.01
@@ -144,6 +145,7 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
         raise UserError(
             "give the image folder: minitl finetune DATA --weights FILE.h5 (or try --demo)"
         )
+    values.setdefault("workers", decoding_threads(values.get("device", "cpu")))
     if "weights" not in given and "arch" in given:
         values["weights"] = None
     values.setdefault("weights", None)
