@@ -153,6 +153,22 @@ def test_what_does_not_go_together_is_named():
             minitl.ops.linear(*(Tensor(get_device("cuda").array(a)) for a in (rows, weight)))
 
 
+@needs_checker
+def test_gradients_add_up_on_a_gpu_and_anomalies_are_found():
+    with install(mode="fast"):
+        x = minitl.tensor(BIASED, requires_grad=True, device="cuda")
+        seed = minitl.tensor(BIASED * 10, device="cuda").data
+        for _ in range(2):
+            minitl.ops.add(x, x).backward(seed)
+        np.testing.assert_array_equal(Tensor(x.grad).numpy(), BIASED * 40)
+        bad = Tensor(get_device("cuda").array(narrow(np.float32([1, np.nan, 2]))))
+        with (
+            minitl.detect_anomaly(),
+            pytest.raises(FloatingPointError, match="NaN in the result of Add"),
+        ):
+            minitl.ops.add(bad, bad)
+
+
 class Net(nn.Module):
     """A filter, statistics, and a constant that is neither learned nor saved."""
 
@@ -256,3 +272,37 @@ def test_the_doctor_says_what_is_missing(capsys, machine, words):
     text, error = capsys.readouterr()
     assert "NVRTC" in text
     assert words in error
+
+
+# Commands
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "cuda"], "no GPU that CUDA can use"),
+        (["--device", "cuda:1", "--precision", "half"], "float32, tf32, bf16"),
+        (["--precision", "tf32"], "needs a GPU: give --device cuda"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_at_once(tmp_path, capsys, arguments, words):
+    out = tmp_path / "run"
+    with install(count=0):
+        code = main(
+            ["finetune", str(tmp_path), "--arch", "resnet18", "--out", str(out), *arguments]
+        )
+    assert code == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_beside_a_gpu_each_core_decodes():
+    from minitl.data.loader import usable_cores
+    from minitl.train.config import make_config
+
+    given = {"data": "pictures", "arch": "resnet18"}
+    assert make_config(None, given).workers == 1
+    assert make_config(None, given | {"device": "cuda:0"}).workers == usable_cores()
+    assert make_config(None, given | {"device": "cuda", "workers": 3}).workers == 3
