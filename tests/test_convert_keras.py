@@ -146,6 +146,7 @@ def test_resnet50_by_its_first_names(tmp_path):
     path = writer.write_legacy(tmp_path / "w.h5", net, root=True, style="1")
     report = check(path, net)
     assert report.arch_options == {"stride_in_1x1": True, "bn_eps": 1e-3}
+    assert any(note.startswith("assumed: epsilon 1e-3") for note in report.notes)
     report = convert(path, tmp_path / "other.h5", arch_options={"bn_eps": 1e-5}, dry_run=True)
     assert report.arch_options == {"stride_in_1x1": True}  # what is said goes before
 

@@ -58,6 +58,7 @@ def source_of(file: KerasFile, request: Request) -> Source:
         graph = read_graph(file.config, str(file.path), _OPEN_SIZE)
         match = _by_structure(file, graph, arch, options)
     arrays, notes = _arrays(file, match)
+    notes += [f"assumed: {match.assumed}"] if match.assumed else []
     side = None if graph is None or graph.open_size else graph.input.shape[0]
     head = arrays.get(f"{match.model.head_name}.weight")
     preprocessing, origin = preprocessing_of(
@@ -226,7 +227,7 @@ def _by_names(file: KerasFile, arch: str | None, options: dict[str, Any]) -> Mat
             module: Node("", (), (), (), name, layers[name].path, flags)
             for module, name in found.items()
         }
-        match = Match(model, output, nodes)
+        match = Match(model, output, nodes, assumed=application.assumed)
         whole = {name.rpartition(".")[0] for name in model.state_dict()} - {model.head_name}
         return match if whole <= found.keys() else _trunk(match)
     some = ", ".join(shown(name) for name in list(layers)[:3])

@@ -45,13 +45,14 @@ class Match:
 
     model: of zeros. output: what it computes, as a graph. layers: for each module with weights (by name) a
     node of Keras' graph that has them; a module without one has no weights in the file. mode: the preset
-    of its preprocessing, where the architecture does not tell.
+    of its preprocessing, where the architecture does not tell. assumed: what the file does not tell.
     """
 
     model: Classifier
     output: Node
     layers: dict[str, Node]
     mode: str | None = None
+    assumed: str = ""
 
 
 def find_architecture(

@@ -28,7 +28,7 @@ class Application:
 
     arch, options: the same network here. names: yields (module of minitl, layer of Keras) for the
     modules with weights; None for numbered names. known_by: a layer that only this family has.
-    bn_scale: whether its normalisations have a scale.
+    bn_scale: whether its normalisations have a scale. assumed: what names and shapes do not tell.
     """
 
     arch: str
@@ -36,6 +36,7 @@ class Application:
     names: Callable[[Modules], Pairs] | None = None
     known_by: str = ""
     bn_scale: bool = True
+    assumed: str = ""
 
 
 def _resnet(modules: Modules) -> Pairs:
@@ -90,14 +91,22 @@ APPLICATIONS = (
     Application("resnet50", _V1, _resnet, "conv2_block1_1_bn"),
     Application("resnet101", _V1, _resnet, "conv2_block1_1_bn"),
     Application("resnet152", _V1, _resnet, "conv2_block1_1_bn"),
-    Application("resnet50", _FIRST, _first_resnet, "res2a_branch2a"),
+    Application(
+        "resnet50",
+        _FIRST,
+        _first_resnet,
+        "res2a_branch2a",
+        assumed="epsilon 1e-3 and a padded first pooling, as in Keras 2.2 (else --arch-option bn_eps=...)",
+    ),
     Application("resnetv2_50", _V2, _resnet_v2, "conv2_block1_preact_bn"),
     Application("resnetv2_101", _V2, _resnet_v2, "conv2_block1_preact_bn"),
     Application("resnetv2_152", _V2, _resnet_v2, "conv2_block1_preact_bn"),
     Application("vgg16", {}, _vgg, "block1_conv1"),
     Application("vgg19", {}, _vgg, "block1_conv1"),
     Application("inception_v3", {"count_include_pad": False}, bn_scale=False),
-    Application("mlperf_resnet8"),
+    Application(
+        "mlperf_resnet8", assumed="MLPerf's strides and padding: its names are any network's"
+    ),
 )
 
 
