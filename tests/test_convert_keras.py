@@ -295,8 +295,8 @@ def chains(draw):
     x = net.input
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(["conv", "conv", "max", "avg", "bn", "relu", "pad", "dropout"]))
-        side = net.run(np.zeros((1, net.size, net.size, 3)), x).shape[1]
-        kernel = [draw(st.integers(1, min(3, side))) for _ in range(2)]
+        sides = net.run(np.zeros((1, net.size, net.size, 3)), x).shape[1:3]
+        kernel = [draw(st.integers(1, min(3, side))) for side in sides]
         strides = [draw(st.integers(1, 2)) for _ in range(2)]
         padding = draw(st.sampled_from(["same", "valid"]))
         if kind == "conv":
@@ -320,9 +320,9 @@ def chains(draw):
         elif kind == "relu":
             x = net.add(draw(st.sampled_from(["ReLU", "Activation"])), x, activation="relu")
         elif kind == "pad":
-            sides = [[draw(st.integers(0, 2)) for _ in range(2)] for _ in range(2)]
-            x = net.add("ZeroPadding2D", x, padding=sides)
-            x = net.add("Conv2D", x, filters=3, kernel_size=[3, 3], strides=strides)
+            around = [[draw(st.integers(0, 2)) for _ in range(2)] for _ in range(2)]
+            x = net.add("ZeroPadding2D", x, padding=around)
+            x = net.add("Conv2D", x, filters=3, kernel_size=kernel, strides=strides)
         else:
             x = net.add("Dropout", x)
     if draw(st.booleans()):
