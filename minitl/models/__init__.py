@@ -13,6 +13,8 @@ from minitl.models.cifar_resnet import (
 )
 from minitl.models.classifier import (
     Classifier,
+    Stage,
+    run_stages,
 )
 from minitl.models.inception import (
     InceptionV3,
@@ -149,6 +151,7 @@ __all__ = [
     "ResNet",
     "ResNetV2",
     "SequentialCNN",
+    "Stage",
     "cifar_resnet20",
     "cifar_resnet32",
     "cifar_resnet44",
@@ -179,6 +182,7 @@ __all__ = [
     "resnext101_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "run_stages",
     "save_model",
     "sequential",
     "vgg11",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minitl import nn, ops
-from minitl.models.classifier import Classifier, preprocessing
+from minitl.models.classifier import Classifier, Stage, preprocessing
 from minitl.models.resnet import Rng, conv
 from minitl.tensor import Tensor
 
@@ -83,13 +83,16 @@ class CifarResNet(Classifier):
     layer2: nn.Sequential
     layer3: nn.Sequential
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, H, W, 3) -> (N, 4 * width)."""
-        x = self.bn1.after(self.conv1, x, relu=True)
-        x = self.layer1(x)
-        x = self.layer2(x)  # H/2
-        x = self.layer3(x)  # H/4
-        return ops.global_avgpool2d(x)
+    def stages(self) -> list[Stage]:
+        """Return the steps from (N, H, W, 3) to (N, 4 * width)."""
+        return [
+            Stage("bn1", self._stem, ("conv1", "bn1")),
+            *self.stages_of("layer1", "layer2", "layer3"),  # H, H/2, H/4
+            Stage("pool", ops.global_avgpool2d),
+        ]
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.bn1.after(self.conv1, x, relu=True)
 
 
 def _network(arch: str, blocks: int) -> Callable[..., CifarResNet]:

@@ -1,8 +1,8 @@
 """What every network here is: a classifier that knows its architecture and its input."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,31 @@ def preprocessing(resize: int, crop: int, interpolation: str = "bilinear") -> di
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
     }
+
+
+class Stage(NamedTuple):
+    """A step of a trunk, behind which a network can be cut in two.
+
+    name: of the cut behind it, as the modules are named: "layer3.1". forward: computes it.
+    modules: names of all modules that it computes with.
+    """
+
+    name: str
+    forward: Callable[[Tensor], Tensor]
+    modules: tuple[str, ...] = ()
+
+
+class _DroppedLinear(nn.Linear):
+    """A dense layer with dropout before it; its parameters' names are those of the layer alone."""
+
+    def __init__(self, layer: nn.Linear, p: float, seed: int) -> None:
+        self.weight, self.bias = layer.weight, layer.bias
+        self.dropout = nn.Dropout(p, seed=seed)
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in) -> (N, out)."""
+        return super().forward(self.dropout(x))
 
 
 class Classifier(nn.Module):
@@ -67,9 +92,24 @@ class Classifier(nn.Module):
         """Number of classes the head distinguishes."""
         return self.head.weight.shape[0]
 
+    def stages(self) -> list[Stage]:
+        """Return the steps of the trunk in order; each is given what the one before it returned."""
+        raise NotImplementedError
+
+    def stages_of(self, *names: str) -> list[Stage]:
+        """Return a stage for each of these modules; for a Sequential one for each module in it."""
+        stages = []
+        for name in names:
+            module = self._at(name.split("."))
+            if isinstance(module, nn.Sequential):
+                stages += self.stages_of(*(f"{name}.{number}" for number in range(len(module))))
+            else:
+                stages.append(Stage(name, module, (name,)))
+        return stages
+
     def features(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, F): what the trunk sees in each picture."""
-        raise NotImplementedError
+        return run_stages(self.stages(), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, classes): logits."""
@@ -84,6 +124,11 @@ class Classifier(nn.Module):
         prefix = f"{self.head_name}."
         return {n: p for n, p in self.named_parameters() if not n.startswith(prefix)}
 
+    def drop_before_head(self, p: float, *, seed: int = 0) -> None:
+        """In training, zero a share p of what the last dense layer is given; see `nn.Dropout`."""
+        *path, last = self.head_name.split(".")
+        setattr(self._at(path), last, _DroppedLinear(self.head, p, seed))
+
     def replace_head(self, num_classes: int, *, seed: int = 0) -> None:
         """Put a freshly initialised head for `num_classes` classes in place of the old one."""
         rng = np.random.default_rng(seed)
@@ -92,3 +137,10 @@ class Classifier(nn.Module):
         *path, last = self.head_name.split(".")
         setattr(self._at(path), last, new)
         self.class_names = None
+
+
+def run_stages(stages: Iterable[Stage], x: Tensor) -> Tensor:
+    """Compute stages, one after another."""
+    for stage in stages:
+        x = stage.forward(x)
+    return x

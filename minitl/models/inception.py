@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minitl import nn, ops
-from minitl.models.classifier import Classifier, preprocessing
+from minitl.models.classifier import Classifier, Stage, preprocessing, run_stages
 from minitl.models.options import changed, fraction, switch
 from minitl.shapes import Pair
 from minitl.tensor import Tensor
@@ -21,6 +21,7 @@ from minitl.tensor import Tensor
 Rng = np.random.Generator | None
 USUAL = {"auxiliary": False, "count_include_pad": True, "bn_eps": 1e-3, "dropout": 0.5}
 MIN_SIZE = 75  # pixels: with fewer the last maps are empty
+BRANCH = "Mixed_6e"  # the second head begins behind it
 
 
 class ConvBlock(nn.Module):
@@ -258,41 +259,41 @@ class InceptionV3(Classifier):
         """Where all layers are whose outputs are classes: the head, and what helps to train it."""
         return ("fc",) if self.AuxLogits is None else ("fc", "AuxLogits.fc")
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, H, W, 3) -> (N, 2048). Raises ValueError for pictures below MIN_SIZE pixels."""
-        return self._late(self._early(x))
+    def stages(self) -> list[Stage]:
+        """Return the steps from (N, H, W, 3) to (N, 2048).
+
+        The first raises ValueError for pictures below MIN_SIZE pixels.
+        """
+        return [
+            Stage("Conv2d_1a_3x3", self._first, ("Conv2d_1a_3x3",)),
+            *self.stages_of("Conv2d_2a_3x3", "Conv2d_2b_3x3"),
+            Stage("maxpool1", _pool),
+            *self.stages_of("Conv2d_3b_1x1", "Conv2d_4a_3x3"),
+            Stage("maxpool2", _pool),  # 35x35 for 299 pixels
+            *self.stages_of("Mixed_5b", "Mixed_5c", "Mixed_5d"),
+            *self.stages_of("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", BRANCH),  # 17x17
+            *self.stages_of("Mixed_7a", "Mixed_7b", "Mixed_7c"),  # 8x8
+            Stage("avgpool", ops.global_avgpool2d),
+            *self.stages_of("dropout"),
+        ]
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(N, H, W, 3) -> logits and the second head's, (N, classes) each; None without it.
 
         The second head needs pictures of 283 pixels or more.
         """
-        middle = self._early(x)
+        stages = self.stages()
+        early = 1 + [stage.name for stage in stages].index(BRANCH)
+        middle = run_stages(stages[:early], x)
         second = None if self.AuxLogits is None else self.AuxLogits(middle)
-        return self.head(self._late(middle)), second
+        return self.head(run_stages(stages[early:], middle)), second
 
-    def _early(self, x: Tensor) -> Tensor:
-        """(N, H, W, 3) -> (N, P, Q, 768), 17x17 for 299 pixels."""
+    def _first(self, x: Tensor) -> Tensor:
         if x.ndim == 4 and min(x.shape[1:3]) < MIN_SIZE:
             raise ValueError(
                 f"inception_v3 needs pictures of at least {MIN_SIZE} pixels; got {x.shape[1:3]}"
             )
-        x = self.Conv2d_1a_3x3(x)
-        x = self.Conv2d_2a_3x3(x)
-        x = self.Conv2d_2b_3x3(x)
-        x = ops.maxpool2d(x, 3, 2)
-        x = self.Conv2d_3b_1x1(x)
-        x = self.Conv2d_4a_3x3(x)
-        x = ops.maxpool2d(x, 3, 2)  # 35x35 for 299 pixels
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
-        x = self.Mixed_6a(x)
-        return self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(x))))
-
-    def _late(self, x: Tensor) -> Tensor:
-        """(N, P, Q, 768) -> (N, 2048)."""
-        x = self.Mixed_7a(x)
-        x = self.Mixed_7c(self.Mixed_7b(x))  # 8x8 for 299 pixels
-        return self.dropout(ops.global_avgpool2d(x))
+        return self.Conv2d_1a_3x3(x)
 
     def replace_head(self, num_classes: int, *, seed: int = 0) -> None:
         """Put freshly initialised heads for `num_classes` classes in place of the old ones."""
@@ -300,6 +301,10 @@ class InceptionV3(Classifier):
         if self.AuxLogits is not None:
             rng = np.random.default_rng([seed, 1])
             self.AuxLogits.fc = nn.Linear(768, num_classes, rng=rng)
+
+
+def _pool(x: Tensor) -> Tensor:
+    return ops.maxpool2d(x, 3, 2)
 
 
 def inception_v3(num_classes: int = 1000, *, seed: int | None = 0, **options: Any) -> InceptionV3:

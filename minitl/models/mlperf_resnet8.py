@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minitl import nn, ops
-from minitl.models.classifier import Classifier
+from minitl.models.classifier import Classifier, Stage
 from minitl.models.resnet import Rng
 from minitl.tensor import Tensor
 
@@ -55,13 +55,16 @@ class MLPerfResNet8(Classifier):
         self.layer3 = Block(32, 64, 2, rng)
         self.fc = nn.Linear(64, num_classes, rng=rng)
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, H, W, 3) -> (N, 64)."""
-        x = self.bn1.after(self.conv1, x, relu=True)
-        x = self.layer1(x)
-        x = self.layer2(x)  # H/2
-        x = self.layer3(x)  # H/4
-        return ops.global_avgpool2d(x)
+    def stages(self) -> list[Stage]:
+        """Return the steps from (N, H, W, 3) to (N, 64)."""
+        return [
+            Stage("bn1", self._stem, ("conv1", "bn1")),
+            *self.stages_of("layer1", "layer2", "layer3"),  # H, H/2, H/4
+            Stage("pool", ops.global_avgpool2d),
+        ]
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.bn1.after(self.conv1, x, relu=True)
 
 
 def mlperf_resnet8(num_classes: int = 10, *, seed: int | None = 0) -> MLPerfResNet8:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minitl import nn, ops
-from minitl.models.classifier import Classifier, preprocessing
+from minitl.models.classifier import Classifier, Stage, preprocessing
 from minitl.models.options import changed, fraction, switch, whole
 from minitl.shapes import Padding, same_padding
 from minitl.tensor import Tensor
@@ -198,15 +198,18 @@ class ResNet(Classifier):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, H, W, 3) -> (N, 512 * expansion)."""
+    def stages(self) -> list[Stage]:
+        """Return the steps from (N, H, W, 3) to (N, 512 * expansion)."""
+        return [
+            Stage("bn1", self._stem, ("conv1", "bn1")),
+            *self.stages_of("layer1", "layer2", "layer3", "layer4"),  # H/4, H/8, H/16, H/32
+            Stage("pool", ops.global_avgpool2d),
+        ]
+
+    def _stem(self, x: Tensor) -> Tensor:
+        """(N, H, W, 3) -> (N, H/4, W/4, 64)."""
         x = self.conv1(x)  # H/2
-        x = self.bn1(x, relu=True, maxpool=(3, 2, self._pool_padding(x)))  # H/4
-        x = self.layer1(x)
-        x = self.layer2(x)  # H/8
-        x = self.layer3(x)  # H/16
-        x = self.layer4(x)  # H/32
-        return ops.global_avgpool2d(x)
+        return self.bn1(x, relu=True, maxpool=(3, 2, self._pool_padding(x)))
 
     def _pool_padding(self, x: Tensor) -> Padding:
         if not self.style.same_padding:

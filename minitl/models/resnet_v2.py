@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from minitl import nn, ops
-from minitl.models.classifier import Classifier, preprocessing
+from minitl.models.classifier import Classifier, Stage, preprocessing
 from minitl.models.options import changed, fraction, switch
 from minitl.models.resnet import Rng
 from minitl.tensor import Tensor
@@ -109,17 +109,22 @@ class ResNetV2(Classifier):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, H, W, 3) -> (N, 2048)."""
+    def stages(self) -> list[Stage]:
+        """Return the steps from (N, H, W, 3) to (N, 2048)."""
+        return [
+            Stage("conv1", self._stem, ("conv1",)),
+            *self.stages_of("layer1", "layer2", "layer3", "layer4"),  # to H/32
+            Stage("bn", self._end, ("bn",)),
+        ]
+
+    def _stem(self, x: Tensor) -> Tensor:
+        """(N, H, W, 3) -> (N, H/4, W/4, 64)."""
         x = self.conv1(x)  # H/2
         if self._frame is not None:
-            x = ops.maxpool2d(ops.conv2d(x, self._frame, padding=1, groups=64), 3, 2)  # H/4
-        else:
-            x = ops.maxpool2d(x, 3, 2, 1)
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-        x = self.layer4(x)  # H/32
+            return ops.maxpool2d(ops.conv2d(x, self._frame, padding=1, groups=64), 3, 2)
+        return ops.maxpool2d(x, 3, 2, 1)
+
+    def _end(self, x: Tensor) -> Tensor:
         return ops.global_avgpool2d(self.bn(x, relu=True))
 
 

@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 
 from minitl import nn
-from minitl.models.classifier import Classifier, preprocessing
+from minitl.models.classifier import Classifier, Stage, preprocessing
 from minitl.models.options import fraction, switch, whole
 from minitl.models.resnet import Rng
 from minitl.shapes import Padding, Padding2d, same_padding, window_output_shape
-from minitl.tensor import Tensor
 
 MAX_LAYERS = 200
 MAX_SIDE = 1024  # pixels of the input
@@ -164,12 +163,9 @@ class SequentialCNN(Classifier):
                 raise ValueError(f"layer {number}: {error}") from None
             setattr(self, str(number), layer)
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, H, W, 3) -> (N, F)."""
-        *trunk, _ = (value for value in vars(self).values() if isinstance(value, nn.Module))
-        for layer in trunk:
-            x = layer(x)
-        return x
+    def stages(self) -> list[Stage]:
+        """Return the layers but the head, from (N, H, W, 3) to (N, F)."""
+        return self.stages_of(*(str(number) for number in range(int(self.head_name))))
 
     def replace_head(self, num_classes: int, *, seed: int = 0) -> None:
         """Put a freshly initialised head for `num_classes` classes in place of the old one."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minitl import nn, ops
-from minitl.models.classifier import Classifier, preprocessing
+from minitl.models.classifier import Classifier, Stage, preprocessing
 from minitl.models.options import changed, fraction, whole
 from minitl.tensor import Tensor
 
@@ -70,28 +70,27 @@ class VGG(Classifier):
             nn.Linear(hidden, num_classes, rng=rng),
         )
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, H, W, 3) -> (N, hidden)."""
-        for layer in _fused(self.features_):
-            x = layer(x)  # H/32 in the end
-        x = ops.flatten(ops.adaptive_avgpool2d(x, 7))
-        *hidden, _ = self.classifier
-        for layer in hidden:
-            x = layer(x)
-        return x
+    def stages(self) -> list[Stage]:
+        """Return the steps from (N, H, W, 3) to (N, hidden)."""
+        *hidden, _ = self.stages_of("classifier")
+        return [*self._convolutions(), Stage("avgpool", _pool), *hidden]
+
+    def _convolutions(self) -> list[Stage]:
+        """Return the layers, each batch normalisation and the ReLU after it as one; H/32 in the end."""
+        stages: list[Stage] = []
+        previous: nn.Module | None = None
+        for number, layer in enumerate(self.features_):
+            name = f"features.{number}"
+            if isinstance(layer, nn.ReLU) and isinstance(previous, nn.BatchNorm2d):
+                stages[-1] = Stage(name, _with_relu(previous), (*stages[-1].modules, name))
+            else:
+                stages.append(Stage(name, layer, (name,)))
+            previous = layer
+        return stages
 
 
-def _fused(layers: nn.Sequential) -> list[Callable[[Tensor], Tensor]]:
-    """Return the layers with each batch normalisation and the ReLU after it as one."""
-    steps: list[Callable[[Tensor], Tensor]] = []
-    previous: nn.Module | None = None
-    for layer in layers:
-        if isinstance(layer, nn.ReLU) and isinstance(previous, nn.BatchNorm2d):
-            steps[-1] = _with_relu(previous)
-        else:
-            steps.append(layer)
-        previous = layer
-    return steps
+def _pool(x: Tensor) -> Tensor:
+    return ops.flatten(ops.adaptive_avgpool2d(x, 7))
 
 
 def _with_relu(bn: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
