@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from minitl.errors import UserError
@@ -19,16 +20,26 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     Raises UserError naming the file where the system refuses (no such folder, disk full, no
     permission); an earlier file is then untouched and the temporary one removed.
     """
+    with replaced_atomically(path) as temporary, temporary.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give the name of a temporary file beside `path`; at the end of the block it takes that name.
+
+    The block writes the file and sees to it that its bytes reach the disk. For the rest as
+    `write_atomically`, which is for contents that fit into memory.
+    """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise UserError(f"cannot write {path}: it exists and is not a file; choose another name")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
             temporary.replace(target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -60,4 +71,4 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-__all__ = ["write_atomically", "write_json"]
+__all__ = ["replaced_atomically", "write_atomically", "write_json"]

@@ -100,11 +100,16 @@ def _entry(name: str, row: dict[str, Any], licenses: dict[str, str]) -> Entry:
 
 
 def cache_folder() -> Path:
-    """Return where downloads are kept: in the folder $MINITL_CACHE, else in the user's cache folder."""
+    """Return where downloads are kept."""
+    return user_folder() / "weights"
+
+
+def user_folder() -> Path:
+    """Return the folder for all that can be made or fetched again: $MINITL_CACHE, or the user's own."""
     import platformdirs
 
     chosen = os.environ.get("MINITL_CACHE")
-    return (Path(chosen) if chosen else platformdirs.user_cache_path("minitl")) / "weights"
+    return Path(chosen) if chosen else platformdirs.user_cache_path("minitl")
 
 
 def _to_stderr(line: str) -> None:
