@@ -54,7 +54,8 @@ def run(tmp_path, pictures, weights):
     def start(*more, out="run", data=pictures):
         folder = tmp_path / out
         arguments = ["finetune", data, "--weights", weights, "--out", folder]
-        defaults = ["--epochs", 3, "--batch-size", 6, "--lr", 0.05]
+        # Drawing takes longer than these trainings; test_evidence.py is about reports.
+        defaults = ["--epochs", 3, "--batch-size", 6, "--lr", 0.05, "--no-report"]
         return main([str(a) for a in (*arguments, *defaults, *more)]), folder
 
     return start
@@ -166,6 +167,7 @@ def test_the_learning_rate_follows_what_trains(tmp_path, pictures, weights):
     for freeze, lr in (("backbone", 0.01), ("layer1", 0.001)):
         out = tmp_path / freeze
         command = ["finetune", pictures, "--weights", weights, "--out", out, "--freeze", freeze]
+        command += ["--no-report"]
         assert main([str(part) for part in (*command, "--epochs", 1)]) == 0
         assert tomllib.loads((out / "config.toml").read_text())["lr"] == lr
 
@@ -421,6 +423,7 @@ def test_an_interrupt_before_anything_is_saved_leaves_the_folder_free(run, capsy
 def test_a_run_is_resumed_from_any_folder(pictures, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(pictures.parent)
     command = ["finetune", pictures.name, "--weights", weights, "--out", tmp_path / "run"]
+    command += ["--no-report"]
     assert main([str(part) for part in (*command, "--epochs", 1)]) == 0
     monkeypatch.chdir(tmp_path)
     assert main(["finetune", "--resume", "run"]) == 0
@@ -433,7 +436,8 @@ def test_debug_shows_the_traceback(run):
 
 def test_the_demo_compares_with_training_from_scratch(tmp_path, capsys):
     folder = tmp_path / "demo"
-    assert main(["finetune", "--demo", "--out", str(folder), "--epochs", "2"]) == 0
+    command = ["finetune", "--demo", "--out", str(folder), "--epochs", "2", "--no-report"]
+    assert main(command) == 0
     transfer = json.loads((folder / "summary.json").read_text())["transfer"]
     assert transfer["pretrained_test_accuracy"] > transfer["scratch_test_accuracy"]
     assert "What transfer bought" in capsys.readouterr().out

@@ -19,11 +19,15 @@ from minitl.cli import (
     inspect,
     predict,
     pull,
+    report,
     serve,
 )
 from minitl.errors import InterruptedRunError, UserError
 
-COMMANDS = (finetune, evaluate, predict, inspect, convert, export, pull, doctor, doctor_data, serve)
+COMMANDS = (
+    *(finetune, evaluate, predict, report, serve),
+    *(inspect, convert, export, pull, doctor, doctor_data),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

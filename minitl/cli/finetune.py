@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_device, add_threads
+from minitl.cli.settings import add_computing, add_model, add_pictures, add_training
 from minitl.errors import UserError
 
 
@@ -41,72 +41,17 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     what.add_argument("--out", metavar="RUN", help="run folder (default: runs/<name of DATA>)")
     what.add_argument("--overwrite", action="store_true", help="replace the run in the run folder")
-
-    train = command.add_argument_group("training")
-    train.add_argument("--epochs", type=int, metavar="N", help="passes over the pictures (10)")
-    train.add_argument("--batch-size", type=int, metavar="N", help="pictures in a step (16)")
-    train.add_argument(
-        "--lr",
-        type=float,
-        metavar="X",
-        help="learning rate (0.001, or 0.01 where only the head trains)",
-    )
-    train.add_argument(
-        "--schedule", metavar="NAME", help="of the learning rate: cosine (default), constant"
-    )
-    train.add_argument("--warmup-steps", type=int, metavar="N", help="steps of linear warm-up (0)")
-    train.add_argument("--momentum", type=float, metavar="X", help="of SGD (0.9)")
-    train.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
-    train.add_argument("--weight-decay", type=float, metavar="X", help="L2 penalty (0.0001)")
-    train.add_argument(
-        "--label-smoothing", type=float, metavar="X", help="of the cross-entropy (0)"
-    )
-    train.add_argument(
-        "--freeze",
-        metavar="WHAT,...",
-        type=lambda text: tuple(text.split(",")),
-        help="parts that do not train: names or patterns such as conv1,layer1,'layer2.*.conv1', or the "
-        "words backbone (all but the head), none (default)",
-    )
-    train.add_argument(
-        "--seed", type=int, metavar="N", help="of the head, the split and the order (0)"
+    what.add_argument(
+        "--no-report",
+        dest="report",
+        action="store_false",
+        help="no report.html and plots at the end",
     )
 
-    data = command.add_argument_group("pictures")
-    data.add_argument(
-        "--no-augment", dest="augment", action="store_false", help="no random crop and flip"
-    )
-    data.add_argument(
-        "--no-flip", dest="flip", action="store_false", help="no mirroring: digits, letters, hands"
-    )
-    data.add_argument(
-        "--val-fraction",
-        type=float,
-        metavar="X",
-        help="share kept for validation if DATA has no val (0.2)",
-    )
-    data.add_argument("--skip-bad", action="store_true", help="go on without unreadable pictures")
-    data.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="threads that decode pictures (1; with a GPU one for each core)",
-    )
-    machine = command.add_argument_group("computing")
-    add_device(machine)
-    add_threads(machine)
-    machine.add_argument(
-        "--micro-batch",
-        type=int,
-        metavar="N",
-        help="pictures at a time, at most, in a step: takes less memory (default: all of a batch)",
-    )
-    machine.add_argument(
-        "--conv",
-        metavar="HOW",
-        help="3x3 convolutions: auto (default) uses Winograd's algorithm where it is quicker and its error "
-        "bounded, exact never, f2 and f4 always",
-    )
+    add_model(command)
+    add_training(command)
+    add_pictures(command)
+    add_computing(command)
     return command
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin
 
 import tomli_w
 
@@ -13,9 +13,10 @@ from minitl.device import check_precision, parse_device
 from minitl.errors import UserError
 from minitl.files import write_atomically
 from minitl.train.batches import decoding_threads
+from minitl.train.contradictions import refuse_contradictions, refuse_idle
 
-LR = 0.001  # all layers together: more destroys what pretraining learned
-LR_HEAD = 0.01
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("cosine", "constant", "step", "exponential", "one-cycle", "plateau")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +27,21 @@ class Config:
     weights: the pretrained HDF5 file, or a name of the catalogue. from_scratch: take only its network
         and preprocessing.
     arch: without `weights`, the network to train from scratch.
-    lr: None takes LR, or LR_HEAD where only the head trains.
-    freeze: name patterns, or "backbone", or "none".
+    lr, weight_decay, gamma: None takes what is usual, see train/optimisation.py.
+    lr_head: of the head alone. layer_decay: rate of a part, in shares of that of the part above it.
+    decay_norms: weight decay on biases and normalisations too.
+    schedule: see `make_schedule`; gamma, step_epochs, plateau_patience belong to it.
+    class_weights: "balanced" or "none". sampler: "shuffle" or "balanced".
+    patience: epochs without a better validation before the run stops. ema: see train/averaging.py.
+    mixup, cutmix: see train/mixing.py. dropout: before the last dense layer.
+    freeze: name patterns, or "backbone", or "none". unfreeze_schedule: see train/unfreezing.py.
     augment: random crops, and mirrored pictures if `flip`.
     micro_batch: pictures at a time, at most, with the gradients of a whole batch; None for all of it.
     device: "cpu", "cuda" or "cuda:N". precision: "float32", or on a GPU "tf32" or "bf16".
     conv: how 3x3 convolutions are computed, see `set_conv_algorithm`.
     preprocessing: how pictures are prepared, as in weights files. None takes that of the weights, or what is
         usual for `arch`; weights that were trained with another one are refused.
+    report: write report.html and its plots at the end.
     """
 
     data: str
@@ -43,16 +51,32 @@ class Config:
     epochs: int = 10
     batch_size: int = 16
     micro_batch: int | None = None
+    optimizer: str = "sgd"
     lr: float | None = None
+    lr_head: float | None = None
+    layer_decay: float = 1.0
     momentum: float = 0.9
     nesterov: bool = False
-    weight_decay: float = 1e-4
+    weight_decay: float | None = None
+    decay_norms: bool = False
+    clip_norm: float | None = None
+    ema: float | None = None
     schedule: str = "cosine"
+    gamma: float | None = None
+    step_epochs: int = 7
+    plateau_patience: int = 3
     warmup_steps: int = 0
+    patience: int | None = None
     label_smoothing: float = 0.0
+    class_weights: str = "none"
+    sampler: str = "shuffle"
+    dropout: float = 0.0
     freeze: tuple[str, ...] = ("none",)
+    unfreeze_schedule: tuple[str, ...] = ()
     augment: bool = True
     flip: bool = True
+    mixup: float = 0.0
+    cutmix: float = 0.0
     val_fraction: float = 0.2
     seed: int = 0
     workers: int = 1
@@ -62,6 +86,7 @@ class Config:
     conv: str = "auto"
     threads: int | None = None
     preprocessing: dict | None = None
+    report: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -69,9 +94,23 @@ class Config:
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size >= 1,
             "micro_batch": self.micro_batch is None or self.micro_batch >= 1,
-            "lr": self.lr is None or (math.isfinite(self.lr) and self.lr > 0),
+            "optimizer": self.optimizer in OPTIMIZERS,
+            "lr": _positive(self.lr),
+            "lr_head": _positive(self.lr_head),
+            "layer_decay": 0 < self.layer_decay <= 1,
             "momentum": 0 <= self.momentum < 1,
-            "weight_decay": math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            "weight_decay": self.weight_decay is None or 0 <= self.weight_decay < math.inf,
+            "clip_norm": _positive(self.clip_norm),
+            "ema": self.ema is None or 0 < self.ema < 1,
+            "gamma": self.gamma is None or 0 < self.gamma < 1,
+            "step_epochs": self.step_epochs >= 1,
+            "plateau_patience": self.plateau_patience >= 0,
+            "patience": self.patience is None or self.patience >= 1,
+            "class_weights": self.class_weights in ("none", "balanced"),
+            "sampler": self.sampler in ("shuffle", "balanced"),
+            "dropout": 0 <= self.dropout < 1,
+            "mixup": 0 <= self.mixup < math.inf,
+            "cutmix": 0 <= self.cutmix < math.inf,
             "warmup_steps": self.warmup_steps >= 0,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "val_fraction": 0 < self.val_fraction < 1,
@@ -79,15 +118,14 @@ class Config:
             "workers": self.workers >= 1,
             "threads": self.threads is None or self.threads >= 1,
             "conv": self.conv in ("auto", "exact", "f2", "f4"),
-            "schedule": self.schedule in ("cosine", "constant"),
+            "schedule": self.schedule in SCHEDULES,
         }
         for name, valid in checks.items():
             if not valid:
                 raise UserError(
                     f"--{name.replace('_', '-')} cannot be {getattr(self, name)}; {_HINTS[name]}"
                 )
-        if self.nesterov and self.momentum == 0:
-            raise UserError("--nesterov needs a --momentum above 0")
+        refuse_contradictions(self)
         check_precision(parse_device(self.device), self.precision)
 
     def save(self, path: Path) -> None:
@@ -115,7 +153,11 @@ class Config:
                     f"{path}: {field.name} cannot be {values[field.name]!r}; write it as the config.toml "
                     "of a run does"
                 )
-        values["freeze"] = tuple(values.get("freeze", ("none",)))
+        for name, value in values.items():
+            if isinstance(value, list):
+                values[name] = tuple(value)
+        if "weight_decay" in values:  # from before it could leave anything out
+            values.setdefault("decay_norms", True)
         try:
             return cls(**values)
         except TypeError as error:
@@ -124,8 +166,15 @@ class Config:
 
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value as TOML gives it suits a field with this annotation."""
-    if annotation == tuple[str, ...]:
-        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+    if get_origin(annotation) is tuple:
+        kinds = get_args(annotation)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value) if isinstance(value, list) else kinds
+        return (
+            isinstance(value, list)
+            and len(value) == len(kinds)
+            and all(_fits(part, kind) for part, kind in zip(value, kinds, strict=True))
+        )
     if isinstance(value, bool):  # Python counts them among the integers
         return annotation is bool
     if annotation in (float, float | None):
@@ -149,7 +198,13 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     if "weights" not in given and "arch" in given:
         values["weights"] = None
     values.setdefault("weights", None)
-    return Config(**values)
+    config = Config(**values)
+    refuse_idle(config, given)
+    return config
+
+
+def _positive(value: float | None) -> bool:
+    return value is None or 0 < value < math.inf
 
 
 _HINTS = {
@@ -166,5 +221,19 @@ _HINTS = {
     "val_fraction": "give a share between 0 and 1 such as 0.2",
     "seed": "give 0 or a positive number",
     "workers": "give at least 1",
-    "schedule": "choose cosine or constant",
+    "optimizer": "choose sgd, adam or adamw",
+    "lr_head": "give a positive number such as 0.01",
+    "layer_decay": "give a number above 0, at most 1, such as 0.75",
+    "clip_norm": "give a positive number such as 1",
+    "ema": "give a number between 0 and 1 such as 0.999",
+    "gamma": "give a number between 0 and 1 such as 0.1",
+    "step_epochs": "give at least 1",
+    "plateau_patience": "give 0 or more",
+    "patience": "give at least 1, or leave it out",
+    "class_weights": "choose balanced or none",
+    "sampler": "choose shuffle or balanced",
+    "dropout": "give a number from 0 up to, not including, 1",
+    "mixup": "give 0 or a positive number such as 0.2",
+    "cutmix": "give 0 or a positive number such as 1",
+    "schedule": f"choose {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}",
 }

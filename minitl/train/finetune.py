@@ -7,8 +7,10 @@ A run folder holds
     best.h5        the weights of the epoch with the highest validation accuracy; of equals, the lowest loss
     metrics.csv    a line for each epoch
     summary.json   the result
+    report.html, curves.png, confusion.png, classes.json    the evidence, see evidence.py
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -24,6 +26,7 @@ from minitl.convert.golden import make_golden
 from minitl.convert.pull import find_weights
 from minitl.data.augment import Augmentation
 from minitl.data.decode import check_images
+from minitl.data.doctor import quick_findings
 from minitl.data.folder import Dataset, Sample, load_split, scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
@@ -32,14 +35,27 @@ from minitl.errors import InterruptedRunError, UserError
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
-from minitl.train.config import LR, LR_HEAD, Config
-from minitl.train.console import Progress, announce_compilation, duration, percent, say
+from minitl.train.averaging import WeightAverage
+from minitl.train.clock import Clock
+from minitl.train.config import Config
+from minitl.train.console import Progress, announce_compilation, duration, percent, printable, say
 from minitl.train.evaluate import check_preprocessing
+from minitl.train.evidence import judge, write_evidence
 from minitl.train.forward import EVALUATION_BATCH, Forward, backbone_is_frozen
 from minitl.train.freezing import apply_freeze
 from minitl.train.metrics import classification_metrics
+from minitl.train.mixing import mix
+from minitl.train.optimisation import (
+    class_weights,
+    make_optimizer,
+    make_schedule,
+    resolved,
+    stopped_early,
+)
 from minitl.train.run_folder import clear_run
 from minitl.train.step import TrainingStep, statistics_note
+from minitl.train.unfreezing import parse as parse_schedule
+from minitl.train.unfreezing import unfreeze_for
 
 COLUMNS = (
     "epoch",
@@ -65,11 +81,22 @@ class Run:
     model: Classifier
     optimizer: optim.Optimizer
     history: list[dict[str, float]]
+    clock: Clock
+    average: WeightAverage | None = None
 
     @property
     def epoch(self) -> int:
         """Number of finished epochs."""
         return len(self.history)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether --patience has run out."""
+        return bool(self.history) and stopped_early(self.config, self.history, self.best["epoch"])
+
+    def judged(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block the model has the weights that count: the averaged ones, if there are any."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_use()
 
     @property
     def best(self) -> dict[str, float]:
@@ -88,11 +115,11 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     device = get_device(config.device)
     dataset = scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
     model = _make_model(config, dataset)
-    if config.lr is None:
-        config = dataclasses.replace(config, lr=LR_HEAD if backbone_is_frozen(model) else LR)
-    config = dataclasses.replace(config, preprocessing=model.preprocessing)
+    config = dataclasses.replace(resolved(config, model), preprocessing=model.preprocessing)
     _say_data(dataset)
-    dataset = _without_bad_images(dataset, config)
+    clock = Clock()
+    with clock.measure("checking the pictures"):
+        dataset = _with_findings(_without_bad_images(dataset, config))
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
     _say_model(model, config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +127,9 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     config.save(folder / "config.toml")
     dataset.save_split(folder / "split.json")
     model.to(device)
-    run = Run(config, folder, dataset, device, model, _make_optimizer(model, config), [])
+    optimizer = make_optimizer(model, config)
+    average = WeightAverage(model, config.ema) if config.ema else None
+    run = Run(config, folder, dataset, device, model, optimizer, [], clock, average)
     try:
         return _train(run)
     except BaseException:
@@ -121,21 +150,25 @@ def resume(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / 'last.h5'} holds weights only, no state to resume from")
     model = from_weights_file(checkpoint, str(folder / "last.h5"))
     check_preprocessing(config.preprocessing, model, folder / "last.h5", folder / "config.toml")
-    apply_freeze(model, config.freeze)
+    prepare_to_train(model, config)
     if config.lr is None:
         raise UserError(f"{folder / 'config.toml'} does not say the lr; write the run's back")
-    optimizer = _make_optimizer(model.to(device), config)
+    optimizer = make_optimizer(model.to(device), resolved(config, model))
+    average = WeightAverage(model, config.ema) if config.ema else None
     try:
         optimizer.load_state_dict(checkpoint.optimizer)
+        if average is not None:
+            average.load_state_dict(checkpoint.progress.get("average", {"averages": {}}))
     except ValueError:
         raise UserError(
             f"{folder / 'last.h5'} does not fit {folder / 'config.toml'}: other parameters train, or "
-            "with another momentum; write the run's own freeze and momentum back"
+            "with another optimizer; write the run's own settings back"
         ) from None
     history = checkpoint.progress["history"]
     for name, layer in _dropouts(model):  # the next masks, not the first ones again
         layer.offset = checkpoint.progress.get("dropout", {}).get(name, 0)
-    run = Run(config, folder, dataset, device, model, optimizer, history)
+    clock = Clock(checkpoint.progress.get("seconds"))
+    run = Run(config, folder, dataset, device, model, optimizer, history, clock, average)
     say(f"{folder}: continuing after epoch {run.epoch} of {config.epochs}")
     return _train(run)
 
@@ -169,8 +202,26 @@ def _make_model(config: Config, dataset: Dataset) -> Classifier:
             )
             model.replace_head(classes, seed=config.seed)
     model.class_names = list(dataset.classes)
-    apply_freeze(model, config.freeze)
+    prepare_to_train(model, config)
     return model
+
+
+def prepare_to_train(model: Classifier, config: Config) -> None:
+    """Add dropout before the head, and freeze what never trains."""
+    if config.dropout:
+        model.drop_before_head(config.dropout, seed=config.seed)
+    if config.unfreeze_schedule:
+        late = [
+            f"{p}:{e}" for p, e in parse_schedule(config.unfreeze_schedule) if e >= config.epochs
+        ]
+        if late:
+            raise UserError(
+                f"--unfreeze-schedule: {', '.join(late)} would never happen in {config.epochs} epochs "
+                "(they are counted from 0); leave it out, or give more --epochs"
+            )
+        unfreeze_for(model, config.unfreeze_schedule, config.epochs)
+    else:
+        apply_freeze(model, config.freeze)
 
 
 def _load(weights: str, arch: str | None) -> Classifier:
@@ -183,29 +234,6 @@ def _load(weights: str, arch: str | None) -> Classifier:
             "minitl convert, which records the preprocessing"
         )
     return model
-
-
-def make_schedule(config: Config, steps: int) -> optim.Schedule:
-    """Return the factor on the learning rate as a function of the step; an epoch has `steps`."""
-    if config.schedule == "constant":
-        return optim.constant()
-    total = config.epochs * steps
-    if config.warmup_steps >= total:
-        raise UserError(
-            f"--warmup-steps {config.warmup_steps} is not less than the {total} steps of the run"
-        )
-    return optim.cosine(total, warmup_steps=config.warmup_steps)
-
-
-def _make_optimizer(model: Classifier, config: Config) -> optim.Optimizer:
-    assert config.lr is not None
-    return optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.nesterov,
-    )
 
 
 def _say_data(dataset: Dataset) -> None:
@@ -225,9 +253,10 @@ def _say_model(model: Classifier, config: Config) -> None:
         "" if trained == total else f"; frozen: {', '.join(config.freeze)}, statistics included"
     )
     say(f"  training {trained:,} of {total:,} parameters{frozen}")
+    how = f"momentum {config.momentum:g}" if config.optimizer == "sgd" else config.optimizer
     say(
         f"  {config.epochs} epochs, batch {config.batch_size}, learning rate {config.lr:g} "
-        f"({config.schedule}), momentum {config.momentum:g}, weight decay {config.weight_decay:g}"
+        f"({config.schedule}), {how}, weight decay {config.weight_decay:g}"
     )
     if config.micro_batch is not None and config.micro_batch < config.batch_size:
         say(f"  at most {config.micro_batch} pictures at a time{statistics_note(model)}")
@@ -263,6 +292,16 @@ def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
     return good
 
 
+def _with_findings(dataset: Dataset) -> Dataset:
+    """Say what a quick look finds, and keep it among the notes."""
+    notes = list(dataset.notes)
+    for finding in quick_findings(dataset):
+        shown = ", ".join(finding.pictures[:3]) + (", ..." if len(finding.pictures) > 3 else "")
+        notes.append(f"{finding.message}{f' ({shown})' if shown else ''}")
+        say(f"  {finding.severity}: {printable(notes[-1])}")
+    return dataclasses.replace(dataset, notes=notes)
+
+
 def _train(run: Run) -> dict[str, Any]:
     config = run.config
     announce_compilation(run.device)
@@ -274,7 +313,8 @@ def _train(run: Run) -> dict[str, Any]:
 
 def _train_on_device(run: Run) -> dict[str, Any]:
     config = run.config
-    keep = not config.augment and backbone_is_frozen(run.model)
+    mixes = config.mixup > 0 or config.cutmix > 0
+    keep = not config.augment and not mixes and backbone_is_frozen(run.model)
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
     train_loader = Loader(
         run.dataset.train,
@@ -286,6 +326,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
         augment=Augmentation(flip=0.5 if config.flip else 0.0) if config.augment else None,
         workers=config.workers,
         normalise=run.device.kind == "cpu",
+        balanced=config.sampler == "balanced",
         # A rest of one picture has no batch statistics; kept features need none.
         drop_last=not keep
         and len(run.dataset.train) % config.batch_size == 1
@@ -301,18 +342,31 @@ def _train_on_device(run: Run) -> dict[str, Any]:
         run.device,
         label_smoothing=config.label_smoothing,
         micro_batch=config.micro_batch,
+        class_weights=class_weights(config, run.dataset),
+        clip_norm=config.clip_norm,
     )
     say(f"  run folder: {run.folder}")
     try:
-        while run.epoch < config.epochs:
+        if run.epoch < config.epochs:
+            with run.clock.measure("features of the frozen backbone"):
+                train.prepare()
+                val.prepare()
+        while run.epoch < config.epochs and not run.stopped_early:
             started = time.monotonic()
-            row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train, step)}
-            metrics = _evaluate(val, run.dataset.classes)
+            waited = train.loader.wait_seconds + val.loader.wait_seconds
+            with run.clock.measure("training"):
+                row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train, step)}
+            with run.clock.measure("validation"), run.judged():
+                metrics = _evaluate(val, run.dataset.classes)
+            waited = train.loader.wait_seconds + val.loader.wait_seconds - waited
+            run.clock.add("of both, waiting for decoded pictures", waited)
             row |= {f"val_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
             row["seconds"] = time.monotonic() - started
             run.history.append(row)
             _save(run)
             _say_epoch(run)
+        if run.epoch < config.epochs:
+            say(f"stopped early: no better validation for {config.patience} epochs")
     except KeyboardInterrupt:
         if run.epoch == 0:
             raise InterruptedRunError(
@@ -341,20 +395,27 @@ def _evaluation_loader(run: Run, samples: list[Sample]) -> Loader:
 
 def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, float]:
     config = run.config
-    lr = run.optimizer.param_groups[0]["lr"]
+    assert config.lr is not None
+    lr = config.lr
+    if config.unfreeze_schedule:
+        unfreeze_for(run.model, config.unfreeze_schedule, run.epoch)
     run.model.train()
     steps = len(forward.loader)
-    schedule = make_schedule(config, steps)
+    schedule = make_schedule(config, steps, [row["val_loss"] for row in run.history])
     factors: list[float] = []
     losses: list[float] = []
     correct = seen = 0
-    forward.prepare()
     started = time.monotonic()
     with Progress(f"epoch {run.epoch + 1}/{config.epochs}", len(run.dataset.train)) as progress:
         for number, inputs in enumerate(forward.inputs(run.epoch)):
             factors.append(schedule(run.epoch * steps + number))
             run.optimizer.lr_factor = factors[-1]
+            if config.mixup or config.cutmix:
+                where = {"seed": config.seed, "epoch": run.epoch, "batch": number}
+                inputs = mix(inputs, config.mixup, config.cutmix, **where)
             step(inputs)
+            if run.average is not None:
+                run.average.update()
             for result in step.results() if step.due or number == steps - 1 else ():
                 losses.append(result.loss)
                 if not math.isfinite(result.loss):
@@ -392,9 +453,10 @@ def _save(run: Run) -> None:
     In this order: a run that dies between the two repeats this epoch on resuming, to the same weights.
     """
     if run.best is run.history[-1]:
-        best = to_weights_file(run.model, source=_source(run))
-        best.golden = make_golden(best, str(run.folder / "best.h5"))
-        hdf5.write(run.folder / "best.h5", best)
+        with run.judged():
+            best = to_weights_file(run.model, source=_source(run))
+            best.golden = make_golden(best, str(run.folder / "best.h5"))
+            hdf5.write(run.folder / "best.h5", best)
     hdf5.write(
         run.folder / "last.h5",
         to_weights_file(
@@ -404,6 +466,8 @@ def _save(run: Run) -> None:
                 "epoch": run.epoch,
                 "history": run.history,
                 "dropout": {name: layer.offset for name, layer in _dropouts(run.model)},
+                "seconds": run.clock.seconds,
+                "average": run.average and run.average.state_dict(),
             },
         ),
     )
@@ -451,17 +515,10 @@ def _finish(run: Run) -> dict[str, Any]:
         "seconds": round(sum(row["seconds"] for row in run.history), 3),
         "train_images": len(run.dataset.train),
     }
-    for part, samples in (("val", run.dataset.val), ("test", run.dataset.test)):
-        if samples:
-            forward = Forward(
-                best,
-                _evaluation_loader(run, samples),
-                False,
-                f"{part}, best epoch",
-                run.device,
-                run.config.precision,
-            )
-            summary[part] = _evaluate(forward, run.dataset.classes)
+    with run.clock.measure("judging the best epoch"):
+        judged = judge(best, run.dataset, run.config.workers, run.device, run.config.precision)
+    summary |= {one.part: dict(one.metrics) for one in judged}
+    summary["timing"] = {name: round(value, 3) for name, value in run.clock.seconds.items()}
     write_json(run.folder / "summary.json", summary)
     for part in ("val", "test"):
         if part in summary:
@@ -470,4 +527,7 @@ def _finish(run: Run) -> dict[str, Any]:
                 f"{part}: accuracy {percent(figures['accuracy'])}, macro F1 {percent(figures['macro_f1'])} "
                 f"on {figures['images']} pictures (epoch {summary['best_epoch']})"
             )
+    if run.config.report:
+        write_evidence(run.folder, run.dataset, run.history, judged, summary["timing"])
+        say(f"report: {run.folder / 'report.html'}")
     return summary

@@ -5,7 +5,10 @@ from pathlib import Path
 from minitl.errors import UserError
 
 RUNS = Path("runs")
-RUN_FILES = ("config.toml", "split.json", "last.h5", "best.h5", "metrics.csv", "summary.json")
+RUN_FILES = (
+    *("config.toml", "split.json", "last.h5", "best.h5", "metrics.csv", "summary.json"),
+    *("report.html", "curves.png", "confusion.png", "classes.json"),
+)
 
 
 def prepare_folder(out: str | None, name: str, overwrite: bool) -> Path:

@@ -1,0 +1,140 @@
+"""What a run leaves for people to judge it by.
+
+report.html      everything on one page, which opens without a network
+curves.png       loss and accuracy over the epochs
+confusion.png    which classes are taken for which, on the test part if there is one, else on validation
+classes.json     the classes' names in the order of the network's outputs
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minitl import hdf5, models
+from minitl.data.folder import Dataset, load_split
+from minitl.data.loader import Loader
+from minitl.data.preprocessing import Preprocessing
+from minitl.device import Device, check_precision, get_device
+from minitl.errors import UserError
+from minitl.files import write_atomically, write_json
+from minitl.models import Classifier
+from minitl.train import plots
+from minitl.train.config import Config
+from minitl.train.console import Progress, announce_compilation
+from minitl.train.evaluate import check_preprocessing
+from minitl.train.forward import EVALUATION_BATCH, Forward
+from minitl.train.metrics import classification_metrics
+from minitl.train.report import Judged, render
+
+
+def judge(
+    model: Classifier, dataset: Dataset, workers: int, device: Device, precision: str
+) -> list[Judged]:
+    """Return the model's predictions for validation, and for the test part where there is one.
+
+    The model is on the device, and `Device.computing` around the call.
+    """
+    judged = []
+    for part, samples in (("val", dataset.val), ("test", dataset.test)):
+        if not samples:
+            continue
+        loader = Loader(
+            samples,
+            dataset.root,
+            Preprocessing.from_dict(model.preprocessing),
+            EVALUATION_BATCH,
+            workers=workers,
+            normalise=device.kind == "cpu",
+        )
+        label = f"{part}, best epoch"
+        forward = Forward(model, loader, False, label, device, precision)
+        with Progress(label, len(samples)) as progress:
+            logits, labels = forward.logits(progress.update)
+        metrics = classification_metrics(logits, labels, dataset.classes)
+        judged.append(Judged(part, list(samples), logits, metrics))
+    return judged
+
+
+def write_evidence(
+    folder: Path,
+    dataset: Dataset,
+    history: Sequence[dict[str, float]],
+    judged: Sequence[Judged],
+    seconds: Mapping[str, float],
+) -> None:
+    """Write report, plots and class names into a run folder that holds config.toml and best.h5.
+
+    Raises UserError for a picture that can no longer be read. Activation maps are computed on the CPU.
+    """
+    model = models.load_model(folder / "best.h5")
+    config = Config.load(folder / "config.toml")
+    best = max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    confusion = plots.confusion(judged[-1].metrics["confusion"], dataset.classes)
+    html = render(
+        title=folder.resolve().name,
+        lead=f"{model.arch}, {_origin(config)}; judged by the weights of epoch {best['epoch']:.0f} of "
+        f"{len(history)}, the best on validation",
+        model=model,
+        dataset=dataset,
+        history=history,
+        judged=judged,
+        seconds=seconds,
+        config=(folder / "config.toml").read_text(encoding="utf-8"),
+    )
+    write_json(folder / "classes.json", dataset.classes)
+    write_atomically(folder / "curves.png", plots.curves(history))
+    write_atomically(folder / "confusion.png", confusion)
+    write_atomically(folder / "report.html", html.encode("utf-8", "backslashreplace"))
+
+
+def _origin(config: Config) -> str:
+    data = Path(config.data).name
+    if config.weights is None or config.from_scratch:
+        return f"trained from scratch on {data}"
+    return f"fine-tuned from {Path(config.weights).name} on {data}"
+
+
+def report(
+    folder: Path,
+    workers: int = 1,
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> Path:
+    """Make the report of a run again, from its folder and its pictures; return the page.
+
+    Raises UserError for a folder that holds no run with a finished epoch, and for pictures that are gone.
+    """
+    for name in ("config.toml", "split.json", "last.h5", "best.h5"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} is not the folder of a run with a finished epoch: {name} is missing"
+            )
+    config = Config.load(folder / "config.toml")
+    dataset = load_split(folder / "split.json", Path(config.data))
+    progress = hdf5.read(folder / "last.h5").progress
+    if progress is None:
+        raise UserError(f"{folder / 'last.h5'} holds weights only, no history of a run")
+    where = get_device(device)
+    check_precision(where, precision)
+    model = models.load_model(folder / "best.h5")
+    check_preprocessing(config.preprocessing, model, folder / "best.h5", folder / "config.toml")
+    announce_compilation(where)
+    where.kernels.set_threads(threads)
+    with where.computing(precision):
+        judged = judge(model.to(where), dataset, workers, where, precision)
+    write_evidence(folder, dataset, progress["history"], judged, _seconds(folder))
+    return folder / "report.html"
+
+
+def _seconds(folder: Path) -> dict[str, Any]:
+    """Return what took how long, as the finished run noted it."""
+    try:
+        noted = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["timing"]
+        return {str(name): float(value) for name, value in noted.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return {}  # a run that was stopped early has no summary, and an older one no times
+
+
+__all__ = ["judge", "report", "write_evidence"]
