@@ -1,5 +1,6 @@
 """Average pooling on CUDA: run by Numba's simulator, and compiled to PTX."""
 
+import math
 import os
 import subprocess
 import sys
@@ -42,10 +43,43 @@ def check(ctype):
             np.testing.assert_allclose(widened(dx), expected, **tolerance)
 
 
+# x and the number of windows: fewer than pixels, more, as many, one; windows that overlap
+ADAPTIVE = (
+    ((2, 5, 7, 3), (3, 2)),
+    ((1, 2, 3, 33), (5, 3)),
+    ((1, 1, 1, 1), (1, 1)),
+    ((1, 4, 4, 2), (1, 1)),
+)
+
+
+def check_adaptive(ctype):
+    """Compare with means over the windows by PyTorch's definition, and dx by what each window hands on."""
+    from minitl.kernels.cuda import avgpool as cuda
+
+    for shape, (p, q) in ADAPTIVE:
+        x = of_type(np.random.default_rng(0).standard_normal(shape), ctype)
+        n, h, w, c = shape
+        y, dx = np.zeros((n, p, q, c)), np.zeros(shape)
+        found = cuda.adaptive_avgpool2d_forward(x, (p, q))
+        found_dx = cuda.adaptive_avgpool2d_dx(found, shape)
+        for i, j in np.ndindex(p, q):
+            rows = slice(i * h // p, math.ceil((i + 1) * h / p))
+            columns = slice(j * w // q, math.ceil((j + 1) * w / q))
+            part = widened(x)[:, rows, columns]
+            y[:, i, j] = part.mean(axis=(1, 2))
+            share = widened(found)[:, i : i + 1, j : j + 1] / (part.shape[1] * part.shape[2])
+            dx[:, rows, columns] += share
+        tolerance = {"rtol": 1.01 * ROUNDING[ctype], "atol": 16 * ROUNDING["float"]}
+        assert found.dtype == found_dx.dtype == x.dtype
+        np.testing.assert_allclose(widened(found), y, **tolerance)
+        np.testing.assert_allclose(widened(found_dx), dx, **tolerance)
+
+
 def check_all():
     with on_host():
         for ctype in ("float", "bf16", "double"):
             check(ctype)
+            check_adaptive(ctype)
     print("checked")
 
 
@@ -63,7 +97,10 @@ def test_in_the_simulator():
 
 
 @pytest.mark.parametrize("bits", [32, 64])
-@pytest.mark.parametrize("name", ["avgpool2d_forward", "avgpool2d_dx"])
+@pytest.mark.parametrize(
+    "name",
+    ["avgpool2d_forward", "avgpool2d_dx", "adaptive_avgpool2d_forward", "adaptive_avgpool2d_dx"],
+)
 def test_compiles_and_computes_in_the_type_of_its_arrays(name, bits):
     from numba import cuda, types
 
@@ -71,7 +108,9 @@ def test_compiles_and_computes_in_the_type_of_its_arrays(name, bits):
 
     kernel = getattr(avgpool_kernels, name)
     array = {32: types.float32, 64: types.float64}[bits][:, :, :, ::1]
-    arguments = (array, array, *(types.int32,) * 6, types.boolean)
+    arguments = (array, array)
+    if not name.startswith("adaptive"):
+        arguments += (*(types.int32,) * 6, types.boolean)
     try:
         ptx, _ = cuda.compile_ptx(kernel.py_func, arguments, cc=(8, 0))
     except Exception as error:

@@ -56,6 +56,7 @@ BUDGETS = {
     "copy_columns": (32, 32, 0),
     "dropout_forward": (32, 32, 0),
     "relu_dx": (32, 32, 0),
+    "scale_forward": (32, 32, 0),
     "relu_forward": (32, 32, 0),
     "add_forward": (32, 32, 0),
     "cast": (32, 0, 0),

@@ -34,6 +34,16 @@ def test_add(ctype, size):
     np.testing.assert_array_equal(cuda.add_forward(x, y), expected)
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("ctype", TYPES)
+def test_scale(ctype, size):
+    x = numbers(size, ctype)
+    factor = 0.4 if ctype == "double" else float(np.float32(0.4))
+    expected = of_type(widened(x) * factor, ctype)
+    np.testing.assert_array_equal(cuda.scale_forward(x, 0.4), expected)
+    np.testing.assert_array_equal(cuda.scale_forward(shifted(x), 0.4), expected)
+
+
 @pytest.mark.parametrize("ctype", TYPES)
 def test_arrays_that_are_not_aligned(ctype):
     x, y = numbers(50, ctype), numbers(50, ctype, 1)

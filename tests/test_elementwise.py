@@ -45,11 +45,13 @@ def test_add_is_numpys(shape, dtype):
     np.testing.assert_array_equal(b.grad, dz)
 
 
-def test_weighted_add():
-    x, y = Tensor(np.array(2.0)), Tensor(np.array(10.0))
-    assert ops.weighted_add(x, y, 0.25).item() == 4.5
-    with pytest.raises(ValueError, match=r"one shape; got \(2, 3\) and \(3,\)"):
-        ops.weighted_add(Tensor(np.ones((2, 3))), Tensor(np.ones(3)), 1.0)
+@each_float
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scale(shape, dtype):
+    x = normal(shape, dtype)
+    y = ops.scale(Tensor(x), 0.4)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y.data, x * dtype(0.4))
 
 
 def test_add_refuses_to_broadcast():
@@ -241,9 +243,9 @@ def test_flatten_leaves_rows_alone_and_refuses_the_rest():
         (lambda x: ops.dropout(x, 0.4, seed=1, offset=3), [(5, 7)]),
         (lambda *x: ops.concat(x), [(2, 3, 4), (2, 3, 1), (2, 3, 2)]),
         (ops.flatten, [(2, 3, 4, 5)]),
-        (lambda x, y: ops.weighted_add(x, y, 0.4), [(3, 4), (3, 4)]),
+        (lambda x: ops.scale(x, -0.4), [(3, 4)]),
     ],
-    ids=["add", "relu", "dropout", "concat", "flatten", "weighted_add"],
+    ids=["add", "relu", "dropout", "concat", "flatten", "scale"],
 )
 def test_gradients(function, shapes):
     arrays = [normal(shape, seed=seed) for seed, shape in enumerate(shapes)]

@@ -29,6 +29,7 @@ from minitl.kernels.cpu.elementwise import (
     dropout_forward,
     relu_dx,
     relu_forward,
+    scale_forward,
 )
 from minitl.kernels.cpu.jit import on_first_compile
 from minitl.kernels.cpu.linear import linear_db, linear_dw, linear_dx, linear_forward
@@ -43,6 +44,8 @@ from minitl.kernels.cpu.loss import (
 from minitl.kernels.cpu.memory import release as release_memory
 from minitl.kernels.cpu.optim import adam_step, sgd_step
 from minitl.kernels.cpu.pool import (
+    adaptive_avgpool2d_dx,
+    adaptive_avgpool2d_forward,
     avgpool2d_dx,
     avgpool2d_forward,
     global_avgpool2d_dx,
@@ -55,6 +58,8 @@ from minitl.kernels.cpu.threads import set_threads
 
 __all__ = [
     "adam_step",
+    "adaptive_avgpool2d_dx",
+    "adaptive_avgpool2d_forward",
     "add_forward",
     "avgpool2d_dx",
     "avgpool2d_forward",
@@ -91,6 +96,7 @@ __all__ = [
     "release_memory",
     "relu_dx",
     "relu_forward",
+    "scale_forward",
     "set_conv_algorithm",
     "set_precision",
     "set_threads",

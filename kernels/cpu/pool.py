@@ -8,6 +8,8 @@ element is written by one thread, in one order. Channels are the innermost loop.
 The padding must be smaller than the kernel, so that each window sees at least one pixel.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numba import prange
 
@@ -233,6 +235,35 @@ def avgpool2d_dx(
     before = padding.top, padding.left
     chunks = _chunks(x_shape[0] * x_shape[1], dx.size)
     _avgpool2d_dx(np.ascontiguousarray(dy), dx, kernel, stride, before, count_include_pad, chunks)
+    return dx
+
+
+def _even_windows(size: int, count: int) -> Iterator[tuple[int, slice]]:
+    """Yield `count` windows spread evenly over `size` pixels, with their numbers."""
+    for number in range(count):
+        yield number, slice(number * size // count, -(-(number + 1) * size // count))
+
+
+def adaptive_avgpool2d_forward(x: np.ndarray, size: Pair) -> np.ndarray:
+    """Return the mean of each of `size` windows, (N, *size, C).
+
+    Behind the last convolution a picture is a few pixels wide: NumPy, window by window, is quick enough.
+    """
+    y = memory.empty((x.shape[0], *size, x.shape[3]), x.dtype)
+    for p, rows in _even_windows(x.shape[1], size[0]):
+        for q, columns in _even_windows(x.shape[2], size[1]):
+            y[:, p, q] = x[:, rows, columns].mean(axis=(1, 2))
+    return y
+
+
+def adaptive_avgpool2d_dx(dy: np.ndarray, x_shape: tuple[int, ...]) -> np.ndarray:
+    """Return the gradient of x: each pixel takes its share of dy of the windows that saw it."""
+    dx = memory.empty(x_shape, dy.dtype)
+    dx[...] = 0
+    for p, rows in _even_windows(x_shape[1], dy.shape[1]):
+        for q, columns in _even_windows(x_shape[2], dy.shape[2]):
+            area = (rows.stop - rows.start) * (columns.stop - columns.start)
+            dx[:, rows, columns] += dy[:, p : p + 1, q : q + 1] / dy.dtype.type(area)
     return dx
 
 

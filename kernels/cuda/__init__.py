@@ -4,7 +4,12 @@ Activations are float32, float64 or bfloat16 (held as uint16); everything else i
 beside float64. Functions start kernels on CuPy's current stream and return at once.
 """
 
-from minitl.kernels.cuda.avgpool import avgpool2d_dx, avgpool2d_forward
+from minitl.kernels.cuda.avgpool import (
+    adaptive_avgpool2d_dx,
+    adaptive_avgpool2d_forward,
+    avgpool2d_dx,
+    avgpool2d_forward,
+)
 from minitl.kernels.cuda.batchnorm import (
     batchnorm_apply,
     batchnorm_coefficients,
@@ -36,6 +41,7 @@ from minitl.kernels.cuda.elementwise import (
     dropout_forward,
     relu_dx,
     relu_forward,
+    scale_forward,
 )
 from minitl.kernels.cuda.image import normalize_images
 from minitl.kernels.cuda.linear import linear_db, linear_dw, linear_dx, linear_forward
@@ -59,6 +65,8 @@ from minitl.kernels.cuda.settings import set_conv_algorithm, set_threads
 
 __all__ = [
     "adam_step",
+    "adaptive_avgpool2d_dx",
+    "adaptive_avgpool2d_forward",
     "add_forward",
     "avgpool2d_dx",
     "avgpool2d_forward",
@@ -96,6 +104,7 @@ __all__ = [
     "release_memory",
     "relu_dx",
     "relu_forward",
+    "scale_forward",
     "set_conv_algorithm",
     "set_precision",
     "set_threads",

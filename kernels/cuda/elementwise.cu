@@ -22,6 +22,17 @@ extern "C" __global__ void add_forward(const T* __restrict__ x, const T* __restr
   });
 }
 
+extern "C" __global__ void scale_forward(const T* __restrict__ x, real factor, T* __restrict__ out, i64 n) {
+  for_each<Width<T>::value>(n, aligned16(x, out), [&](i64 i, auto count) {
+    constexpr int N = decltype(count)::value;
+    real v[N];
+    load_real(x + i, v);
+#pragma unroll
+    for (int j = 0; j < N; j++) v[j] *= factor;
+    store_real(out + i, v);
+  });
+}
+
 extern "C" __global__ void relu_forward(const T* __restrict__ x, T* __restrict__ out, i64 n) {
   for_each<Width<T>::value>(n, aligned16(x, out), [&](i64 i, auto count) {
     constexpr int N = decltype(count)::value;

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minitl.kernels.cuda import runtime
-from minitl.kernels.cuda.runtime import Array, Defines, blocks, contiguous, ctype, empty
+from minitl.kernels.cuda.runtime import Array, Defines, blocks, contiguous, ctype, empty, real
 
 THREADS = 256
 
@@ -37,6 +37,13 @@ def add_forward(x: Array, y: Array) -> Array:
     """Return x + y; both of one shape."""
     out = empty(x.shape, x.dtype)
     return _launch("add_forward", out, contiguous(x), contiguous(y), out, np.int64(out.size))
+
+
+def scale_forward(x: Array, factor: float) -> Array:
+    """Return factor * x."""
+    out = empty(x.shape, x.dtype)
+    number = real(x.dtype).type(factor)
+    return _launch("scale_forward", out, contiguous(x), number, out, np.int64(out.size))
 
 
 def relu_forward(x: Array) -> Array:

@@ -15,9 +15,9 @@ from minitl.ops.linear import linear
 from minitl.ops.maxpool2d import maxpool2d
 from minitl.ops.mean_squared_error import mean_squared_error
 from minitl.ops.relu import relu
+from minitl.ops.scale import scale
 from minitl.ops.sigmoid_binary_cross_entropy import sigmoid_binary_cross_entropy
 from minitl.ops.softmax_cross_entropy import softmax_cross_entropy
-from minitl.ops.weighted_add import weighted_add
 
 __all__ = [
     "adaptive_avgpool2d",
@@ -37,7 +37,7 @@ __all__ = [
     "maxpool2d",
     "mean_squared_error",
     "relu",
+    "scale",
     "sigmoid_binary_cross_entropy",
     "softmax_cross_entropy",
-    "weighted_add",
 ]
