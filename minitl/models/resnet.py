@@ -67,10 +67,10 @@ class Style:
         if stride == 1 and c == k:
             return None
         if not self.average_down:
-            return nn.Sequential(self.conv(c, k, 1, rng, stride), self.bn(k))
+            return Projection(self.conv(c, k, 1, rng, stride), self.bn(k))
         # Of an odd size the last row and column are averaged over what there is of them.
         pool = nn.AvgPool2d(2, 2, ((0, 1), (0, 1)), count_include_pad=False)
-        return nn.Sequential(
+        return Projection(
             nn.Identity() if stride == 1 else pool, self.conv(c, k, 1, rng), self.bn(k)
         )
 
@@ -87,6 +87,24 @@ def conv(
     """Return a convolution without bias; by default its padding keeps the map's size at stride 1."""
     around = size // 2 if padding is None else padding
     return nn.Conv2d(c, k, size, stride=stride, padding=around, groups=groups, bias=False, rng=rng)
+
+
+def _normalised(conv: nn.Module, bn: nn.Module, x: Tensor, relu: bool = False) -> Tensor:
+    """Return [relu](bn(conv(x))) for two layers that follow each other in a list."""
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(bn, nn.BatchNorm2d)
+    return bn.after(conv, x, relu=relu)
+
+
+class Projection(nn.Sequential):
+    """A shortcut's 1x1 convolution and its normalisation, perhaps with a pooling before them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, c) -> (N, H/stride, W/stride, k)."""
+        *before, conv, bn = self
+        for layer in before:
+            x = layer(x)
+        return _normalised(conv, bn, x)
 
 
 class BasicBlock(nn.Module):
@@ -108,8 +126,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, c) -> (N, H/stride, W/stride, width)."""
         shortcut = self.downsample(x) if self.downsample else x
-        y = self.bn1(self.conv1(x), relu=True)
-        return self.bn2(self.conv2(y), residual=shortcut)
+        y = self.bn1.after(self.conv1, x, relu=True)
+        return self.bn2.after(self.conv2, y, residual=shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -131,9 +149,9 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, c) -> (N, H/stride, W/stride, 4 * width)."""
         shortcut = self.downsample(x) if self.downsample else x
-        y = self.bn1(self.conv1(x), relu=True)
-        y = self.bn2(self.conv2(y), relu=True)
-        return self.bn3(self.conv3(y), residual=shortcut)
+        y = self.bn1.after(self.conv1, x, relu=True)
+        y = self.bn2.after(self.conv2, y, relu=True)
+        return self.bn3.after(self.conv3, y, residual=shortcut)
 
 
 class DeepStem(nn.Sequential):
@@ -153,8 +171,8 @@ class DeepStem(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, H/2, W/2, 64)."""
         conv1, bn1, _, conv2, bn2, _, conv3 = self
-        x = bn1(conv1(x), relu=True)
-        x = bn2(conv2(x), relu=True)
+        x = _normalised(conv1, bn1, x, relu=True)
+        x = _normalised(conv2, bn2, x, relu=True)
         return conv3(x)
 
 
