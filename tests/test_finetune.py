@@ -55,7 +55,7 @@ def run(tmp_path, pictures, weights):
         folder = tmp_path / out
         arguments = ["finetune", data, "--weights", weights, "--out", folder]
         # Drawing takes longer than these trainings; test_evidence.py is about reports.
-        defaults = ["--epochs", 3, "--batch-size", 6, "--lr", 0.05, "--no-report"]
+        defaults = ["--epochs", 3, "--batch-size", 6, "--lr", 0.02, "--no-report"]
         return main([str(a) for a in (*arguments, *defaults, *more)]), folder
 
     return start

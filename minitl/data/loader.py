@@ -11,6 +11,7 @@ Tasks never wait for anything: they are handed out a few batches ahead and no mo
 that is abandoned leaves nothing running but the pictures being decoded at that moment.
 """
 
+import copy
 import itertools
 import math
 import os
@@ -34,7 +35,7 @@ PICTURES_PER_TASK = 4  # a small picture decodes in the time that handing over a
 BATCHES_AHEAD = 2
 
 # What a random stream is for; the first word of its key.
-_ORDER, _PICTURE = 0, 1
+_ORDER, _PICTURE = 0, 1  # 2: minitl/train/mixing.py
 
 
 class Batch(NamedTuple):
@@ -58,7 +59,8 @@ class Loader:
         `drop_last`.
     seed: decides order and variations, together with the epoch's number.
     augment: how pictures are varied; None: each is prepared as for evaluation.
-    shuffle: a new order in each epoch; else the samples' own.
+    shuffle: a new order in each epoch; else the samples' own. balanced: a new choice in each epoch as
+        well, as many pictures as there are samples, of all classes equally many (to one).
     workers: threads; 0 prepares each batch when it is asked for. None: one per core, at most 8.
     cache_bytes: memory for pictures that need not be decoded again: whole ones where they are varied,
         else the finished crops. When it is full, further pictures are decoded anew in each epoch.
@@ -84,6 +86,7 @@ class Loader:
         drop_last: bool = False,
         cache_bytes: int = 512 * 2**20,
         normalise: bool = True,
+        balanced: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
@@ -105,6 +108,7 @@ class Loader:
         self.seed = seed
         self.augment = augment
         self.shuffle = shuffle
+        self.balanced = balanced
         self.drop_last = drop_last
         self.normalise = normalise
         self.workers = min(usable_cores(), 8) if workers is None else workers
@@ -120,9 +124,28 @@ class Loader:
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the order of an epoch: indices into the samples, int64."""
+        if self.balanced:
+            return self._balanced_order(self._rng(_ORDER, epoch))
         if not self.shuffle:
             return np.arange(len(self.samples), dtype=np.int64)
         return self._rng(_ORDER, epoch).permutation(len(self.samples)).astype(np.int64)
+
+    def _balanced_order(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw equally many indices of each class, none of them again before all of its class were drawn."""
+        classes = rng.permutation(np.unique(self._labels))  # the first ones get what does not divide
+        share, rest = divmod(len(self.samples), len(classes))
+        drawn = []
+        for number, label in enumerate(classes):
+            own, wanted = np.flatnonzero(self._labels == label), share + (number < rest)
+            rounds = [rng.permutation(own) for _ in range(-(-wanted // len(own)))]
+            drawn += [np.concatenate(rounds)[:wanted]] if wanted else []
+        return rng.permutation(np.concatenate(drawn)).astype(np.int64)
+
+    def each_once(self) -> "Loader":
+        """Return a loader of the same pictures, memory included, that leaves none out."""
+        other = copy.copy(self)
+        other.balanced = False
+        return other
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch, from `start_batch` on.

@@ -17,16 +17,24 @@ from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device, cupy
 
 
+class Mixed(NamedTuple):
+    """What else is in the pictures of a mixed batch: these labels, and the share of their own ones."""
+
+    labels: Array
+    share: float
+
+
 class Inputs(NamedTuple):
     """What a step is given.
 
     x: (n, crop, crop, 3), or (n, F) features, on the device. labels: (n,) int64, there as well.
-    host_labels: the labels as a NumPy array.
+    host_labels: the labels as a NumPy array. mixed: for pictures that are mixed, see mixing.py.
     """
 
     x: Array
     labels: Array
     host_labels: np.ndarray
+    mixed: Mixed | None = None
 
 
 def decoding_threads(device: str) -> int:

@@ -32,6 +32,7 @@ def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
         "lr": LR_PRETRAINED,
         "nesterov": True,
         "weight_decay": 5e-4,
+        "decay_norms": True,
         # 10 of the 120 steps, and always fewer than there are.
         "warmup_steps": min(10, overrides.get("epochs", 30) - 1),
         "augment": False,

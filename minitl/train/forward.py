@@ -68,7 +68,7 @@ class Forward:
     def inputs(self, epoch: int) -> Iterator[Inputs]:
         """Yield what `network` is given in an epoch, batch by batch."""
         if not self._keep_features:
-            yield from self._pictures(epoch)
+            yield from self._pictures(self.loader, epoch)
             return
         self.prepare()
         assert self._features is not None
@@ -81,21 +81,21 @@ class Forward:
             x = self.device.kernels.cast(features, self._dtype)
             yield Inputs(x, self.device.array(labels), labels)
 
-    def _pictures(self, epoch: int) -> Iterator[Inputs]:
-        batches = self.loader.epoch(epoch)
-        return on_device(batches, self.loader.preprocessing, self.device, self._dtype)
+    def _pictures(self, loader: Loader, epoch: int) -> Iterator[Inputs]:
+        batches = loader.epoch(epoch)
+        return on_device(batches, loader.preprocessing, self.device, self._dtype)
 
     @no_grad()
     def _compute_features(self) -> np.ndarray:
         """Return the backbone's output for every sample, (N, F), in the samples' order."""
         features: np.ndarray | None = None
-        places = self.loader.order(0)
-        images = len(self.loader.samples)
+        loader = self.loader.each_once()
+        places, images = loader.order(0), len(loader.samples)
         was_training = self.model.training
         self.model.eval()  # dropout in the backbone would be the same in every epoch
         with Progress(f"features of the frozen backbone, {self.label}", images) as progress:
             done = 0
-            for inputs in self._pictures(0):
+            for inputs in self._pictures(loader, 0):
                 part = self.model.features(Tensor(inputs.x)).numpy()
                 if features is None:
                     features = np.empty((images, part.shape[1]), part.dtype)

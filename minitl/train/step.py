@@ -23,7 +23,7 @@ from minitl.device import Device, cupy
 from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.tensor import Tensor
-from minitl.train.batches import Inputs
+from minitl.train.batches import Inputs, Mixed
 from minitl.train.console import say
 from minitl.train.recording import Outputs, Recorder
 
@@ -44,6 +44,8 @@ class TrainingStep:
 
     network: what computes logits from inputs, the model or a part of it. model: owns the parameters.
     micro_batch: pictures at a time, at most; None for whole batches.
+    class_weights: (K,), as in `softmax_cross_entropy`. clip_norm: the most that the norm of all gradients
+        together may be.
     """
 
     def __init__(
@@ -55,10 +57,13 @@ class TrainingStep:
         *,
         label_smoothing: float = 0.0,
         micro_batch: int | None = None,
+        class_weights: np.ndarray | None = None,
+        clip_norm: float | None = None,
     ) -> None:
         self.micro_batch = micro_batch
         self._network, self._model, self._optimizer = network, model, optimizer
-        self._label_smoothing = label_smoothing
+        self._label_smoothing, self._clip_norm = label_smoothing, clip_norm
+        self._class_weights = None if class_weights is None else device.array(class_weights)
         self._seeds: dict[float, Array] = {}
         self._unread: list[tuple[Outputs, np.ndarray]] = []
         self._last_reading = time.monotonic()
@@ -100,32 +105,43 @@ class TrainingStep:
 
     def _attempt(self, inputs: Inputs) -> Outputs:
         if self._recorder is None:
-            return self._compute(inputs.x, inputs.labels)
+            return self._compute(inputs.x, inputs.labels, inputs.mixed)
         key = self._key(inputs)
         if self._recorder.replays(key):
             return self._recorder.step(key, inputs.x, inputs.labels)
         with self._undone_on_failure():
             return self._recorder.step(key, inputs.x, inputs.labels)
 
-    def _compute(self, x: Array, labels: Array) -> Outputs:
+    def _compute(self, x: Array, labels: Array, mixed: Mixed | None = None) -> Outputs:
         """Do all that a step does; return the loss and the logits of each part."""
         n = len(labels)
         parts = math.ceil(n / (self.micro_batch or n))
         edges = [n * i // parts for i in range(parts + 1)]
         outputs: Outputs = []
         for start, end in itertools.pairwise(edges):
-            logits, loss = self._forward(Tensor(x[start:end]), labels[start:end])
+            other = mixed and Mixed(mixed.labels[start:end], mixed.share)
+            logits, loss = self._forward(Tensor(x[start:end]), labels[start:end], other)
             loss.backward(self._seed((end - start) / n, loss.data))
             outputs.append((loss.data, logits.data))
+        if self._clip_norm is not None:
+            optim.clip_norm(self._model.parameters(), self._clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return outputs
 
-    def _forward(self, x: Tensor, labels: Array) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, x: Tensor, labels: Array, mixed: Mixed | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return logits and loss; a second head's loss is part of it."""
 
         def loss_of(logits: Tensor) -> Tensor:
-            return ops.softmax_cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+            own = self._loss(logits, labels)
+            if mixed is None:
+                return own
+            # own * share + other * (1 - share), of losses that may be any pair of numbers
+            nothing = Tensor(np.zeros((), own.dtype))
+            part = ops.weighted_add(nothing, own, mixed.share)
+            return ops.weighted_add(part, self._loss(logits, mixed.labels), 1 - mixed.share)
 
         network = self._network
         if not isinstance(network, Classifier):
@@ -136,6 +152,14 @@ class TrainingStep:
         if second is not None:
             loss = ops.weighted_add(loss, loss_of(second), network.second_head_weight)
         return logits, loss
+
+    def _loss(self, logits: Tensor, labels: Array) -> Tensor:
+        return ops.softmax_cross_entropy(
+            logits,
+            labels,
+            label_smoothing=self._label_smoothing,
+            class_weights=self._class_weights,
+        )
 
     def _seed(self, share: float, loss: Array) -> Array:
         """Return a part's share of its batch, as the gradient of its loss."""

@@ -1,0 +1,189 @@
+"""The settings of training: the same for `finetune` and for what looks at them beforehand."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from minitl.cli.arguments import add_device, add_threads
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Add what trains: freezing, the head."""
+    group = command.add_argument_group("what trains")
+    group.add_argument(
+        "--freeze",
+        metavar="WHAT,...",
+        type=words,
+        help="parts that do not train: names or patterns such as conv1,layer1,'layer2.*.conv1', or the "
+        "words backbone (all but the head), none (default)",
+    )
+    group.add_argument(
+        "--unfreeze-schedule",
+        metavar="PART:EPOCH,...",
+        type=words,
+        help="parts that begin to train in an epoch, counted from 0, the rest stays frozen: "
+        "fc:0,layer4:2,layer3:4; head and backbone are words for parts",
+    )
+    group.add_argument(
+        "--dropout",
+        type=float,
+        metavar="X",
+        help="share of the features that the last dense layer does without in training (0)",
+    )
+
+
+def add_training(command: argparse.ArgumentParser) -> None:
+    """Add how it trains: optimizer, learning rate, regularisation."""
+    group = command.add_argument_group("optimizer")
+    group.add_argument("--optimizer", metavar="NAME", help="sgd (default), adam, adamw")
+    group.add_argument("--momentum", type=float, metavar="X", help="of sgd (0.9)")
+    group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum, for sgd")
+    group.add_argument(
+        "--weight-decay", type=float, metavar="X", help="sgd: 0.0001, adam: 0, adamw: 0.01"
+    )
+    group.add_argument(
+        "--decay-norms",
+        action="store_true",
+        help="weight decay on biases and normalisations too (default: not)",
+    )
+    group.add_argument(
+        "--clip-norm", type=float, metavar="X", help="most that the gradients' norm may be (any)"
+    )
+    group.add_argument(
+        "--ema",
+        type=float,
+        metavar="X",
+        help="judge and keep a moving average of the weights, with this decay, such as 0.999 (none)",
+    )
+
+    rate = command.add_argument_group("learning rate")
+    rate.add_argument(
+        "--lr",
+        type=float,
+        metavar="X",
+        help="learning rate (sgd: 0.001, or 0.01 where only the head trains; adam, adamw: a tenth)",
+    )
+    rate.add_argument("--lr-head", type=float, metavar="X", help="of the head alone (as --lr)")
+    rate.add_argument(
+        "--layer-decay",
+        type=float,
+        metavar="X",
+        help="each part below the head learns at X times the rate of the one above (1)",
+    )
+    rate.add_argument(
+        "--schedule",
+        metavar="NAME",
+        help="cosine (default), constant, step, exponential, one-cycle, plateau (of the validation loss)",
+    )
+    rate.add_argument(
+        "--gamma",
+        type=float,
+        metavar="X",
+        help="factor of each step (0.1), epoch of exponential (0.9), or plateau (0.1)",
+    )
+    rate.add_argument(
+        "--step-epochs", type=int, metavar="N", help="epochs from step to step (7), for step"
+    )
+    rate.add_argument(
+        "--plateau-patience",
+        type=int,
+        metavar="N",
+        help="epochs without a lower loss before the rate falls (3), for plateau",
+    )
+    rate.add_argument("--warmup-steps", type=int, metavar="N", help="steps of linear warm-up (0)")
+
+    course = command.add_argument_group("course of training")
+    course.add_argument("--epochs", type=int, metavar="N", help="passes over the pictures (10)")
+    course.add_argument("--batch-size", type=int, metavar="N", help="pictures in a step (16)")
+    course.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop after so many epochs without a better validation (default: never)",
+    )
+    course.add_argument(
+        "--label-smoothing", type=float, metavar="X", help="of the cross-entropy (0)"
+    )
+    course.add_argument(
+        "--class-weights",
+        metavar="HOW",
+        help="in the loss: none (default), or balanced: each class counts alike in all",
+    )
+    course.add_argument(
+        "--sampler",
+        metavar="HOW",
+        help="shuffle (default): each picture once an epoch; balanced: each class equally often",
+    )
+    course.add_argument(
+        "--seed", type=int, metavar="N", help="of the head, the split and the order (0)"
+    )
+
+
+def add_pictures(command: argparse.ArgumentParser) -> None:
+    """Add how pictures are chosen, read and varied."""
+    group = command.add_argument_group("pictures")
+    group.add_argument(
+        "--no-augment", dest="augment", action="store_false", help="no random crop and flip"
+    )
+    group.add_argument(
+        "--no-flip", dest="flip", action="store_false", help="no mirroring: digits, letters, hands"
+    )
+    group.add_argument(
+        "--mixup",
+        type=float,
+        metavar="A",
+        help="blend pictures in pairs, shares from Beta(A, A); 0.2 is usual (0: never)",
+    )
+    group.add_argument(
+        "--cutmix",
+        type=float,
+        metavar="A",
+        help="put parts of pictures into others, shares from Beta(A, A); 1 is usual (0: never)",
+    )
+    group.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="X",
+        help="share kept for validation if DATA has no val (0.2)",
+    )
+    group.add_argument("--skip-bad", action="store_true", help="go on without unreadable pictures")
+    group.add_argument("--workers", type=int, metavar="N", help="threads that decode pictures (1)")
+
+
+def add_computing(command: argparse.ArgumentParser) -> None:
+    """Add where and how it is computed."""
+    group = command.add_argument_group("computing")
+    add_device(group)
+    add_threads(group)
+    group.add_argument(
+        "--micro-batch",
+        type=int,
+        metavar="N",
+        help="pictures at a time, at most, in a step: takes less memory (default: all of a batch)",
+    )
+    group.add_argument(
+        "--conv",
+        metavar="HOW",
+        help="3x3 convolutions: auto (default) uses Winograd's algorithm where it is quicker and its error "
+        "bounded, exact never, f2 and f4 always",
+    )
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Read a list with commas."""
+    return tuple(text.split(","))
+
+
+def numbers(kind: type, count: int) -> Callable[[str], tuple[Any, ...]]:
+    """Return a function that reads so many numbers with commas between them."""
+
+    def read(text: str) -> tuple[Any, ...]:
+        try:
+            values = tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            values = ()
+        if len(values) != count:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {count} numbers with commas")
+        return values
+
+    return read

@@ -1,0 +1,66 @@
+"""Settings that cannot be meant together: refused with the reason, rather than one of them ignored."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from minitl.errors import UserError
+
+if TYPE_CHECKING:
+    from minitl.train.config import Config
+
+Holds = Callable[["Config"], bool]
+
+# An option that was given: where it has an effect, in words and as a test.
+NEEDS: dict[str, tuple[str, Holds]] = {
+    "momentum": ("--optimizer sgd", lambda c: c.optimizer == "sgd"),
+    "nesterov": ("--optimizer sgd", lambda c: c.optimizer == "sgd"),
+    "gamma": (
+        "--schedule step, exponential or plateau",
+        lambda c: c.schedule in ("step", "exponential", "plateau"),
+    ),
+    "step_epochs": ("--schedule step", lambda c: c.schedule == "step"),
+    "plateau_patience": ("--schedule plateau", lambda c: c.schedule == "plateau"),
+    "warmup_steps": (
+        "another --schedule than one-cycle, which warms up by itself",
+        lambda c: c.schedule != "one-cycle",
+    ),
+    "freeze": ("no --unfreeze-schedule, which freezes the rest", lambda c: not c.unfreeze_schedule),
+    "flip": ("no --no-augment, which does not mirror anyway", lambda c: c.augment),
+}
+
+
+def refuse_idle(config: "Config", given: Iterable[str]) -> None:
+    """Raise UserError for an option that was given and would have no effect."""
+    for name in given:
+        words, has_effect = NEEDS.get(name, ("", lambda config: True))
+        if not has_effect(config):
+            raise UserError(f"--{_option(name)} has no effect here: it needs {words}")
+
+
+def _option(name: str) -> str:
+    return {"flip": "no-flip"}.get(name, name.replace("_", "-"))
+
+
+def refuse_contradictions(config: "Config") -> None:
+    """Raise UserError for settings that cannot work together, wherever they come from."""
+    if config.nesterov and config.momentum == 0:
+        raise UserError("--nesterov needs a --momentum above 0")
+    if config.class_weights != "none" and config.micro_batch is not None:
+        raise UserError(
+            "--class-weights and --micro-batch exclude each other: the weights are divided by their sum "
+            "over a batch, which its parts do not know; use --sampler balanced, or whole batches"
+        )
+    if config.class_weights == config.sampler == "balanced":
+        raise UserError(
+            "--class-weights balanced and --sampler balanced together count rare classes twice; "
+            "choose one of them"
+        )
+    if config.device != "cpu":
+        for name in ("mixup", "cutmix", "clip_norm"):
+            if getattr(config, name):
+                raise UserError(
+                    f"--{_option(name)} works on the CPU only so far; leave it out, or use --device cpu"
+                )
+
+
+__all__ = ["refuse_contradictions", "refuse_idle"]

@@ -1,0 +1,53 @@
+"""Mixup and cutmix: a batch's pictures are blended with, or get a part of, others of the batch.
+
+    mixup     x' = s * x + (1 - s) * x[::-1]           (Zhang et al. 2017, "mixup")
+    cutmix    a rectangle of x is that of x[::-1]      (Yun et al. 2019, "CutMix"), s: the share that is left
+
+The loss is s times that of a picture's own label plus 1 - s times that of the other one's. s comes from
+Beta(a, a). Where both are asked for, a coin decides for each batch. Drawn from (seed, epoch, batch), so
+neither threads nor resuming change it.
+"""
+
+import math
+
+import numpy as np
+
+from minitl.train.batches import Inputs, Mixed
+
+_MIXING = 2  # what a random stream is for: 0 and 1 are the loader's
+
+
+def mix(
+    inputs: Inputs, mixup: float, cutmix: float, *, seed: int, epoch: int, batch: int
+) -> Inputs:
+    """Return the batch mixed with itself in reverse; on the CPU.
+
+    mixup, cutmix: the parameter a of each one's Beta distribution; 0: never.
+    """
+    key = np.random.SeedSequence(seed, spawn_key=(_MIXING, epoch, batch))
+    rng = np.random.Generator(np.random.Philox(key))
+    cut = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)
+    share = float(rng.beta(*[cutmix if cut else mixup] * 2))
+    if cut:
+        x, share = _cut(inputs.x, share, rng)
+    else:
+        x = np.float32(share) * inputs.x + np.float32(1 - share) * inputs.x[::-1]
+    other = np.ascontiguousarray(inputs.labels[::-1])
+    return inputs._replace(x=x, mixed=Mixed(other, share))
+
+
+def _cut(x: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Return the pictures with a rectangle of the others, and which share of the area is their own."""
+    _, height, width, _ = x.shape
+    side = math.sqrt(1 - share)
+    middle = rng.integers(height), rng.integers(width)
+    (top, bottom), (left, right) = (
+        (max(0, int(at - side * size / 2)), min(size, int(at + side * size / 2)))
+        for at, size in zip(middle, (height, width), strict=True)
+    )
+    mixed = x.copy()
+    mixed[:, top:bottom, left:right] = x[::-1, top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+__all__ = ["mix"]
