@@ -138,10 +138,8 @@ class TrainingStep:
             own = self._loss(logits, labels)
             if mixed is None:
                 return own
-            # own * share + other * (1 - share), of losses that may be any pair of numbers
-            nothing = Tensor(np.zeros((), own.dtype))
-            part = ops.weighted_add(nothing, own, mixed.share)
-            return ops.weighted_add(part, self._loss(logits, mixed.labels), 1 - mixed.share)
+            other = ops.scale(self._loss(logits, mixed.labels), 1 - mixed.share)
+            return ops.add(ops.scale(own, mixed.share), other)
 
         network = self._network
         if not isinstance(network, Classifier):
@@ -150,7 +148,8 @@ class TrainingStep:
         logits, second = network.outputs(x)
         loss = loss_of(logits)
         if second is not None:
-            loss = ops.weighted_add(loss, loss_of(second), network.second_head_weight)
+            share = ops.scale(loss_of(second), network.second_head_weight)
+            loss = ops.add(loss, share)
         return logits, loss
 
     def _loss(self, logits: Tensor, labels: Array) -> Tensor:
