@@ -55,7 +55,7 @@ def _explain(error: BaseException) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="minitl", description="Transfer learning on your own pictures, on a plain CPU."
+        prog="minitl", description="Transfer learning on your own pictures, on a GPU or a plain CPU."
     )
     parser.add_argument("--version", action="version", version=f"minitl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
