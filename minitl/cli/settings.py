@@ -18,6 +18,11 @@ def add_model(command: argparse.ArgumentParser) -> None:
         "words backbone (all but the head), none (default)",
     )
     group.add_argument(
+        "--freeze-until",
+        metavar="PART",
+        help="freeze all that comes before this part in the network, such as layer3 (nothing)",
+    )
+    group.add_argument(
         "--unfreeze-schedule",
         metavar="PART:EPOCH,...",
         type=words,

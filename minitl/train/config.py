@@ -34,7 +34,8 @@ class Config:
     class_weights: "balanced" or "none". sampler: "shuffle" or "balanced".
     patience: epochs without a better validation before the run stops. ema: see train/averaging.py.
     mixup, cutmix: see train/mixing.py. dropout: before the last dense layer.
-    freeze: name patterns, or "backbone", or "none". unfreeze_schedule: see train/unfreezing.py.
+    freeze: name patterns, or "backbone", or "none". freeze_until: the first part, in the order of the
+        network, that trains. unfreeze_schedule: see train/unfreezing.py.
     augment: random crops, and mirrored pictures if `flip`.
     micro_batch: pictures at a time, at most, with the gradients of a whole batch; None for all of it.
     device: "cpu", "cuda" or "cuda:N". precision: "float32", or on a GPU "tf32" or "bf16".
@@ -72,6 +73,7 @@ class Config:
     sampler: str = "shuffle"
     dropout: float = 0.0
     freeze: tuple[str, ...] = ("none",)
+    freeze_until: str | None = None
     unfreeze_schedule: tuple[str, ...] = ()
     augment: bool = True
     flip: bool = True

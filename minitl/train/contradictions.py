@@ -25,6 +25,10 @@ NEEDS: dict[str, tuple[str, Holds]] = {
         lambda c: c.schedule != "one-cycle",
     ),
     "freeze": ("no --unfreeze-schedule, which freezes the rest", lambda c: not c.unfreeze_schedule),
+    "freeze_until": (
+        "no --unfreeze-schedule, which freezes the rest",
+        lambda c: not c.unfreeze_schedule,
+    ),
     "flip": ("no --no-augment, which does not mirror anyway", lambda c: c.augment),
 }
 

@@ -42,7 +42,7 @@ from minitl.train.console import Progress, announce_compilation, duration, perce
 from minitl.train.evaluate import check_preprocessing
 from minitl.train.evidence import judge, write_evidence
 from minitl.train.forward import EVALUATION_BATCH, Forward, backbone_is_frozen
-from minitl.train.freezing import apply_freeze
+from minitl.train.freezing import apply_freeze, table
 from minitl.train.metrics import classification_metrics
 from minitl.train.mixing import mix
 from minitl.train.optimisation import (
@@ -221,7 +221,7 @@ def prepare_to_train(model: Classifier, config: Config) -> None:
             )
         unfreeze_for(model, config.unfreeze_schedule, config.epochs)
     else:
-        apply_freeze(model, config.freeze)
+        apply_freeze(model, config.freeze, config.freeze_until)
 
 
 def _load(weights: str, arch: str | None) -> Classifier:
@@ -249,10 +249,11 @@ def _say_data(dataset: Dataset) -> None:
 def _say_model(model: Classifier, config: Config) -> None:
     trained = sum(p.data.size for p in model.parameters() if p.requires_grad)
     total = sum(p.data.size for p in model.parameters())
-    frozen = (
-        "" if trained == total else f"; frozen: {', '.join(config.freeze)}, statistics included"
-    )
-    say(f"  training {trained:,} of {total:,} parameters{frozen}")
+    say(f"  training {trained:,} of {total:,} parameters")
+    if config.unfreeze_schedule:
+        say(f"  beginning in epoch (from 0): {', '.join(config.unfreeze_schedule)}")
+    for line in table(model) if trained < total else ():
+        say(f"  {line}")
     how = f"momentum {config.momentum:g}" if config.optimizer == "sgd" else config.optimizer
     say(
         f"  {config.epochs} epochs, batch {config.batch_size}, learning rate {config.lr:g} "
