@@ -18,6 +18,7 @@ from minitl.cli import (
     finetune,
     inspect,
     predict,
+    preview,
     pull,
     report,
     serve,
@@ -25,7 +26,7 @@ from minitl.cli import (
 from minitl.errors import InterruptedRunError, UserError
 
 COMMANDS = (
-    *(finetune, evaluate, predict, report, serve),
+    *(finetune, preview, evaluate, predict, report, serve),
     *(inspect, convert, export, pull, doctor, doctor_data),
 )
 
@@ -55,7 +56,8 @@ def _explain(error: BaseException) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="minitl", description="Transfer learning on your own pictures, on a GPU or a plain CPU."
+        prog="minitl",
+        description="Transfer learning on your own pictures, on a GPU or a plain CPU.",
     )
     parser.add_argument("--version", action="version", version=f"minitl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

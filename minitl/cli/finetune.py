@@ -4,7 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.settings import add_computing, add_model, add_pictures, add_training
+from minitl.cli.settings import (
+    add_augmentation,
+    add_computing,
+    add_model,
+    add_pictures,
+    add_training,
+)
 from minitl.errors import UserError
 
 
@@ -50,6 +56,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
     add_model(command)
     add_training(command)
+    add_augmentation(command)
     add_pictures(command)
     add_computing(command)
     return command

@@ -124,15 +124,52 @@ def add_training(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_pictures(command: argparse.ArgumentParser) -> None:
-    """Add how pictures are chosen, read and varied."""
-    group = command.add_argument_group("pictures")
+def add_augmentation(command: argparse.ArgumentParser) -> None:
+    """Add how training pictures are varied, each by itself."""
+    group = command.add_argument_group("variation of training pictures (see minitl preview)")
     group.add_argument(
-        "--no-augment", dest="augment", action="store_false", help="no random crop and flip"
+        "--no-augment", dest="augment", action="store_false", help="none: no crop, no flip"
+    )
+    group.add_argument(
+        "--crop-scale",
+        type=numbers(float, 2),
+        metavar="LOW,HIGH",
+        help="share of the area that a random crop keeps (0.35,1)",
     )
     group.add_argument(
         "--no-flip", dest="flip", action="store_false", help="no mirroring: digits, letters, hands"
     )
+    group.add_argument(
+        "--vertical-flip", action="store_true", help="upside down as well: pictures from above"
+    )
+    group.add_argument(
+        "--rotation", type=float, metavar="X", help="degrees, at most, either way (0)"
+    )
+    group.add_argument("--shear", type=float, metavar="X", help="degrees, at most, either way (0)")
+    group.add_argument(
+        "--zoom", type=float, metavar="X", help="each axis by a factor from 1-X to 1+X (0)"
+    )
+    group.add_argument(
+        "--color-jitter",
+        type=jitter,
+        metavar="X|B,C,S,H",
+        help="strength for brightness, contrast and saturation, or of each and of hue, such as 0.2 or "
+        "0.4,0.4,0.2,0.05 (0)",
+    )
+    group.add_argument(
+        "--erase", type=float, metavar="P", help="probability of painting a rectangle over (0)"
+    )
+    group.add_argument(
+        "--policy",
+        type=numbers(int, 2),
+        metavar="N,M",
+        help="N operations drawn for each picture, as RandAugment, of strength M from 0 to 30 (0,0)",
+    )
+
+
+def add_pictures(command: argparse.ArgumentParser) -> None:
+    """Add how pictures are chosen, read and mixed."""
+    group = command.add_argument_group("pictures")
     group.add_argument(
         "--mixup",
         type=float,
@@ -174,6 +211,11 @@ def add_computing(command: argparse.ArgumentParser) -> None:
     )
 
 
+def jitter(text: str) -> tuple[float, ...]:
+    """Read one strength for three of the four colour changes, or one for each."""
+    return (*numbers(float, 1)(text) * 3, 0.0) if "," not in text else numbers(float, 4)(text)
+
+
 def words(text: str) -> tuple[str, ...]:
     """Read a list with commas."""
     return tuple(text.split(","))
@@ -188,7 +230,8 @@ def numbers(kind: type, count: int) -> Callable[[str], tuple[Any, ...]]:
         except ValueError:
             values = ()
         if len(values) != count:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {count} numbers with commas")
+            wanted = "a number" if count == 1 else f"{count} numbers with commas between them"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
         return values
 
     return read

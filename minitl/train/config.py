@@ -9,6 +9,7 @@ from typing import Any, Self, get_args, get_origin
 import tomli_w
 
 from minitl.convert.pull import is_name
+from minitl.data.augment import Augmentation
 from minitl.device import check_precision, parse_device
 from minitl.errors import UserError
 from minitl.files import write_atomically
@@ -36,7 +37,8 @@ class Config:
     mixup, cutmix: see train/mixing.py. dropout: before the last dense layer.
     freeze: name patterns, or "backbone", or "none". freeze_until: the first part, in the order of the
         network, that trains. unfreeze_schedule: see train/unfreezing.py.
-    augment: random crops, and mirrored pictures if `flip`.
+    augment: random crops, mirrored pictures if `flip`, and what comes after it, see `Augmentation`.
+        color_jitter: brightness, contrast, saturation, hue.
     micro_batch: pictures at a time, at most, with the gradients of a whole batch; None for all of it.
     device: "cpu", "cuda" or "cuda:N". precision: "float32", or on a GPU "tf32" or "bf16".
     conv: how 3x3 convolutions are computed, see `set_conv_algorithm`.
@@ -77,6 +79,14 @@ class Config:
     unfreeze_schedule: tuple[str, ...] = ()
     augment: bool = True
     flip: bool = True
+    crop_scale: tuple[float, float] = (0.35, 1.0)
+    vertical_flip: bool = False
+    rotation: float = 0.0
+    shear: float = 0.0
+    zoom: float = 0.0
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    erase: float = 0.0
+    policy: tuple[int, int] = (0, 0)
     mixup: float = 0.0
     cutmix: float = 0.0
     val_fraction: float = 0.2
@@ -127,8 +137,28 @@ class Config:
                 raise UserError(
                     f"--{name.replace('_', '-')} cannot be {getattr(self, name)}; {_HINTS[name]}"
                 )
+        self.augmentation()
         refuse_contradictions(self)
         check_precision(parse_device(self.device), self.precision)
+
+    def augmentation(self) -> Augmentation | None:
+        """Return how training pictures are varied, None for not at all."""
+        brightness, contrast, saturation, hue = self.color_jitter
+        augmentation = Augmentation(
+            scale=self.crop_scale,
+            flip=0.5 if self.flip else 0.0,
+            vertical_flip=0.5 if self.vertical_flip else 0.0,
+            rotation=self.rotation,
+            shear=self.shear,
+            zoom=self.zoom,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+            erase=self.erase,
+            policy=self.policy,
+        )
+        return augmentation if self.augment else None
 
     def save(self, path: Path) -> None:
         """Write the settings as TOML, atomically; None is left out."""

@@ -29,7 +29,13 @@ NEEDS: dict[str, tuple[str, Holds]] = {
         "no --unfreeze-schedule, which freezes the rest",
         lambda c: not c.unfreeze_schedule,
     ),
-    "flip": ("no --no-augment, which does not mirror anyway", lambda c: c.augment),
+    **{
+        name: ("no --no-augment, which leaves pictures as they are", lambda c: c.augment)
+        for name in (
+            *("flip", "crop_scale", "vertical_flip", "rotation", "shear", "zoom"),
+            *("color_jitter", "erase", "policy"),
+        )
+    },
 }
 
 

@@ -24,7 +24,6 @@ import numpy as np
 from minitl import hdf5, models, nn, optim
 from minitl.convert.golden import make_golden
 from minitl.convert.pull import find_weights
-from minitl.data.augment import Augmentation
 from minitl.data.decode import check_images
 from minitl.data.doctor import quick_findings
 from minitl.data.folder import Dataset, Sample, load_split, scan
@@ -324,7 +323,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
         config.batch_size,
         seed=config.seed,
         shuffle=True,
-        augment=Augmentation(flip=0.5 if config.flip else 0.0) if config.augment else None,
+        augment=config.augmentation(),
         workers=config.workers,
         normalise=run.device.kind == "cpu",
         balanced=config.sampler == "balanced",

@@ -1,0 +1,116 @@
+"""Options for varying pictures: they reach the loader, and `minitl preview` shows the same pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minitl import hdf5
+from minitl.cli import main
+from minitl.data.augment import Augmentation
+from minitl.data.folder import scan
+from minitl.data.loader import Loader
+from minitl.data.preprocessing import Preprocessing
+from minitl.data.preview import contact_sheet
+from minitl.train.config import Config
+from tests.test_finetune import expect_error, pictures, run, weights
+
+__all__ = ["pictures", "run", "weights"]  # fixtures
+
+OPTIONS = {
+    ("--crop-scale", "0.5,0.9"): {"scale": (0.5, 0.9)},
+    ("--no-flip",): {"flip": 0.0},
+    ("--vertical-flip",): {"vertical_flip": 0.5},
+    ("--rotation", "15"): {"rotation": 15.0},
+    ("--shear", "10"): {"shear": 10.0},
+    ("--zoom", "0.2"): {"zoom": 0.2},
+    ("--color-jitter", "0.3"): {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3},
+    ("--color-jitter", "0.1,0.2,0.3,0.05"): {
+        "brightness": 0.1,
+        "contrast": 0.2,
+        "saturation": 0.3,
+        "hue": 0.05,
+    },
+    ("--erase", "0.5"): {"erase": 0.5},
+    ("--policy", "2,9"): {"policy": (2, 9)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+def test_each_option_reaches_the_pictures(tmp_path, pictures, weights, options):
+    out = tmp_path / "sheet.png"
+    command = ["preview", pictures, "--weights", weights, "--out", out, "--seed", 4]
+    assert main([str(part) for part in (*command, "--pictures", 5, "--columns", 3, *options)]) == 0
+    dataset = scan(pictures, seed=4)
+    preprocessing = Preprocessing.from_dict(hdf5.read(weights).preprocessing)
+    sheets = []
+    for augment in (Augmentation(**OPTIONS[options]), Augmentation()):
+        loader = Loader(dataset.train, pictures, preprocessing, 16, seed=4, augment=augment)
+        sheets.append(np.asarray(contact_sheet(dataset, loader, pictures=5, epochs=3)))
+    shown = np.asarray(Image.open(out))
+    assert np.array_equal(shown, sheets[0])
+    assert not np.array_equal(shown, sheets[1])
+
+
+def test_a_run_sees_what_the_preview_shows(run, tmp_path, pictures, monkeypatch):
+    seen = {}
+    original = Loader.crop
+
+    def crop(self, index, epoch):
+        picture = original(self, index, epoch)
+        if self.augment is not None:
+            seen[index, epoch] = picture.copy()
+        return picture
+
+    monkeypatch.setattr(Loader, "crop", crop)
+    options = ("--rotation", 20, "--erase", 0.5, "--policy", "1,5", "--seed", 3)
+    code, folder = run(*options)
+    assert code == 0
+    trained, seen = dict(seen), seen
+    seen.clear()
+    sheet = tmp_path / "sheet.png"
+    config = folder / "config.toml"
+    assert main(["preview", "--config", str(config), "--out", str(sheet), "--columns", "2"]) == 0
+    assert len(seen) == 16
+    assert all(np.array_equal(picture, trained[key]) for key, picture in seen.items())
+
+
+def test_settings_travel_through_the_file(tmp_path):
+    config = Config(
+        data="d", weights=None, arch="resnet18", crop_scale=(0.5, 1.0), policy=(2, 9), zoom=0.1
+    )
+    config.save(tmp_path / "c.toml")
+    assert Config.load(tmp_path / "c.toml") == config
+    assert Config(data="d", weights="w.h5", augment=False).augmentation() is None
+    assert Config(data="d", weights="w.h5").augmentation() == Augmentation()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--zoom", "2"], ["zoom", "0.9"]),
+        (["--erase", "2"], ["erase", "probability"]),
+        (["--crop-scale", "0.9,0.5"], ["scale", "rising"]),
+        (["--policy", "2,90"], ["policy", "30"]),
+        (["--rotation", "5", "--no-augment"], ["--rotation", "--no-augment"]),
+        (["--vertical-flip", "--no-augment"], ["--vertical-flip", "--no-augment"]),
+    ],
+)
+def test_bad_options(run, capsys, arguments, words):
+    code, folder = run(*arguments)
+    expect_error(capsys, code, *words)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("value", ["1,2,3", "a", "0.1,0.2", ""])
+def test_words_that_are_no_strengths(run, capsys, value):
+    with pytest.raises(SystemExit):
+        run("--color-jitter", value)
+    assert "--color-jitter" in capsys.readouterr().err
+
+
+def test_a_preview_needs_to_know_the_network(tmp_path, pictures, capsys):
+    out = ["--out", str(tmp_path / "s.png")]
+    expect_error(capsys, main(["preview", str(pictures), *out]), "--weights")
+    expect_error(capsys, main(["preview", str(pictures), "--arch", "resnet5", *out]), "resnet5")
+    assert not (tmp_path / "s.png").exists()
+    assert main(["preview", str(pictures), "--arch", "cifar_resnet20", *out]) == 0
