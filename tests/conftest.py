@@ -2,15 +2,23 @@
 
 HYPOTHESIS_PROFILE=thorough python -m pytest
 
-Kernels are compiled for narrower vectors than the machine's as well, because those are tested too.
+What tests keep for later runs goes to a folder of their own, not to the user's.
 """
 
 import os
 
+import pytest
 from hypothesis import settings
-
-os.environ.setdefault("MINITL_EVERY_WIDTH", "1")  # before kernels are imported
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Set $MINITL_CACHE, for processes that tests start as well."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MINITL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()

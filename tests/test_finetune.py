@@ -454,14 +454,14 @@ def test_a_frozen_trunk_computes_the_features_of_every_picture(run, monkeypatch)
     from minitl.data.loader import Loader
 
     seen = {True: 0, False: 0}  # pictures, by whether the loader shuffles: training does
-    original = Loader.epoch
+    original = Loader.pictures
 
-    def epoch(self, number):
-        for batch in original(self, number):
+    def pictures(self, *arguments):
+        for batch in original(self, *arguments):
             seen[self.shuffle] += len(batch.indices)
             yield batch
 
-    monkeypatch.setattr(Loader, "epoch", epoch)
+    monkeypatch.setattr(Loader, "pictures", pictures)
     assert run("--freeze", "backbone", "--no-augment", "--batch-size", 17)[0] == 0
     assert seen[True] == 18
 
@@ -482,7 +482,7 @@ def test_kept_features_are_without_dropout(tmp_path, pictures):
     model = models.create("sequential", layers=layers, input=[32, 32])
     dataset = scan(pictures)
     loader = Loader(dataset.train, dataset.root, Preprocessing.from_dict(model.preprocessing), 5)
-    forward = Forward(model.train(), loader, True, "train")
+    forward = Forward(model.train(), loader, 3, "train")
     rows = np.concatenate([inputs.x for inputs in forward.inputs(0)])
     images = np.concatenate([batch.images for batch in loader.epoch(0)])
     assert model.training

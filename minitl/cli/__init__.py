@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from minitl import __version__
 from minitl.cli import (
+    cache,
     convert,
     doctor,
     doctor_data,
@@ -26,7 +27,7 @@ from minitl.cli import (
 from minitl.errors import InterruptedRunError, UserError
 
 COMMANDS = (
-    *(finetune, preview, evaluate, predict, report, serve),
+    *(finetune, preview, evaluate, predict, report, serve, cache),
     *(inspect, convert, export, pull, doctor, doctor_data),
 )
 

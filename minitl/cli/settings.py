@@ -170,6 +170,25 @@ def add_augmentation(command: argparse.ArgumentParser) -> None:
 def add_pictures(command: argparse.ArgumentParser) -> None:
     """Add how pictures are chosen, read and mixed."""
     group = command.add_argument_group("pictures")
+    cache = group.add_mutually_exclusive_group()
+    cache.add_argument(
+        "--feature-cache",
+        metavar="DIR",
+        help="keep what frozen layers compute there (the user's cache folder; see minitl cache)",
+    )
+    cache.add_argument(
+        "--no-feature-cache",
+        dest="feature_cache",
+        action="store_const",
+        const="off",
+        help="compute it again in each epoch",
+    )
+    group.add_argument(
+        "--cached-views",
+        type=int,
+        metavar="K",
+        help="vary each picture in K ways only, and keep what frozen layers compute of them (0: anew)",
+    )
     group.add_argument(
         "--mixup",
         type=float,

@@ -11,7 +11,6 @@ Tasks never wait for anything: they are handed out a few batches ahead and no mo
 that is abandoned leaves nothing running but the pictures being decoded at that moment.
 """
 
-import copy
 import itertools
 import math
 import os
@@ -132,7 +131,9 @@ class Loader:
 
     def _balanced_order(self, rng: np.random.Generator) -> np.ndarray:
         """Draw equally many indices of each class, none of them again before all of its class were drawn."""
-        classes = rng.permutation(np.unique(self._labels))  # the first ones get what does not divide
+        classes = rng.permutation(
+            np.unique(self._labels)
+        )  # the first ones get what does not divide
         share, rest = divmod(len(self.samples), len(classes))
         drawn = []
         for number, label in enumerate(classes):
@@ -140,12 +141,6 @@ class Loader:
             rounds = [rng.permutation(own) for _ in range(-(-wanted // len(own)))]
             drawn += [np.concatenate(rounds)[:wanted]] if wanted else []
         return rng.permutation(np.concatenate(drawn)).astype(np.int64)
-
-    def each_once(self) -> "Loader":
-        """Return a loader of the same pictures, memory included, that leaves none out."""
-        other = copy.copy(self)
-        other.balanced = False
-        return other
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch, from `start_batch` on.
@@ -157,14 +152,20 @@ class Loader:
                 f"no batch {start_batch} in epoch {epoch}: an epoch has {len(self)} batches, and both "
                 "are counted from 0"
             )
-        return self._batches(epoch, start_batch)
+        chosen = self.order(epoch)[start_batch * self.batch_size : len(self) * self.batch_size]
+        return self.pictures(chosen, epoch, self.batch_size)
 
-    def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
-        order = self.order(epoch)
-        chosen = [
-            order[number * self.batch_size : (number + 1) * self.batch_size]
-            for number in range(start_batch, len(self))
-        ]
+    def pictures(
+        self, chosen: np.ndarray, epoch: int, batch_size: int
+    ) -> Generator[Batch, None, None]:
+        """Yield these samples in this order, varied as in an epoch; the last batch may be smaller.
+
+        Raises ImageError as `epoch`.
+        """
+        starts = range(0, len(chosen), batch_size)
+        return self._batches([chosen[start : start + batch_size] for start in starts], epoch)
+
+    def _batches(self, chosen: list[np.ndarray], epoch: int) -> Generator[Batch, None, None]:
         if self.workers == 0:
             for indices in chosen:
                 started = time.perf_counter()

@@ -115,6 +115,10 @@ class Classifier(nn.Module):
         """(N, H, W, 3) -> (N, classes): logits."""
         return self.head(self.features(x))
 
+    def from_stage(self, cut: int, x: Tensor) -> Tensor:
+        """What the first `cut` stages return -> (N, classes): logits."""
+        return self.head(run_stages(self.stages()[cut:], x))
+
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(N, H, W, 3) -> logits, and those of a second head that helps to train, if there is one."""
         return self.forward(x), None

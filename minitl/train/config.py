@@ -18,6 +18,7 @@ from minitl.train.contradictions import refuse_contradictions, refuse_idle
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant", "step", "exponential", "one-cycle", "plateau")
+AUTO, OFF = "auto", "off"  # words of feature_cache, beside a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Config:
         network, that trains. unfreeze_schedule: see train/unfreezing.py.
     augment: random crops, mirrored pictures if `flip`, and what comes after it, see `Augmentation`.
         color_jitter: brightness, contrast, saturation, hue.
+    feature_cache: folder for what frozen layers compute, or "auto" for the user's own, or "off".
+    cached_views: variations of each picture that are kept there; 0 for a new one in each epoch.
     micro_batch: pictures at a time, at most, with the gradients of a whole batch; None for all of it.
     device: "cpu", "cuda" or "cuda:N". precision: "float32", or on a GPU "tf32" or "bf16".
     conv: how 3x3 convolutions are computed, see `set_conv_algorithm`.
@@ -87,6 +90,8 @@ class Config:
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     erase: float = 0.0
     policy: tuple[int, int] = (0, 0)
+    feature_cache: str = AUTO
+    cached_views: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
     val_fraction: float = 0.2
@@ -121,6 +126,7 @@ class Config:
             "class_weights": self.class_weights in ("none", "balanced"),
             "sampler": self.sampler in ("shuffle", "balanced"),
             "dropout": 0 <= self.dropout < 1,
+            "cached_views": self.cached_views >= 0,
             "mixup": 0 <= self.mixup < math.inf,
             "cutmix": 0 <= self.cutmix < math.inf,
             "warmup_steps": self.warmup_steps >= 0,
@@ -220,6 +226,8 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     for name in given.keys() & {"data", "weights"}:
         if name == "data" or not is_name(given[name]):
             given = given | {name: str(Path(given[name]).absolute())}
+    if given.get("feature_cache", OFF) not in (AUTO, OFF):
+        given = given | {"feature_cache": str(Path(given["feature_cache"]).absolute())}
     values = {} if file is None else dataclasses.asdict(Config.load(file))
     values |= given
     if "data" not in values:
@@ -240,6 +248,7 @@ def _positive(value: float | None) -> bool:
 
 
 _HINTS = {
+    "cached_views": "give 0 or a small number such as 4",
     "threads": "give at least 1, or leave it out for all cores",
     "conv": "choose auto, exact, f2 or f4",
     "epochs": "give at least 1",

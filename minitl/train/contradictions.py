@@ -65,12 +65,29 @@ def refuse_contradictions(config: "Config") -> None:
             "--class-weights balanced and --sampler balanced together count rare classes twice; "
             "choose one of them"
         )
+    if config.cached_views:
+        reason = _against_views(config)
+        if reason:
+            raise UserError(f"--cached-views keeps varied pictures' features, and {reason}")
     if config.device != "cpu":
         for name in ("mixup", "cutmix", "clip_norm"):
             if getattr(config, name):
                 raise UserError(
                     f"--{_option(name)} works on the CPU only so far; leave it out, or use --device cpu"
                 )
+
+
+def _against_views(config: "Config") -> str:
+    """Say what stands against keeping variations of pictures, if anything does."""
+    if not config.augment:
+        return (
+            "with --no-augment there is one variation, which is kept anyway; leave one of them out"
+        )
+    if config.feature_cache == "off":
+        return "--no-feature-cache keeps none; leave one of them out"
+    if config.mixup or config.cutmix:
+        return "--mixup and --cutmix blend pictures anew each time; leave out --cached-views"
+    return ""
 
 
 __all__ = ["refuse_contradictions", "refuse_idle"]

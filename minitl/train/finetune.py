@@ -40,6 +40,8 @@ from minitl.train.config import Config
 from minitl.train.console import Progress, announce_compilation, duration, percent, printable, say
 from minitl.train.evaluate import check_preprocessing
 from minitl.train.evidence import judge, write_evidence
+from minitl.train.feature_cache import open_cache
+from minitl.train.features import frozen_stages
 from minitl.train.forward import EVALUATION_BATCH, Forward, backbone_is_frozen
 from minitl.train.freezing import apply_freeze, table
 from minitl.train.metrics import classification_metrics
@@ -120,6 +122,8 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     with clock.measure("checking the pictures"):
         dataset = _with_findings(_without_bad_images(dataset, config))
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
+    if config.cached_views and not frozen_stages(model):
+        raise UserError("--cached-views needs frozen layers at the front, as by --freeze backbone")
     _say_model(model, config)
     folder.mkdir(parents=True, exist_ok=True)
     clear_run(folder)
@@ -314,7 +318,9 @@ def _train(run: Run) -> dict[str, Any]:
 def _train_on_device(run: Run) -> dict[str, Any]:
     config = run.config
     mixes = config.mixup > 0 or config.cutmix > 0
-    keep = not config.augment and not mixes and backbone_is_frozen(run.model)
+    cut = frozen_stages(run.model)
+    cache = open_cache(config, run.model, cut)
+    apart = cut if not mixes and (config.cached_views or not config.augment) else 0
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
     train_loader = Loader(
         run.dataset.train,
@@ -328,13 +334,16 @@ def _train_on_device(run: Run) -> dict[str, Any]:
         normalise=run.device.kind == "cpu",
         balanced=config.sampler == "balanced",
         # A rest of one picture has no batch statistics; kept features need none.
-        drop_last=not keep
+        drop_last=not (apart and backbone_is_frozen(run.model))
         and len(run.dataset.train) % config.batch_size == 1
         and 1 < config.batch_size < len(run.dataset.train),
     )
     where = run.device, config.precision
-    train = Forward(run.model, train_loader, keep, "train", *where)
-    val = Forward(run.model, _evaluation_loader(run, run.dataset.val), keep, "validation", *where)
+    train = Forward(
+        run.model, train_loader, apart, "train", *where, cache, config.cached_views or 1
+    )
+    val_loader = _evaluation_loader(run, run.dataset.val)
+    val = Forward(run.model, val_loader, cut, "validation", *where, cache)
     step = TrainingStep(
         train.network,
         run.model,
@@ -348,7 +357,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
     say(f"  run folder: {run.folder}")
     try:
         if run.epoch < config.epochs:
-            with run.clock.measure("features of the frozen backbone"):
+            with run.clock.measure("features of the frozen part"):
                 train.prepare()
                 val.prepare()
         while run.epoch < config.epochs and not run.stopped_early:
