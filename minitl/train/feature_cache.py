@@ -15,12 +15,12 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitl import __version__
 from minitl.backend import to_host
 from minitl.convert.pull import user_folder
 from minitl.data.preprocessing import Preprocessing
@@ -63,7 +63,7 @@ def describe(
         "weights": weights_digest(model, cut),
         "preprocessing": preprocessing.to_dict(),
         "numbers": numbers,
-        "minitl": __version__,
+        "minitl": version("minitl"),
     }
 
 
