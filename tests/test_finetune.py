@@ -489,7 +489,7 @@ def test_kept_features_are_without_dropout(tmp_path, pictures):
     assert np.array_equal(rows, model.eval().features(minitl.tensor(images)).numpy())
 
 
-@pytest.mark.parametrize("change", [("lr = ", "# "), ('"none"', '"backbone"')])
+@pytest.mark.parametrize("change", [("\nlr = ", "\n# "), ('    "none"', '    "backbone"')])
 def test_resuming_with_other_settings_than_the_checkpoint(run, capsys, change):
     _, folder = run("--epochs", 1)
     file = folder / "config.toml"

@@ -40,7 +40,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     what.add_argument("--demo", action="store_true", help="built-in example: handwritten digits")
     what.add_argument(
-        "--resume", metavar="RUN", help="continue a run after its last finished epoch"
+        "--resume", metavar="RUN", help="continue a run where it was last saved, to the same result"
     )
     what.add_argument(
         "--config", metavar="FILE.toml", help="settings of an earlier run to start from"

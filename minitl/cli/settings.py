@@ -120,6 +120,11 @@ def add_training(command: argparse.ArgumentParser) -> None:
         help="shuffle (default): each picture once an epoch; balanced: each class equally often",
     )
     course.add_argument(
+        "--save-every",
+        metavar="N|TIME",
+        help="write the state for --resume after so many steps, or 30s, 5m (5m); and after each epoch",
+    )
+    course.add_argument(
         "--seed", type=int, metavar="N", help="of the head, the split and the order (0)"
     )
 

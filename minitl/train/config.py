@@ -14,6 +14,7 @@ from minitl.device import check_precision, parse_device
 from minitl.errors import UserError
 from minitl.files import write_atomically
 from minitl.train.batches import decoding_threads
+from minitl.train.checkpoint import parse_interval
 from minitl.train.contradictions import refuse_contradictions, refuse_idle
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -47,6 +48,7 @@ class Config:
     conv: how 3x3 convolutions are computed, see `set_conv_algorithm`.
     preprocessing: how pictures are prepared, as in weights files. None takes that of the weights, or what is
         usual for `arch`; weights that were trained with another one are refused.
+    save_every: steps, or a time, after which the state is written in the middle of an epoch.
     report: write report.html and its plots at the end.
     """
 
@@ -96,6 +98,7 @@ class Config:
     cutmix: float = 0.0
     val_fraction: float = 0.2
     seed: int = 0
+    save_every: str = "5m"
     workers: int = 1
     skip_bad: bool = False
     device: str = "cpu"
@@ -144,6 +147,7 @@ class Config:
                     f"--{name.replace('_', '-')} cannot be {getattr(self, name)}; {_HINTS[name]}"
                 )
         self.augmentation()
+        parse_interval(self.save_every)
         refuse_contradictions(self)
         check_precision(parse_device(self.device), self.precision)
 

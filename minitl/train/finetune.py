@@ -3,7 +3,8 @@
 A run folder holds
     config.toml    every setting, resolved; `minitl finetune --config` repeats the run
     split.json     which picture was used for training and which for validation
-    last.h5        the state after the last finished epoch, with all that resuming needs
+    last.h5        the state when it was last saved, after an epoch or within one, with all that resuming
+                   needs to come to the same result as without an interruption
     best.h5        the weights of the epoch with the highest validation accuracy; of equals, the lowest loss
     metrics.csv    a line for each epoch
     summary.json   the result
@@ -35,6 +36,7 @@ from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
 from minitl.train.averaging import WeightAverage
+from minitl.train.checkpoint import Partial, SavingTimer
 from minitl.train.clock import Clock
 from minitl.train.config import Config
 from minitl.train.console import Progress, announce_compilation, duration, percent, printable, say
@@ -53,7 +55,7 @@ from minitl.train.optimisation import (
     resolved,
     stopped_early,
 )
-from minitl.train.run_folder import clear_run
+from minitl.train.run_folder import clear_leftovers, clear_run
 from minitl.train.step import TrainingStep, statistics_note
 from minitl.train.unfreezing import parse as parse_schedule
 from minitl.train.unfreezing import unfreeze_for
@@ -73,7 +75,10 @@ COLUMNS = (
 
 @dataclasses.dataclass
 class Run:
-    """A run between two epochs: everything that goes into last.h5."""
+    """A run between two steps: everything that goes into last.h5.
+
+    micro_batch: as in the settings, or less where a GPU's memory did not hold it.
+    """
 
     config: Config
     folder: Path
@@ -84,6 +89,8 @@ class Run:
     history: list[dict[str, float]]
     clock: Clock
     average: WeightAverage | None = None
+    partial: Partial = dataclasses.field(default_factory=Partial)
+    micro_batch: int | None = None
 
     @property
     def epoch(self) -> int:
@@ -133,10 +140,11 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     optimizer = make_optimizer(model, config)
     average = WeightAverage(model, config.ema) if config.ema else None
     run = Run(config, folder, dataset, device, model, optimizer, [], clock, average)
+    run.micro_batch = config.micro_batch
     try:
         return _train(run)
     except BaseException:
-        if run.epoch == 0:  # nothing to resume from: do not stand in the way of another try
+        if not _saved(run):  # nothing to resume from: do not stand in the way of another try
             clear_run(folder)
             if not any(folder.iterdir()):
                 folder.rmdir()
@@ -144,8 +152,12 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def resume(folder: Path) -> dict[str, Any]:
-    """Continue a run after its last finished epoch, as if it had never stopped."""
+    """Continue a run where it was last saved, as if it had never stopped."""
     config = Config.load(folder / "config.toml")
+    clear_leftovers(folder)
+    if not (folder / "last.h5").exists():
+        say(f"{folder}: nothing was saved yet; beginning again")
+        return finetune(config, folder)
     device = get_device(config.device)
     dataset = load_split(folder / "split.json", Path(config.data))
     checkpoint = hdf5.read(folder / "last.h5")
@@ -171,8 +183,14 @@ def resume(folder: Path) -> dict[str, Any]:
     for name, layer in _dropouts(model):  # the next masks, not the first ones again
         layer.offset = checkpoint.progress.get("dropout", {}).get(name, 0)
     clock = Clock(checkpoint.progress.get("seconds"))
-    run = Run(config, folder, dataset, device, model, optimizer, history, clock, average)
-    say(f"{folder}: continuing after epoch {run.epoch} of {config.epochs}")
+    partial = Partial(**checkpoint.progress.get("partial", {}))
+    clock.add("training", partial.seconds)
+    run = Run(config, folder, dataset, device, model, optimizer, history, clock, average, partial)
+    run.micro_batch = checkpoint.progress.get("micro_batch", config.micro_batch)
+    step = f", step {partial.steps} of the next" if partial.steps else ""
+    say(f"{folder}: continuing after epoch {run.epoch} of {config.epochs}{step}")
+    if history:
+        _write_metrics(run)  # it may have been killed before that
     return _train(run)
 
 
@@ -350,7 +368,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
         run.optimizer,
         run.device,
         label_smoothing=config.label_smoothing,
-        micro_batch=config.micro_batch,
+        micro_batch=run.micro_batch,
         class_weights=class_weights(config, run.dataset),
         clip_norm=config.clip_norm,
     )
@@ -361,7 +379,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
                 train.prepare()
                 val.prepare()
         while run.epoch < config.epochs and not run.stopped_early:
-            started = time.monotonic()
+            started = time.monotonic() - run.partial.seconds
             waited = train.loader.wait_seconds + val.loader.wait_seconds
             with run.clock.measure("training"):
                 row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train, step)}
@@ -372,18 +390,19 @@ def _train_on_device(run: Run) -> dict[str, Any]:
             row |= {f"val_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
             row["seconds"] = time.monotonic() - started
             run.history.append(row)
+            run.partial = Partial()
             _save(run)
             _say_epoch(run)
         if run.epoch < config.epochs:
             say(f"stopped early: no better validation for {config.patience} epochs")
     except KeyboardInterrupt:
-        if run.epoch == 0:
+        if not _saved(run):
             raise InterruptedRunError(
                 "interrupted during the first epoch; nothing was saved yet, the run folder is free again"
             ) from None
         raise InterruptedRunError(
-            f"interrupted; the state after epoch {run.epoch} is safe in {run.folder / 'last.h5'}; continue "
-            f"with: minitl finetune --resume {run.folder}"
+            f"interrupted in epoch {run.epoch + 1}; the state that was last saved is safe in "
+            f"{run.folder / 'last.h5'}; continue with: minitl finetune --resume {run.folder}"
         ) from None
     step.release()
     run.device.kernels.release_memory()  # judging takes much less than training did
@@ -411,34 +430,41 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
     run.model.train()
     steps = len(forward.loader)
     schedule = make_schedule(config, steps, [row["val_loss"] for row in run.history])
-    factors: list[float] = []
-    losses: list[float] = []
-    correct = seen = 0
-    started = time.monotonic()
+    first = run.epoch * steps
+    part, timer = run.partial, SavingTimer(config.save_every)
+    started = time.monotonic() - part.seconds
     with Progress(f"epoch {run.epoch + 1}/{config.epochs}", len(run.dataset.train)) as progress:
-        for number, inputs in enumerate(forward.inputs(run.epoch)):
-            factors.append(schedule(run.epoch * steps + number))
-            run.optimizer.lr_factor = factors[-1]
+        progress.update(part.images)
+        for number, inputs in enumerate(forward.inputs(run.epoch, part.steps), part.steps):
+            run.optimizer.lr_factor = schedule(first + number)
             if config.mixup or config.cutmix:
                 where = {"seed": config.seed, "epoch": run.epoch, "batch": number}
                 inputs = mix(inputs, config.mixup, config.cutmix, **where)
             step(inputs)
             if run.average is not None:
                 run.average.update()
-            for result in step.results() if step.due or number == steps - 1 else ():
-                losses.append(result.loss)
+            last = number == steps - 1
+            save = not last and timer.due(number + 1)
+            for result in step.results() if step.due or save or last else ():
+                part.losses.append(result.loss)
                 if not math.isfinite(result.loss):
-                    raise _diverged(run, result.loss, len(losses), lr, factors[len(losses) - 1])
-                correct += result.correct
-                seen += result.images
-                recent = np.mean(losses[-20:])
-                figures = f"loss {recent:.3f}, accuracy {percent(correct / seen)}"
+                    factor = schedule(first + part.steps - 1)
+                    raise _diverged(run, result.loss, part.steps, lr, factor)
+                part.correct += result.correct
+                part.images += result.images
+                recent = np.mean(part.losses[-20:])
+                figures = f"loss {recent:.3f}, accuracy {percent(part.correct / part.images)}"
                 progress.update(result.images, figures)
+            if save:
+                part.seconds = time.monotonic() - started
+                run.micro_batch = step.micro_batch
+                _save_state(run)
+    run.micro_batch = step.micro_batch
     return {
-        "lr": lr * factors[-1],
-        "train_loss": float(np.mean(losses)),
-        "train_accuracy": correct / seen,
-        "images_per_second": seen / (time.monotonic() - started),
+        "lr": lr * schedule(first + steps - 1),
+        "train_loss": float(np.mean(part.losses)),
+        "train_accuracy": part.correct / part.images,
+        "images_per_second": part.images / (time.monotonic() - started),
     }
 
 
@@ -466,6 +492,16 @@ def _save(run: Run) -> None:
             best = to_weights_file(run.model, source=_source(run))
             best.golden = make_golden(best, str(run.folder / "best.h5"))
             hdf5.write(run.folder / "best.h5", best)
+    _save_state(run)
+    _write_metrics(run)
+
+
+def _saved(run: Run) -> bool:
+    """Whether there is something to resume from."""
+    return (run.folder / "last.h5").exists()
+
+
+def _save_state(run: Run) -> None:
     hdf5.write(
         run.folder / "last.h5",
         to_weights_file(
@@ -477,9 +513,14 @@ def _save(run: Run) -> None:
                 "dropout": {name: layer.offset for name, layer in _dropouts(run.model)},
                 "seconds": run.clock.seconds,
                 "average": run.average and run.average.state_dict(),
+                "partial": run.partial.state_dict(),
+                "micro_batch": run.micro_batch,
             },
         ),
     )
+
+
+def _write_metrics(run: Run) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()

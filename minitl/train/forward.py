@@ -65,13 +65,13 @@ class Forward:
         if self._cut:
             self._features.prepare()
 
-    def inputs(self, epoch: int) -> Iterator[Inputs]:
-        """Yield what `network` is given in an epoch, batch by batch."""
+    def inputs(self, epoch: int, start_batch: int = 0) -> Iterator[Inputs]:
+        """Yield what `network` is given in an epoch, batch by batch, from `start_batch` on."""
         if not self._cut:
-            batches = self.loader.epoch(epoch)
+            batches = self.loader.epoch(epoch, start_batch)
             yield from on_device(batches, self.loader.preprocessing, self.device, self._dtype)
             return
-        for features, labels in self._features.batches(epoch):
+        for features, labels in self._features.batches(epoch, start_batch):
             x = self.device.kernels.cast(self.device.array(features), self._dtype)
             yield Inputs(x, self.device.array(labels), labels)
 

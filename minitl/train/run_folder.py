@@ -41,3 +41,11 @@ def clear_run(folder: Path) -> None:
     """Delete the files of an earlier run, by their names, and nothing else."""
     for file in RUN_FILES:
         (folder / file).unlink(missing_ok=True)
+    clear_leftovers(folder)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a run left half-written that was killed."""
+    for file in RUN_FILES:
+        for leftover in folder.glob(f".{file}.*.tmp"):
+            leftover.unlink(missing_ok=True)

@@ -1,0 +1,204 @@
+"""A run that is killed and resumed ends as one that was never interrupted: weights, metrics, summary."""
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minitl import hdf5, models, save_model
+from minitl.cli import main
+from minitl.errors import UserError
+from minitl.train import finetune
+from minitl.train.checkpoint import SavingTimer, parse_interval
+from minitl.train.step import TrainingStep
+from tests.test_finetune import pictures, write_pictures
+
+__all__ = ["pictures"]  # a fixture
+
+SMALL = ("--epochs", 3, "--batch-size", 4, "--save-every", 2, "--no-report")
+EVERYTHING = (
+    *("--optimizer", "adamw", "--lr", 0.003, "--layer-decay", 0.8, "--clip-norm", 1),
+    *("--schedule", "plateau", "--plateau-patience", 0, "--warmup-steps", 3),
+    *("--ema", 0.9, "--dropout", 0.3, "--mixup", 0.3, "--cutmix", 0.3),
+    *("--unfreeze-schedule", "head:0,layer3:1", "--sampler", "balanced"),
+    *("--rotation", 20, "--policy", "1,5", "--workers", 2, "--patience", 2),
+)
+CLOCKS = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "w.h5"
+    save_model(models.cifar_resnet20(num_classes=5, width=4, shortcut="B", seed=1), path)
+    return path
+
+
+def command(data, weights, folder, options):
+    return [str(a) for a in ("finetune", data, "--weights", weights, "--out", folder, *options)]
+
+
+def outcome(folder):
+    """Return all that a run ends with, but for what the clock says."""
+    last, best = (hdf5.read(folder / file) for file in ("last.h5", "best.h5"))
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "last": {name: array.tobytes() for name, array in last.state.items()},
+        "optimizer": {name: np.asarray(v).tobytes() for name, v in last.optimizer.items()},
+        "best": {name: array.tobytes() for name, array in best.state.items()},
+        "metrics": [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows],
+        "summary": {k: v for k, v in summary.items() if k not in ("seconds", "timing")},
+    }
+
+
+class Killed(BaseException):
+    """What the end of the process looks like from inside: nothing catches it, nothing is tidied."""
+
+
+def resumed_after(monkeypatch, arguments, folder, step):
+    """Run, kill before the given step (from 0), resume to the end."""
+    done = 0
+    original = TrainingStep.__call__
+
+    def killing(self, inputs):
+        nonlocal done
+        if done == step:
+            raise Killed
+        done += 1
+        return original(self, inputs)
+
+    monkeypatch.setattr(TrainingStep, "__call__", killing)
+    monkeypatch.setattr(finetune, "clear_run", lambda folder: None)
+    with pytest.raises(Killed):
+        main(arguments)
+    monkeypatch.undo()
+    assert main(["finetune", "--resume", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        EVERYTHING,
+        ("--freeze", "backbone", "--no-augment"),
+        ("--freeze-until", "layer3", "--no-augment", "--micro-batch", 3, "--class-weights", "none"),
+        ("--schedule", "one-cycle", "--nesterov", "--seed", 3),
+    ],
+    ids=["plain", "everything", "kept features", "frozen front", "one-cycle"],
+)
+def test_killed_before_any_step(monkeypatch, tmp_path, pictures, weights, options):
+    options = (*SMALL, *options)
+    assert main(command(pictures, weights, tmp_path / "whole", options)) == 0
+    whole = outcome(tmp_path / "whole")
+    steps = random.Random(len(options)).sample(range(15), 3)
+    for step in steps:
+        folder = tmp_path / f"part{step}"
+        resumed_after(monkeypatch, command(pictures, weights, folder, options), folder, step)
+        assert outcome(folder) == whole, f"killed before step {step}"
+
+
+KILLER = """
+import os, signal, sys
+from minitl import files
+from minitl.cli import main
+from minitl.train.step import TrainingStep
+
+def killing(original, at, done=[0]):
+    def call(*arguments):
+        if done[0] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done[0] += 1
+        return original(*arguments)
+    return call
+
+kind, at, *arguments = sys.argv[1:]
+if kind == "step":
+    TrainingStep.__call__ = killing(TrainingStep.__call__, int(at))
+else:  # in the middle of writing a file: it has its bytes, but not its name
+    files.os.fsync = killing(os.fsync, 2 * int(at))  # twice for each: the file, its folder
+sys.exit(main(arguments))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs SIGKILL")
+def test_sigkill_again_and_again(tmp_path, pictures, weights):
+    """One run killed in its first steps, between two savings, and while it writes."""
+    options = (*SMALL, *EVERYTHING)
+    assert main(command(pictures, weights, tmp_path / "whole", options)) == 0
+    folder = tmp_path / "killed"
+    arguments = command(pictures, weights, folder, options)
+    for kind, at in (("step", 1), ("step", 5), ("write", 3)):
+        process = [sys.executable, "-c", KILLER, kind, str(at), *arguments]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        done = subprocess.run(process, capture_output=True, env=environment, check=False)
+        assert done.returncode == -9, done.stderr.decode()
+        arguments = ["finetune", "--resume", str(folder)]
+    assert list(folder.glob(".*.tmp"))  # the last one left a file half-written
+    assert main(arguments) == 0
+    assert not list(folder.glob(".*.tmp"))
+    assert outcome(folder) == outcome(tmp_path / "whole")
+
+
+def test_a_run_killed_after_its_state_was_written_still_gets_its_metrics(
+    monkeypatch, tmp_path, pictures, weights
+):
+    folder = tmp_path / "run"
+
+    def killed(run):
+        if run.epoch == 3:
+            raise Killed
+
+    original = finetune._write_metrics
+    monkeypatch.setattr(finetune, "_write_metrics", lambda run: killed(run) or original(run))
+    with pytest.raises(Killed):
+        main(command(pictures, weights, folder, SMALL))
+    monkeypatch.undo()
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    assert main(["finetune", "--resume", str(folder)]) == 0
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_an_interrupt_within_the_first_epoch_keeps_what_was_saved(
+    monkeypatch, tmp_path, weights, capsys
+):
+    data = write_pictures(tmp_path / "data", per_class=8)
+    folder = tmp_path / "run"
+    original = TrainingStep.__call__
+    done = []
+
+    def interrupted(self, inputs):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return original(self, inputs)
+
+    monkeypatch.setattr(TrainingStep, "__call__", interrupted)
+    assert main(command(data, weights, folder, SMALL)) == 130
+    assert "--resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert hdf5.read(folder / "last.h5").progress["partial"]["images"] == 8
+    assert main(["finetune", "--resume", str(folder)]) == 0
+
+
+def test_when_to_save(monkeypatch):
+    assert parse_interval("200") == (200, 0)
+    assert parse_interval("1.5m") == (None, 90)
+    assert parse_interval("2h") == (None, 7200)
+    for text in ("", "0", "5 minutes", "-3", "1.5", "0s"):
+        with pytest.raises(UserError, match="--save-every"):
+            parse_interval(text)
+    timer = SavingTimer("3")
+    assert [timer.due(step) for step in range(1, 7)] == [False, False, True] * 2
+    clock = [0.0]
+    monkeypatch.setattr("minitl.train.checkpoint.time.monotonic", lambda: clock[0])
+    timer = SavingTimer("10s")
+    due = []
+    for clock[0] in (4.0, 9.0, 11.0, 15.0, 21.0, 22.0):
+        due.append(timer.due(1))
+    assert due == [False, False, True, False, True, False]
