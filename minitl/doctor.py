@@ -60,7 +60,7 @@ def examine(name: str, say: Say) -> None:
             for what, error_of in _checks(device, precision):
                 bad, found = _judge(error_of, tolerance)
                 wrong += bad
-                say(f"{precision:8} {what:30} {'WRONG' if bad else 'ok':6} {found}")
+                say(f"{precision:8} {what:31} {'WRONG' if bad else 'ok':6} {found}")
     if wrong:
         raise UserError(
             f"{device}: {wrong} checks failed (listed above); do not trust it with training. Update the "
@@ -110,12 +110,8 @@ def _checks(device: Device, precision: str) -> Iterator[tuple[str, Callable[[], 
             continue  # the same code as in float32
         yield check.name, partial(_operation_error, check, device, precision)
     if precision == "float32":
-        sgd, adam = (
-            partial(optim.SGD, momentum=0.9, nesterov=True),
-            partial(optim.Adam, weight_decay=0.1),
-        )
-        yield "SGD", partial(_optimizer_error, sgd, device)
-        yield "Adam", partial(_optimizer_error, adam, device)
+        for name, optimizer in OPTIMIZERS.items():
+            yield name, partial(_optimizer_error, optimizer, device)
     if precision != "tf32":
         yield "pictures", partial(_pictures_error, device, precision)
 
@@ -198,6 +194,12 @@ def _running(weight: Tensor) -> tuple[Array, Array]:
     return like(weight.data, mean), like(weight.data, np.exp(mean))
 
 
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "SGD": optim.SGD,
+    "SGD, momentum": partial(optim.SGD, momentum=0.9, nesterov=True),
+    "Adam": partial(optim.Adam, weight_decay=0.1),
+}
+
 _X = (3, 9, 7, 24)
 _C = (24,)
 
@@ -226,6 +228,7 @@ CHECKS = (
     Check("linear", ops.linear, ((5, 33),), ((10, 33), (10,))),
     Check("batchnorm", partial(_normalised, "batchnorm", True), (_X,), (_C, _C)),
     Check("batchnorm, evaluation", partial(_normalised, "batchnorm_relu", False), (_X,), (_C, _C)),
+    Check("batchnorm_relu", partial(_normalised, "batchnorm_relu", True), (_X,), (_C, _C)),
     Check(
         "batchnorm_add_relu", partial(_normalised, "batchnorm_add_relu", True), (_X, _X), (_C, _C)
     ),
@@ -235,17 +238,32 @@ CHECKS = (
         (_X,),
         (_C, _C),
     ),
+    Check(
+        "batchnorm_relu_maxpool, frozen",
+        partial(_normalised, "batchnorm_relu_maxpool", False, kernel_size=3, stride=2, padding=1),
+        (_X,),
+        (_C, _C),
+    ),
     Check("maxpool2d", lambda x: ops.maxpool2d(x, 3, 2, 1), (_X,)),
     Check("avgpool2d", lambda x: ops.avgpool2d(x, 3, 2, 1), (_X,)),
+    Check("adaptive_avgpool2d", partial(ops.adaptive_avgpool2d, size=(4, 3)), (_X,)),
     Check("global_avgpool2d", ops.global_avgpool2d, (_X,)),
     Check("flatten", ops.flatten, ((2, 3, 4, 5),)),
     Check("add", ops.add, (_X, _X)),
+    Check("scale", partial(ops.scale, factor=-0.7), (_X,)),
     Check("relu", ops.relu, (_X,)),
     Check("concat", lambda *x: ops.concat(x), ((2, 3, 3, 5), (2, 3, 3, 8))),
     Check("dropout", partial(ops.dropout, p=0.3, seed=5, offset=7), (_X,)),
     Check(
         "softmax_cross_entropy",
         lambda x: ops.softmax_cross_entropy(x, np.arange(6) % 5, label_smoothing=0.1),
+        ((6, 5),),
+    ),
+    Check(
+        "softmax_cross_entropy, weighted",
+        lambda x: ops.softmax_cross_entropy(
+            x, np.arange(6) % 5, class_weights=np.linspace(0.5, 1.5, 5)
+        ),
         ((6, 5),),
     ),
     Check(

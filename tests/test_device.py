@@ -232,14 +232,19 @@ def test_an_optimizer_on_a_gpu_saves_and_continues(make):
 
 
 @needs_checker
-def test_the_doctor_finds_a_healthy_gpu_healthy(capsys):
+def test_the_doctor_finds_a_healthy_gpu_healthy_and_checks_every_kernel(capsys):
     pytest.importorskip("cuda.bindings.nvrtc")
-    with install(mode="fast"):
+    from minitl.kernels.cuda import avgpool_kernels
+    from tests.test_cuda_compile import BUDGETS  # has every other kernel
+
+    with install(mode="fast") as gpu:
         assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "cuda:0 works" in text
     assert text.count(" ok ") > 50
     assert "sm_90a" in text
+    of_numba = {name for name, f in vars(avgpool_kernels).items() if hasattr(f, "py_func")}
+    assert {name for name, _, _ in gpu.launches} == set(BUDGETS) | of_numba
 
 
 @needs_checker
