@@ -32,6 +32,7 @@ CALLS = [
     ("add_forward", (X, Y)),
     ("add_forward", (WIDE, WIDE)),
     ("relu_forward", (X,)),
+    ("scale_forward", (X, 0.5)),
     ("relu_dx", (X, Y)),
     ("dropout_forward", (X, 0.5, 7, 2)),
     ("dropout_dx", (X, 0.5, 7, NUMBER)),
@@ -75,7 +76,9 @@ CALLS = [
         (BATCHES, (0.4, 0.5, 0.6), (1, 2, 3), 1 / 255, FLIP, PLACES, PLACES, 4, "f"),
     ),
 ]
-ELSEWHERE = {"avgpool2d_forward", "avgpool2d_dx"}  # Numba's; see test_cuda_avgpool.py
+ELSEWHERE = {  # Numba's; see test_cuda_avgpool.py
+    f"{kind}avgpool2d_{way}" for kind in ("", "adaptive_") for way in ("forward", "dx")
+}
 SETTINGS = {
     "on_first_compile",
     "release_memory",

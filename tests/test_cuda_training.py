@@ -106,6 +106,21 @@ def test_steps_of_a_resnet_equal_those_of_the_cpu_backend():
         assert other[1:] == one[1:]
 
 
+def test_weights_of_classes_count_as_on_the_cpu(gpu):
+    def train_with_weights(device):
+        model = Small().to(device)
+        optimizer = optim.SGD(model.parameters(), lr=0.05)
+        weights = np.linspace(0.5, 2, 5, dtype=np.float32)
+        step = TrainingStep(model, model, optimizer, device, class_weights=weights)
+        with device.computing():
+            for number in range(recording.EAGER + 2):
+                step(batch(device, seed=number))
+            return [result.loss for result in step.results()]
+
+    here, there = map(train_with_weights, (CPU, get_device("cuda")))
+    assert there == pytest.approx(here, rel=1e-5)
+
+
 @pytest.mark.parametrize("state", ["training", "frozen", "evaluation"])
 def test_bfloat16_is_close_to_float32(state):
     model, x = small_resnet(), np.random.default_rng(0).normal(size=(4, 8, 8, 3))

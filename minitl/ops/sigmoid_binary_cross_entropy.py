@@ -53,7 +53,7 @@ def sigmoid_binary_cross_entropy(
     if not is_on_gpu(given):
         _check_range(given)
     if pos_weight is not None:
-        shape = tuple(np.shape(pos_weight))
+        shape = tuple(pos_weight.shape if is_on_gpu(pos_weight) else np.shape(pos_weight))
         if shape != logits.shape[logits.ndim - len(shape) :]:
             raise ValueError(
                 f"pos_weight must have the shape of the logits' last axes, {logits.shape}; got {shape}"

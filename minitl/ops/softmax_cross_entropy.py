@@ -69,10 +69,10 @@ def softmax_cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in 0 .. 1; got {label_smoothing}")
     if class_weights is not None:
-        if tuple(np.shape(class_weights)) != (k,):
+        if tuple(class_weights.shape) != (k,):
             raise ValueError(
                 f"class_weights must have shape ({k},), one for each class; "
-                f"got {tuple(np.shape(class_weights))}"
+                f"got {tuple(class_weights.shape)}"
             )
         if not is_on_gpu(class_weights):
             _check_class_weights(class_weights)
