@@ -24,9 +24,8 @@ def say(text: str = "") -> None:
 def announce_compilation(device: Device = CPU) -> None:
     """Say so if kernels have to be compiled, which makes the first steps slow."""
     kind = "CPU" if device.kind == "cpu" else "CUDA"
-    device.kernels.on_first_compile(
-        lambda: say(f"  compiling {kind} kernels for this machine: once, up to half a minute ...")
-    )
+    text = f"  compiling {kind} kernels for this machine: once, up to half a minute ..."
+    device.kernels.on_first_compile(lambda: tqdm.write(text, file=sys.stderr))
 
 
 class Progress:
