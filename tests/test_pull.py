@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pooch
 import pytest
+from PIL import Image
 
 from minitl import hdf5, models
 from minitl.cli import main
@@ -276,6 +277,33 @@ def test_offline_takes_what_is_there(server, tmp_path):
     path = pull(NAME)
     path.unlink()
     assert pull(NAME, offline=True) == path  # made anew from the source file
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["pull", "inspect", "finetune", "evaluate", "predict", "export"]
+)
+def test_no_command_goes_online_where_the_environment_says_so(
+    server, tmp_path, monkeypatch, capsys, command
+):
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "b").mkdir()
+    for name in ("a/1.png", "a/2.png", "b/3.png", "b/4.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / name)
+    data, out = str(tmp_path / "data"), str(tmp_path / "out.pth")
+    arguments = {
+        "finetune": [data, "--weights", NAME, "--out", str(tmp_path / "run")],
+        "evaluate": [NAME, data],
+        "predict": [NAME, f"{data}/a/1.png"],
+        "export": [NAME, out],
+    }.get(command, [NAME])
+    monkeypatch.setenv("MINITL_OFFLINE", "1")
+    assert main([command, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert f"{NAME} is not in" in error and "without MINITL_OFFLINE set" in error
+    assert server.requests == 0
+    monkeypatch.setenv("MINITL_OFFLINE", "0")
+    assert main(["inspect", NAME]) == 0
     assert server.requests == 1
 
 

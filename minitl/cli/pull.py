@@ -19,7 +19,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("name", metavar="NAME", nargs="?", help="such as resnet50.torchvision_v2")
     command.add_argument("--list", action="store_true", help="list all names, with their licences")
     command.add_argument(
-        "--offline", action="store_true", help="use what is in the cache, never the network"
+        "--offline",
+        action="store_true",
+        help="use what is in the cache, never the network; MINITL_OFFLINE=1 says so to all commands",
     )
     command.add_argument("--json", action="store_true", help="print the list as JSON")
     return command

@@ -145,8 +145,9 @@ def pull(
 ) -> Path:
     """Return the weights file of a name of the catalogue, fetched and converted if it is not there yet.
 
-    offline: use what is in the cache and nothing else. check: read the weights file too, and make it anew
-    if it is damaged (else whoever loads it finds out). say: gets a line for each thing done.
+    offline: use what is in the cache and nothing else; the environment variable MINITL_OFFLINE asks for
+    it everywhere. check: read the weights file too, and make it anew if it is damaged (else whoever loads
+    it finds out). say: gets a line for each thing done.
 
     Raises UserError in one line for an unknown name and for whatever stops the download: no network, no
     such file, a silent server, a broken connection, other bytes than expected, no space.
@@ -160,13 +161,18 @@ def pull(
         return target
     source = folder / entry.file
     if not (source.is_file() and _matches(entry, _hash(source, entry.algorithm))):
-        if offline:
-            raise UserError(f"{name} is not in {folder}; run minitl pull {name} without --offline")
+        if offline or _is_offline():
+            switch = "--offline" if offline else "MINITL_OFFLINE set"
+            raise UserError(f"{name} is not in {folder}; run minitl pull {name} without {switch}")
         size = f" ({entry.megabytes} MB)" if entry.megabytes else ""
         say(f"{name}: downloading {entry.url}{size}")
         _download(entry, folder)
     _convert(entry, source, target, say)
     return target
+
+
+def _is_offline() -> bool:
+    return os.environ.get("MINITL_OFFLINE", "0") not in ("", "0")
 
 
 def _unknown(name: str, entries: dict[str, Entry]) -> str:
