@@ -111,6 +111,10 @@ def test_libraries_are_imported_where_they_belong(name):
         "cupy": ("kernels",),
         "cuda": ("kernels",),
         "h5py": ("hdf5", "feature_file", "convert"),
+        "safetensors": ("convert",),
+        "onnx": ("convert",),
+        "pooch": ("convert",),
+        "requests": ("convert",),
         "PIL": ("data", "train"),
         "sklearn": ("data", "train", "recipes"),
     }
