@@ -9,7 +9,7 @@
     paths, parts   (N,) UTF-8: relative to DATA; train, val, test   } by `minitl features`
     class_names    (C,) UTF-8                                       }
 
-Features lie in one piece, so that reading a batch touches that batch's bytes alone, however large the
+All but the features has HDF5's own checksum too. Features lie in one piece, so that reading a batch touches that batch's bytes alone, however large the
 file. They are written in pieces too: memory holds a batch, never all of them. Files appear whole or not
 at all and are never changed afterwards.
 """
@@ -56,8 +56,8 @@ def write(
                 kind = h5py.string_dtype("utf-8", max(1, len(text)))
                 file.attrs.create(name, np.array(text, kind), dtype=kind)
             for name, values in (columns or {}).items():
-                file.create_dataset(name, data=_as_stored(values))
-            file.create_dataset("keys", data=keys)
+                file.create_dataset(name, data=_as_stored(values), fletcher32=True)
+            file.create_dataset("keys", data=keys, fletcher32=True)
             features = file.create_dataset("features", (len(keys), *shape), "<f4")
             checksums = np.zeros(len(keys), "<u4")
             done = 0
@@ -70,7 +70,7 @@ def write(
                 done += len(batch)
             if done != len(keys):
                 raise ValueError(f"{done} rows of features for {len(keys)} keys")
-            file.create_dataset("checksums", data=checksums)
+            file.create_dataset("checksums", data=checksums, fletcher32=True)
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
 

@@ -16,6 +16,7 @@ from minitl.cli import (
     doctor_data,
     evaluate,
     export,
+    features,
     finetune,
     inspect,
     predict,
@@ -27,7 +28,7 @@ from minitl.cli import (
 from minitl.errors import InterruptedRunError, UserError
 
 COMMANDS = (
-    *(finetune, preview, evaluate, predict, report, serve, cache),
+    *(finetune, preview, evaluate, predict, report, serve, features, cache),
     *(inspect, convert, export, pull, doctor, doctor_data),
 )
 

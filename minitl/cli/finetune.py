@@ -38,6 +38,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
     what.add_argument(
         "--arch", metavar="NAME", help="without --weights: the network to train from scratch"
     )
+    what.add_argument(
+        "--features",
+        metavar="FILE.h5",
+        help="in place of DATA: train what follows on a file of minitl features",
+    )
     what.add_argument("--demo", action="store_true", help="built-in example: handwritten digits")
     what.add_argument(
         "--resume", metavar="RUN", help="continue a run where it was last saved, to the same result"
@@ -84,5 +89,10 @@ def run(options: argparse.Namespace) -> None:
             raise UserError("--demo brings its own DATA, --weights and settings; leave yours out")
         demo(prepare_folder(out, "demo", overwrite), **given)
         return
+    if "features" in given:
+        from minitl.feature_file import FeatureFile
+        from minitl.train.extract import settings_of
+
+        given = settings_of(FeatureFile(given["features"]), given)
     config = make_config(config_file and Path(config_file), given)
     finetune(config, prepare_folder(out, Path(config.data).resolve().name, overwrite))

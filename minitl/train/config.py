@@ -41,6 +41,7 @@ class Config:
         network, that trains. unfreeze_schedule: see train/unfreezing.py.
     augment: random crops, mirrored pictures if `flip`, and what comes after it, see `Augmentation`.
         color_jitter: brightness, contrast, saturation, hue.
+    features: a file of minitl features, whose pictures and frozen layers these are.
     feature_cache: folder for what frozen layers compute, or "auto" for the user's own, or "off".
     cached_views: variations of each picture that are kept there; 0 for a new one in each epoch.
     micro_batch: pictures at a time, at most, with the gradients of a whole batch; None for all of it.
@@ -92,6 +93,7 @@ class Config:
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     erase: float = 0.0
     policy: tuple[int, int] = (0, 0)
+    features: str | None = None
     feature_cache: str = AUTO
     cached_views: int = 0
     mixup: float = 0.0

@@ -139,5 +139,5 @@ def _predict(
         normalise=where.kind == "cpu",
     )
     with Progress(label, len(samples)) as progress, where.computing(precision):
-        forward = Forward(model.to(where), loader, False, label, where, precision)
+        forward = Forward(model.to(where), loader, 0, label, where, precision)
         return forward.logits(progress.update)

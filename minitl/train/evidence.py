@@ -23,16 +23,24 @@ from minitl.train import plots
 from minitl.train.config import Config
 from minitl.train.console import Progress, announce_compilation
 from minitl.train.evaluate import check_preprocessing
+from minitl.train.feature_cache import FeatureCache
 from minitl.train.forward import EVALUATION_BATCH, Forward
 from minitl.train.metrics import classification_metrics
 from minitl.train.report import Judged, render
 
 
 def judge(
-    model: Classifier, dataset: Dataset, workers: int, device: Device, precision: str
+    model: Classifier,
+    dataset: Dataset,
+    workers: int,
+    device: Device,
+    precision: str,
+    cut: int = 0,
+    cache: FeatureCache | None = None,
 ) -> list[Judged]:
     """Return the model's predictions for validation, and for the test part where there is one.
 
+    cut, cache: as for `Forward`.
     The model is on the device, and `Device.computing` around the call.
     """
     judged = []
@@ -48,7 +56,7 @@ def judge(
             normalise=device.kind == "cpu",
         )
         label = f"{part}, best epoch"
-        forward = Forward(model, loader, False, label, device, precision)
+        forward = Forward(model, loader, cut, label, device, precision, cache)
         with Progress(label, len(samples)) as progress:
             logits, labels = forward.logits(progress.update)
         metrics = classification_metrics(logits, labels, dataset.classes)

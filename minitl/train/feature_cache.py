@@ -15,6 +15,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import numpy as np
 
 from minitl.backend import to_host
 from minitl.convert.pull import user_folder
+from minitl.data.folder import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile, write
@@ -95,6 +97,10 @@ class FeatureCache:
         self._places: dict[bytes, tuple[int, int]] = {}  # key: number of the file, row in it
         self._seen: set[Path] = set()
         self._look()
+
+    def keys_of(self, root: Path, samples: Sequence[Sample], workers: int) -> list[bytes]:
+        """Return what stands for each sample: the SHA-256 of its file."""
+        return file_digests(root, samples, workers)
 
     def missing(self, keys: np.ndarray) -> np.ndarray:
         """Return the indices of keys (N, 32) that have no row, each different key once, ascending."""
@@ -181,6 +187,17 @@ def _row_bytes(shape: Sequence[int]) -> int:
     return int(4 * np.prod(shape, dtype=np.int64))
 
 
+def file_digests(root: Path, samples: Sequence[Sample], workers: int) -> list[bytes]:
+    """Return the SHA-256 of each sample's file."""
+
+    def digest(sample: Sample) -> bytes:
+        with (root / sample.path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="minitl-digest") as executor:
+        return list(executor.map(digest, samples))
+
+
 class Kept(NamedTuple):
     """One folder of the cache, as `minitl cache --list` shows it."""
 
@@ -245,6 +262,7 @@ __all__ = [
     "cache_folder",
     "clear",
     "describe",
+    "file_digests",
     "kept",
     "open_cache",
     "weights_digest",

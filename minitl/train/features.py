@@ -10,16 +10,13 @@ whatever the batch size of training.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
 from minitl import models, nn
-from minitl.backend import Array
-from minitl.data.folder import Sample
+from minitl.backend import BFLOAT16, Array
 from minitl.data.loader import Batch, Loader
 from minitl.device import Device
 from minitl.errors import UserError
@@ -90,7 +87,7 @@ class Features:
         missing = [self._cache.missing(view) for view in keys]
         count = sum(map(len, missing))
         if count:
-            shape = self._row_shape()
+            shape = self.row_shape()
             size, free = self._cache.room(count, shape)
             if size > 0.9 * free:
                 self._do_without(size, free)
@@ -168,7 +165,14 @@ class Features:
         finally:
             self._model.train(was_training)
 
-    def _row_shape(self) -> tuple[int, ...]:
+    def rows(self, on_rows: Callable[[int], object]) -> Iterator[np.ndarray]:
+        """Yield the features of all pictures in the samples' order; computed, whatever is kept."""
+        for part in self._computed(0, np.arange(len(self._loader.samples))):
+            yield part
+            on_rows(len(part))
+
+    def row_shape(self) -> tuple[int, ...]:
+        """Return the shape of a picture's features."""
         crop = self._loader.preprocessing.crop
         black = self._device.array(np.zeros((1, crop, crop, 3), np.float32))
         return self._run(self._device.kernels.cast(black, self._dtype)).shape[1:]
@@ -176,7 +180,8 @@ class Features:
     def _make_keys(self) -> np.ndarray:
         """Return what stands for each picture in each of its variations: (views, samples, 32) uint8."""
         loader = self._loader
-        files = file_digests(loader.root, loader.samples, max(loader.workers, 1))
+        assert self._cache is not None
+        files = self._cache.keys_of(loader.root, loader.samples, max(loader.workers, 1))
         if loader.augment is None:
             return np.frombuffer(b"".join(files), np.uint8).reshape(1, -1, 32)
         # A variation is drawn from seed, epoch and the picture's number.
@@ -204,15 +209,9 @@ def _filled_up(batch: Batch) -> Batch:
     return Batch(images, np.zeros(FEATURE_BATCH, np.int64), batch.indices)
 
 
-def file_digests(root: Path, samples: Sequence[Sample], workers: int) -> list[bytes]:
-    """Return the SHA-256 of each sample's file."""
-
-    def digest(sample: Sample) -> bytes:
-        with (root / sample.path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="minitl-digest") as executor:
-        return list(executor.map(digest, samples))
+def numbers_of(precision: str) -> np.dtype:
+    """Return the kind of numbers that a network is given with a --precision."""
+    return BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
 
 
 def megabytes(size: int) -> str:
@@ -222,4 +221,4 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
-__all__ = ["FEATURE_BATCH", "Features", "file_digests", "frozen_stages", "megabytes"]
+__all__ = ["FEATURE_BATCH", "Features", "frozen_stages", "megabytes", "numbers_of"]

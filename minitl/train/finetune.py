@@ -32,9 +32,11 @@ from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device, get_device
 from minitl.errors import InterruptedRunError, UserError
+from minitl.feature_file import FeatureFile
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
+from minitl.train import extract
 from minitl.train.averaging import WeightAverage
 from minitl.train.checkpoint import Partial, SavingTimer
 from minitl.train.clock import Clock
@@ -42,7 +44,7 @@ from minitl.train.config import Config
 from minitl.train.console import Progress, announce_compilation, duration, percent, printable, say
 from minitl.train.evaluate import check_preprocessing
 from minitl.train.evidence import judge, write_evidence
-from minitl.train.feature_cache import open_cache
+from minitl.train.feature_cache import FeatureCache, open_cache
 from minitl.train.features import frozen_stages
 from minitl.train.forward import EVALUATION_BATCH, Forward, backbone_is_frozen
 from minitl.train.freezing import apply_freeze, table
@@ -121,13 +123,14 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     Raises UserError for anything wrong with the data, the weights, the settings or the folder.
     """
     device = get_device(config.device)
-    dataset = scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
+    dataset = _dataset(config)
     model = _make_model(config, dataset)
     config = dataclasses.replace(resolved(config, model), preprocessing=model.preprocessing)
     _say_data(dataset)
     clock = Clock()
-    with clock.measure("checking the pictures"):
-        dataset = _with_findings(_without_bad_images(dataset, config))
+    if config.features is None:
+        with clock.measure("checking the pictures"):
+            dataset = _with_findings(_without_bad_images(dataset, config))
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
     if config.cached_views and not frozen_stages(model):
         raise UserError("--cached-views needs frozen layers at the front, as by --freeze backbone")
@@ -159,7 +162,10 @@ def resume(folder: Path) -> dict[str, Any]:
         say(f"{folder}: nothing was saved yet; beginning again")
         return finetune(config, folder)
     device = get_device(config.device)
-    dataset = load_split(folder / "split.json", Path(config.data))
+    if config.features is None:
+        dataset = load_split(folder / "split.json", Path(config.data))
+    else:
+        dataset = _dataset(config)
     checkpoint = hdf5.read(folder / "last.h5")
     if checkpoint.progress is None or checkpoint.optimizer is None:
         raise UserError(f"{folder / 'last.h5'} holds weights only, no state to resume from")
@@ -192,6 +198,12 @@ def resume(folder: Path) -> dict[str, Any]:
     if history:
         _write_metrics(run)  # it may have been killed before that
     return _train(run)
+
+
+def _dataset(config: Config) -> Dataset:
+    if config.features is not None:
+        return extract.dataset_of(FeatureFile(config.features))
+    return scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
 
 
 def _make_model(config: Config, dataset: Dataset) -> Classifier:
@@ -336,8 +348,7 @@ def _train(run: Run) -> dict[str, Any]:
 def _train_on_device(run: Run) -> dict[str, Any]:
     config = run.config
     mixes = config.mixup > 0 or config.cutmix > 0
-    cut = frozen_stages(run.model)
-    cache = open_cache(config, run.model, cut)
+    cut, cache = _front(config, run.model)
     apart = cut if not mixes and (config.cached_views or not config.augment) else 0
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
     train_loader = Loader(
@@ -407,6 +418,15 @@ def _train_on_device(run: Run) -> dict[str, Any]:
     step.release()
     run.device.kernels.release_memory()  # judging takes much less than training did
     return _finish(run)
+
+
+def _front(config: Config, model: Classifier) -> tuple[int, FeatureCache | None]:
+    """Return how many stages are frozen, and where their features are kept."""
+    if config.features is None:
+        cut = frozen_stages(model)
+        return cut, open_cache(config, model, cut)
+    rows = extract.FeatureRows(config.features)
+    return extract.check_weights(rows.file, model, "the settings say"), rows
 
 
 def _evaluation_loader(run: Run, samples: list[Sample]) -> Loader:
@@ -566,7 +586,11 @@ def _finish(run: Run) -> dict[str, Any]:
         "train_images": len(run.dataset.train),
     }
     with run.clock.measure("judging the best epoch"):
-        judged = judge(best, run.dataset, run.config.workers, run.device, run.config.precision)
+        # The best weights are those of the run's model before the cut: nothing there has trained.
+        front = _front(run.config, run.model)
+        judged = judge(
+            best, run.dataset, run.config.workers, run.device, run.config.precision, *front
+        )
     summary |= {one.part: dict(one.metrics) for one in judged}
     summary["timing"] = {name: round(value, 3) for name, value in run.clock.seconds.items()}
     write_json(run.folder / "summary.json", summary)

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from minitl.backend import BFLOAT16
 from minitl.data.loader import Loader
 from minitl.device import CPU, Device
 from minitl.models import Classifier
 from minitl.tensor import Tensor, no_grad
 from minitl.train.batches import Inputs, on_device
 from minitl.train.feature_cache import FeatureCache
-from minitl.train.features import Features
+from minitl.train.features import Features, numbers_of
 
 EVALUATION_BATCH = 32  # pictures at once where nothing is trained
 UNREAD = 64  # batches whose results may still be on a GPU
@@ -51,7 +50,7 @@ class Forward:
         views: int = 1,
     ) -> None:
         self.model, self.loader, self.label, self.device = model, loader, label, device
-        self._dtype = BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
+        self._dtype = numbers_of(precision)
         self._cut = cut
         self._features = Features(model, cut, loader, label, device, self._dtype, cache, views)
 

@@ -1,0 +1,66 @@
+"""`minitl features`: what a network sees in pictures, as a file."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from minitl.cli.arguments import add_device, add_threads, count
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Declare the command and its arguments."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "features",
+        help="write what a network sees in pictures to a file",
+        description="Write the features of all pictures in DATA to an HDF5 file: features, labels, paths, "
+        "parts and class names. Train a head on them with minitl finetune --features.",
+    )
+    command.set_defaults(run=run)
+    command.add_argument("data", metavar="DATA", type=Path, help="the image folder")
+    command.add_argument(
+        "--weights", metavar="FILE.h5|NAME", required=True, help="a file, a run folder or a name"
+    )
+    command.add_argument("--out", metavar="FILE.h5", type=Path, required=True, help="the new file")
+    command.add_argument(
+        "--cut",
+        metavar="PART",
+        help="take what comes out of this part, as layer3 (the last before the head)",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace a file of that name")
+    command.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="share kept for validation if DATA has no val (0.2)",
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the split (0)")
+    command.add_argument(
+        "--workers", type=count, default=1, metavar="N", help="threads that decode pictures (1)"
+    )
+    add_threads(command)
+    add_device(command, device="cpu", precision="float32")
+    return command
+
+
+def run(options: argparse.Namespace) -> None:
+    """Carry the command out."""
+    from minitl.data.folder import scan
+    from minitl.errors import UserError
+    from minitl.train.extract import extract
+
+    if options.out.exists() and not options.overwrite:
+        raise UserError(
+            f"{options.out} exists; choose another --out, or replace it with --overwrite"
+        )
+    dataset = scan(options.data, val_fraction=options.val_fraction, seed=options.seed)
+    extract(
+        dataset,
+        options.weights,
+        options.out,
+        cut=options.cut,
+        workers=options.workers,
+        threads=options.threads,
+        device=options.device,
+        precision=options.precision,
+    )

@@ -1,0 +1,153 @@
+"""`minitl features` and what trains on its files."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+import minitl
+from minitl import hdf5, models
+from minitl.cli import main
+from minitl.data.decode import decode_image
+from minitl.data.folder import scan
+from minitl.data.preprocessing import Preprocessing
+from minitl.errors import UserError
+from minitl.feature_file import FeatureFile
+from tests.test_finetune import expect_error, write_pictures
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data") / "colours", per_class=13)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "w.h5"
+    minitl.save_model(models.cifar_resnet20(num_classes=5, width=4, seed=1), path)
+    return path
+
+
+@pytest.fixture
+def features(tmp_path, pictures, weights):
+    """Run `minitl features`; return (exit code, file)."""
+
+    def make(*more, out="f.h5", data=pictures):
+        command = ["features", data, "--weights", weights, "--out", tmp_path / out, *more]
+        return main([str(part) for part in command]), tmp_path / out
+
+    return make
+
+
+def finetune(folder, *more):
+    command = ["finetune", *more, "--out", folder, "--epochs", 3, "--batch-size", 7, "--lr", 0.05]
+    return main([str(part) for part in command])
+
+
+def test_the_file_says_what_each_row_is_of(features, pictures, weights, capsys):
+    code, path = features("--seed", 2)
+    assert code == 0
+    assert "39 pictures" in capsys.readouterr().out
+    dataset = scan(pictures, seed=2)
+    with h5py.File(path) as file:
+        rows, labels = file["features"][()], file["labels"][()]
+        paths = [text.decode() for text in file["paths"][()]]
+        parts = [text.decode() for text in file["parts"][()]]
+        assert [text.decode() for text in file["class_names"][()]] == dataset.classes
+        about = json.loads(bytes(file.attrs["about"]))
+    assert rows.shape == (39, 16)
+    assert rows.dtype == np.float32
+    assert about["cut"] == "pool"
+    found = set(zip(paths, labels.tolist(), parts, strict=True))
+    assert found == {(*s, p) for p in ("train", "val") for s in getattr(dataset, p)}
+    model = minitl.load_model(weights).eval()
+    preprocessing = Preprocessing.from_dict(model.preprocessing)
+    for row in (0, 20, 38):
+        picture = preprocessing.evaluation(decode_image(pictures / paths[row]))
+        expected = model.features(minitl.tensor(picture[None])).numpy()[0]
+        assert np.allclose(rows[row], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cut", "freeze"), [(None, "backbone"), ("layer2", "conv1,bn1,layer1,layer2")]
+)
+def test_training_on_features_is_training_with_frozen_layers(
+    features, pictures, weights, tmp_path, cut, freeze
+):
+    _, file = features(*(["--cut", cut] if cut else []))
+    assert finetune(tmp_path / "a", "--features", file) == 0
+    options = (pictures, "--weights", weights, "--freeze", freeze, "--no-augment")
+    assert finetune(tmp_path / "b", *options) == 0
+    a, b = (hdf5.read(tmp_path / run / "best.h5") for run in "ab")
+    assert all(np.array_equal(a.state[name], b.state[name]) for name in a.state)
+    summaries = [json.loads((tmp_path / run / "summary.json").read_text()) for run in "ab"]
+    assert summaries[0]["val"] == summaries[1]["val"]
+    picture = next(pictures.rglob("*.png"))
+    assert main(["predict", str(tmp_path / "a"), str(picture)]) == 0
+
+
+def test_the_pictures_need_not_be_there(features, pictures, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    _, file = features(data=data)
+    shutil.rmtree(data)
+    assert finetune(tmp_path / "whole", "--features", file) == 0
+    from minitl.train import finetune as module
+
+    original = module._train_epoch
+
+    def interrupted(run, *others):
+        if run.epoch == 2:
+            raise KeyboardInterrupt
+        return original(run, *others)
+
+    monkeypatch.setattr(module, "_train_epoch", interrupted)
+    assert finetune(tmp_path / "part", "--features", file) != 0
+    monkeypatch.undo()
+    assert main(["finetune", "--resume", str(tmp_path / "part")]) == 0
+    a, b = (hdf5.read(tmp_path / run / "last.h5").state for run in ("whole", "part"))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_what_cannot_be(features, pictures, weights, tmp_path, capsys):
+    _, file = features()
+    expect_error(capsys, features()[0], file, "--overwrite")
+    expect_error(capsys, features("--cut", "layer9", out="g.h5")[0], "layer9", "layer2.0")
+    run = tmp_path / "run"
+    for option in ([pictures], ["--freeze", "layer1"], ["--cached-views", 2]):
+        expect_error(capsys, finetune(run, "--features", file, *option), "--features", "leave")
+    other = tmp_path / "other.h5"
+    minitl.save_model(models.cifar_resnet20(num_classes=5, width=4, seed=2), other)
+    expect_error(
+        capsys, finetune(run, "--features", file, "--weights", other), file, other, "other"
+    )
+    expect_error(capsys, finetune(run, "--features", weights), weights, "no file of features")
+    text = tmp_path / "text.h5"
+    text.write_text("no HDF5")
+    expect_error(capsys, finetune(run, "--features", text), text, "damaged")
+    expect_error(capsys, finetune(run, "--features", tmp_path / "none.h5"), "does not exist")
+    assert not run.exists()
+
+
+def test_damaged_files_are_refused(features, tmp_path):
+    _, path = features()
+    content = path.read_bytes()
+    whole = FeatureFile(path)
+    for length in (0, 100, len(content) // 2, len(content) - 1):
+        part = tmp_path / "part.h5"
+        part.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"part\.h5"):
+            FeatureFile(part)
+    rng = np.random.default_rng(0)
+    for place in rng.integers(0, len(content), 60):
+        altered = bytearray(content)
+        altered[place] ^= 1 << int(rng.integers(8))
+        part.write_bytes(altered)
+        try:
+            file = FeatureFile(part)
+            rows = file.rows(np.arange(len(file)))
+        except UserError:
+            continue
+        assert np.array_equal(rows, whole.rows(np.arange(len(whole))))
