@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,6 +69,24 @@ def test_numbers_are_the_same_on_both_sides(kind: str) -> None:
         there = arrays.random(3, 5, precision=kind)
         back = arrays.to_torch(arrays.to_minitl(there))
         assert back.dtype == there.dtype and torch.equal(back, there)
+
+
+def test_memory_is_handed_over_when_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch and CuPy work on streams that do not wait for each other."""
+    waited = []
+    stream = SimpleNamespace(synchronize=lambda: waited.append("torch"))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "as_tensor", lambda array, device: torch.tensor(array._array))
+    monkeypatch.setattr("benchmarks.gpu.arrays.device", lambda: torch.device("cpu"))
+    with install(late=True) as gpu, gpu.cupy.cuda.Stream(non_blocking=True):
+        from benchmarks.gpu import arrays
+
+        there = arrays.random(3, 5)
+        ours = arrays.to_minitl(there)
+        assert waited == ["torch"]
+        assert torch.equal(arrays.to_torch(ours), there)
 
 
 def test_all_convolutions_of_the_network_are_there() -> None:

@@ -1,6 +1,7 @@
 """The same numbers as a PyTorch tensor and as an array of ours, on one GPU without a copy.
 
 PyTorch has bfloat16, and for our arrays it is 16 bits; both see the same memory through a view as int16.
+Each works on a stream of its own, so whoever hands memory over waits until what is in it has been computed.
 Where PyTorch has no GPU (in the tests) arrays are copied by way of the host.
 """
 
@@ -33,6 +34,7 @@ def to_minitl(tensor: torch.Tensor) -> Array:
     is_bf16 = tensor.dtype == torch.bfloat16
     plain = tensor.view(torch.int16) if is_bf16 else tensor
     if plain.is_cuda:
+        torch.cuda.current_stream().synchronize()
         array = cupy().asarray(plain)  # by __cuda_array_interface__: no copy
     else:
         array = cupy().asarray(plain.numpy())
@@ -44,6 +46,7 @@ def to_torch(array: Array) -> torch.Tensor:
     is_bf16 = array.dtype == BFLOAT16
     plain = array.view(np.int16) if is_bf16 else array
     if torch.cuda.is_available():
+        cupy().cuda.get_current_stream().synchronize()
         tensor = torch.as_tensor(plain, device="cuda")
     else:
         tensor = torch.from_numpy(to_host(plain))
