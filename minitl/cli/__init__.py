@@ -19,6 +19,7 @@ from minitl.cli import (
     features,
     finetune,
     inspect,
+    lr_find,
     predict,
     preview,
     pull,
@@ -28,7 +29,7 @@ from minitl.cli import (
 from minitl.errors import InterruptedRunError, UserError
 
 COMMANDS = (
-    *(finetune, preview, evaluate, predict, report, serve, features, cache),
+    *(finetune, preview, lr_find, evaluate, predict, report, serve, features, cache),
     *(inspect, convert, export, pull, doctor, doctor_data),
 )
 

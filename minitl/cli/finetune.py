@@ -6,10 +6,13 @@ from typing import Any
 
 from minitl.cli.settings import (
     add_augmentation,
+    add_batches,
     add_computing,
+    add_course,
     add_model,
+    add_optimizer,
     add_pictures,
-    add_training,
+    add_rate,
 )
 from minitl.errors import UserError
 
@@ -60,7 +63,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
 
     add_model(command)
-    add_training(command)
+    add_optimizer(command)
+    add_rate(command)
+    add_course(command)
+    add_batches(command)
     add_augmentation(command)
     add_pictures(command)
     add_computing(command)

@@ -37,8 +37,8 @@ def add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_training(command: argparse.ArgumentParser) -> None:
-    """Add how it trains: optimizer, learning rate, regularisation."""
+def add_optimizer(command: argparse.ArgumentParser) -> None:
+    """Add which optimizer, and the rates of the parts beside each other."""
     group = command.add_argument_group("optimizer")
     group.add_argument("--optimizer", metavar="NAME", help="sgd (default), adam, adamw")
     group.add_argument("--momentum", type=float, metavar="X", help="of sgd (0.9)")
@@ -55,26 +55,24 @@ def add_training(command: argparse.ArgumentParser) -> None:
         "--clip-norm", type=float, metavar="X", help="most that the gradients' norm may be (any)"
     )
     group.add_argument(
-        "--ema",
-        type=float,
-        metavar="X",
-        help="judge and keep a moving average of the weights, with this decay, such as 0.999 (none)",
-    )
-
-    rate = command.add_argument_group("learning rate")
-    rate.add_argument(
-        "--lr",
-        type=float,
-        metavar="X",
-        help="learning rate (sgd: 0.001, or 0.01 where only the head trains; adam, adamw: a tenth)",
-    )
-    rate.add_argument("--lr-head", type=float, metavar="X", help="of the head alone (as --lr)")
-    rate.add_argument(
         "--layer-decay",
         type=float,
         metavar="X",
         help="each part below the head learns at X times the rate of the one above (1)",
     )
+
+
+def add_rate(command: argparse.ArgumentParser) -> None:
+    """Add the learning rate and its course."""
+    rate = command.add_argument_group("learning rate")
+    rate.add_argument(
+        "--lr",
+        type=float,
+        metavar="X",
+        help="learning rate (sgd: 0.001, or 0.01 where only the head trains; adam, adamw: a tenth); "
+        "see minitl lr-find",
+    )
+    rate.add_argument("--lr-head", type=float, metavar="X", help="of the head alone (as --lr)")
     rate.add_argument(
         "--schedule",
         metavar="NAME",
@@ -97,15 +95,34 @@ def add_training(command: argparse.ArgumentParser) -> None:
     )
     rate.add_argument("--warmup-steps", type=int, metavar="N", help="steps of linear warm-up (0)")
 
+
+def add_course(command: argparse.ArgumentParser) -> None:
+    """Add how long it trains, and what of it is kept."""
     course = command.add_argument_group("course of training")
     course.add_argument("--epochs", type=int, metavar="N", help="passes over the pictures (10)")
-    course.add_argument("--batch-size", type=int, metavar="N", help="pictures in a step (16)")
     course.add_argument(
         "--patience",
         type=int,
         metavar="N",
         help="stop after so many epochs without a better validation (default: never)",
     )
+    course.add_argument(
+        "--ema",
+        type=float,
+        metavar="X",
+        help="judge and keep a moving average of the weights, with this decay, such as 0.999 (none)",
+    )
+    course.add_argument(
+        "--save-every",
+        metavar="N|TIME",
+        help="write the state for --resume after so many steps, or 30s, 5m (5m); and after each epoch",
+    )
+
+
+def add_batches(command: argparse.ArgumentParser) -> None:
+    """Add what a step is made of: its batch and its loss."""
+    course = command.add_argument_group("batches and their loss")
+    course.add_argument("--batch-size", type=int, metavar="N", help="pictures in a step (16)")
     course.add_argument(
         "--label-smoothing", type=float, metavar="X", help="of the cross-entropy (0)"
     )
@@ -118,11 +135,6 @@ def add_training(command: argparse.ArgumentParser) -> None:
         "--sampler",
         metavar="HOW",
         help="shuffle (default): each picture once an epoch; balanced: each class equally often",
-    )
-    course.add_argument(
-        "--save-every",
-        metavar="N|TIME",
-        help="write the state for --resume after so many steps, or 30s, 5m (5m); and after each epoch",
     )
     course.add_argument(
         "--seed", type=int, metavar="N", help="of the head, the split and the order (0)"

@@ -17,6 +17,7 @@ import dataclasses
 import io
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
 from minitl.train import extract
 from minitl.train.averaging import WeightAverage
+from minitl.train.batches import Inputs
 from minitl.train.checkpoint import Partial, SavingTimer
 from minitl.train.clock import Clock
 from minitl.train.config import Config
@@ -124,7 +126,7 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     """
     device = get_device(config.device)
     dataset = _dataset(config)
-    model = _make_model(config, dataset)
+    model = make_model(config, dataset)
     config = dataclasses.replace(resolved(config, model), preprocessing=model.preprocessing)
     _say_data(dataset)
     clock = Clock()
@@ -206,7 +208,8 @@ def _dataset(config: Config) -> Dataset:
     return scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
 
 
-def _make_model(config: Config, dataset: Dataset) -> Classifier:
+def make_model(config: Config, dataset: Dataset) -> Classifier:
+    """Return the network that a run with these settings trains; what never trains is frozen."""
     classes = len(dataset.classes)
     if config.weights is None:
         if config.arch is None:
@@ -337,15 +340,23 @@ def _with_findings(dataset: Dataset) -> Dataset:
 
 
 def _train(run: Run) -> dict[str, Any]:
+    with computing(run):
+        return _train_on_device(run)
+
+
+@contextlib.contextmanager
+def computing(run: Run) -> Iterator[None]:
+    """Within the block, compute as the run's settings say."""
     config = run.config
     announce_compilation(run.device)
     run.device.kernels.set_conv_algorithm(config.conv)
     run.device.kernels.set_threads(config.threads)
     with run.device.computing(config.precision):
-        return _train_on_device(run)
+        yield
 
 
-def _train_on_device(run: Run) -> dict[str, Any]:
+def forwards(run: Run) -> tuple[Forward, Forward]:
+    """Return what computes the network on the pictures for training and for validation."""
     config = run.config
     mixes = config.mixup > 0 or config.cutmix > 0
     cut, cache = _front(config, run.model)
@@ -373,7 +384,13 @@ def _train_on_device(run: Run) -> dict[str, Any]:
     )
     val_loader = _evaluation_loader(run, run.dataset.val)
     val = Forward(run.model, val_loader, cut, "validation", *where, cache)
-    step = TrainingStep(
+    return train, val
+
+
+def training_step(run: Run, train: Forward) -> TrainingStep:
+    """Return what takes the run's steps."""
+    config = run.config
+    return TrainingStep(
         train.network,
         run.model,
         run.optimizer,
@@ -383,6 +400,12 @@ def _train_on_device(run: Run) -> dict[str, Any]:
         class_weights=class_weights(config, run.dataset),
         clip_norm=config.clip_norm,
     )
+
+
+def _train_on_device(run: Run) -> dict[str, Any]:
+    config = run.config
+    train, val = forwards(run)
+    step = training_step(run, train)
     say(f"  run folder: {run.folder}")
     try:
         if run.epoch < config.epochs:
@@ -457,10 +480,7 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
         progress.update(part.images)
         for number, inputs in enumerate(forward.inputs(run.epoch, part.steps), part.steps):
             run.optimizer.lr_factor = schedule(first + number)
-            if config.mixup or config.cutmix:
-                where = {"seed": config.seed, "epoch": run.epoch, "batch": number}
-                inputs = mix(inputs, config.mixup, config.cutmix, **where)
-            step(inputs)
+            step(mixed(inputs, config, run.epoch, number))
             if run.average is not None:
                 run.average.update()
             last = number == steps - 1
@@ -486,6 +506,14 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
         "train_accuracy": part.correct / part.images,
         "images_per_second": part.images / (time.monotonic() - started),
     }
+
+
+def mixed(inputs: Inputs, config: Config, epoch: int, number: int) -> Inputs:
+    """Return a batch as the settings want it mixed, if they do."""
+    if not config.mixup and not config.cutmix:
+        return inputs
+    where = {"seed": config.seed, "epoch": epoch, "batch": number}
+    return mix(inputs, config.mixup, config.cutmix, **where)
 
 
 def _diverged(run: Run, loss: float, step: int, lr: float, factor: float) -> UserError:

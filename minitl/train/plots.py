@@ -63,6 +63,23 @@ def reliability(calibration: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
+def learning_rates(
+    rates: Sequence[float], losses: Sequence[float], smooth: Sequence[float], suggestion: float
+) -> bytes:
+    """Draw the loss over a rising learning rate, and the suggested rate; return a PNG."""
+    figure, axes = _figure(1, 1, (6, 3.6))
+    axes.plot(rates, losses, lw=1, alpha=0.35, label="loss of each batch")
+    axes.plot(rates, smooth, lw=2, label="smoothed")
+    axes.axvline(suggestion, color="gray", ls="--", lw=1, label=f"suggestion: {suggestion:.2g}")
+    axes.set_xscale("log")
+    known = [loss for loss in smooth if np.isfinite(loss)]
+    axes.set_ylim(0, 1.2 * max(known[0], min(known) * 4))
+    axes.set(xlabel="learning rate", ylabel="loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _png(figure)
+
+
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """Return a figure and its axes; without pyplot, which keeps state and wants a display."""
     from matplotlib.figure import Figure
