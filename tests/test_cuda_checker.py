@@ -1,6 +1,7 @@
 """The checker of CUDA kernels is checked: it finds each planted mistake, and nothing where there is none."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,6 +262,22 @@ def test_launches_must_be_possible():
 def test_fast_mode_notices_writes_just_outside():
     with pytest.raises(KernelError, match="out of bounds"):
         launch(defects("fast"), "write_past_end", size=100, blocks=2)
+
+
+def test_another_library_takes_hardly_any_pieces_of_memory():
+    """A process may have 65,530 of them, and the tests load hundreds of libraries."""
+
+    def relu(flags):
+        module = HostModule(host_module.KERNELS / "elementwise.cu", "fast", ("T=float", *flags))
+        module.get_function("relu_forward")((1,), (256,), (X, np.empty_like(X), np.int64(X.size)))
+
+    def pieces():
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    relu([])
+    before = pieces()
+    relu(["ANOTHER=1"])
+    assert pieces() - before < 50
 
 
 def test_float_atomics_are_not_there(tmp_path):

@@ -62,6 +62,10 @@ class _Buffer(ctypes.Structure):
     )
 
 
+class _Stacks(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("count", ctypes.c_size_t))
+
+
 class _Launch(ctypes.Structure):  # cushim::Launch in shim/runtime.h
     _fields_ = (
         ("grid", ctypes.c_uint * 3),
@@ -77,7 +81,13 @@ class _Launch(ctypes.Structure):  # cushim::Launch in shim/runtime.h
         ("arena_size", ctypes.c_size_t),
         ("parameters", ctypes.c_void_p),
         ("parameters_size", ctypes.c_size_t),
+        ("stacks", ctypes.POINTER(_Stacks)),
     )
+
+
+# Around each of them lies a page that nobody may touch, and Linux lets a process have 65,530 pieces of
+# memory: a set for each library would soon be too many.
+_stacks = _Stacks()
 
 
 # -------------------------------------------------------------------------------------- compiling
@@ -269,7 +279,7 @@ class HostKernel:
             (ctypes.c_uint * 3)(*block, *(1,) * (3 - len(block))),
             shared_mem, order, seed, self.module.mode == "check", async_late,
             buffers, len(buffers), arena.base, arena.size,
-            ctypes.addressof(parameters), ctypes.sizeof(parameters),
+            ctypes.addressof(parameters), ctypes.sizeof(parameters), ctypes.pointer(_stacks),
         )  # fmt: skip
         with _one_at_a_time:
             failed = self._run(ctypes.byref(launch), pointers)

@@ -22,8 +22,6 @@ char *static_shared, *dynamic_shared_base;
 size_t static_shared_size;
 
 static Thread launcher;  // the context that launch() itself runs in
-static char* stacks;
-static size_t stacks_made;
 static std::vector<int> runnable;  // threads in the order in which they became so
 static size_t next_runnable;
 static int threads_alive;
@@ -391,14 +389,14 @@ static void poison_shared_memory() {  // all bits set: floats read before they a
 
 // ----------------------------------------------------------------------------------------- launch
 
-static void make_stacks(size_t count) {
-  if (stacks_made >= count) return;
-  if (stacks) munmap(stacks, stacks_made * STACK_SIZE);
+static void make_stacks(Stacks& stacks, size_t count) {
+  if (stacks.count >= count) return;
+  if (stacks.base) munmap(stacks.base, stacks.count * STACK_SIZE);
   int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-  stacks = (char*)mmap(nullptr, count * STACK_SIZE, PROT_READ | PROT_WRITE, flags, -1, 0);
-  if (stacks == MAP_FAILED) abort();
-  stacks_made = count;
-  for (size_t i = 0; i < count; i++) mprotect(stacks + i * STACK_SIZE, 4096, PROT_NONE);
+  stacks.base = (char*)mmap(nullptr, count * STACK_SIZE, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (stacks.base == MAP_FAILED) abort();
+  stacks.count = count;
+  for (size_t i = 0; i < count; i++) mprotect(stacks.base + i * STACK_SIZE, 4096, PROT_NONE);
 }
 
 // Storage comes into being when a thread first touches it.
@@ -452,7 +450,7 @@ static void start_threads() {
     thread.index = {x, y, z};
     thread.linear = i;
     thread.state = Thread::READY;
-    thread.stack = stacks + i * STACK_SIZE;
+    thread.stack = active->stacks->base + i * STACK_SIZE;
     thread.open_copies.clear();
     thread.copy_groups.clear();
     prepare_context(thread, thread_main);
@@ -484,7 +482,7 @@ int launch(const Launch* launch, void (*function)(void**), void** given) {
   size_t count = (size_t)block_dim.x * block_dim.y * block_dim.z;
   threads.assign(count, Thread());
   current = &launcher;
-  make_stacks(count);
+  make_stacks(*launch->stacks, count);
   make_shared_memory();
   if (launch->check) checker_begin();
   unsigned number = 0;

@@ -14,6 +14,11 @@ struct Buffer {  // memory that a launch may touch
   int read_only;
 };
 
+struct Stacks {  // of the threads, one for all libraries: a process may have only so many pieces of memory
+  char* base;
+  size_t count;
+};
+
 struct Launch {  // filled by host_module.py: keep the two alike
   unsigned grid[3], block[3];
   size_t shared_size;
@@ -27,6 +32,7 @@ struct Launch {  // filled by host_module.py: keep the two alike
   size_t arena_size;
   char* parameters;  // the kernel's arguments and the pointers to them
   size_t parameters_size;
+  Stacks* stacks;
 };
 
 typedef std::vector<unsigned> Clock;  // for each thread of the block, how far it is known
