@@ -11,6 +11,10 @@ import minitl
 from minitl import init, models, nn, ops
 from minitl.data.preprocessing import Preprocessing
 from minitl.kernels import cpu
+from minitl.ops.batchnorm import BatchNorm
+from minitl.ops.conv2d import Conv2d
+from minitl.ops.conv2d_batchnorm import Conv2dBatchNorm
+from minitl.tensor import record_uses
 from tests import reference_models
 
 CIFAR = [("cifar_resnet20", "A"), ("cifar_resnet20", "B"), ("cifar_resnet56", "A")]
@@ -236,6 +240,26 @@ def test_float32_training_step_by_every_algorithm(arch, size, setting):
         allowed = 2 * np.abs(theirs[name] - expected).max()
         allowed += STEP_BOUND[setting] * np.abs(expected).max()
         assert np.abs(results[name] - expected).max() <= allowed, name
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "options"),
+    [
+        ("resnet18", 32, {}),
+        ("resnet50", 32, {}),
+        ("resnet18d", 32, {}),
+        ("cifar_resnet20", 16, {"width": 4, "shortcut": "B"}),
+    ],
+)
+def test_normalisations_with_fixed_statistics_are_part_of_their_convolutions(arch, size, options):
+    model = models.create(arch, num_classes=2, seed=None, **options).eval()
+    x = minitl.tensor(np.zeros((1, size, size, 3), np.float32))
+    with minitl.no_grad(), record_uses() as uses:
+        model(x)
+    alone = [use for use in uses if use.op in (BatchNorm, Conv2d)]
+    # The first convolution of an ImageNet network: its normalisation is one pass with the max pooling.
+    assert len(alone) <= (0 if arch.startswith("cifar") else 1)
+    assert sum(use.op is Conv2dBatchNorm for use in uses) > 15
 
 
 def test_initial_weights_are_he_normal_and_seeded():

@@ -12,7 +12,7 @@ import numpy as np
 
 from minitl import nn, ops
 from minitl.models.classifier import Classifier, Stage, preprocessing
-from minitl.models.resnet import Rng, conv
+from minitl.models.resnet import Projection, Rng, conv
 from minitl.tensor import Tensor
 
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(k)
         self.shortcut: nn.Module | None = None
         if stride != 1 or c != k:
-            projection = nn.Sequential(conv(c, k, 1, rng, stride), nn.BatchNorm2d(k))
+            projection = Projection(conv(c, k, 1, rng, stride), nn.BatchNorm2d(k))
             self.shortcut = PadShortcut(c, k) if shortcut == "A" else projection
 
     def forward(self, x: Tensor) -> Tensor:
