@@ -1,5 +1,6 @@
 """The weights file: what goes in comes out to the bit; whatever is wrong is one clear error."""
 
+import functools
 import hashlib
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import h5py
@@ -525,6 +527,63 @@ def test_no_flipped_byte_changes_what_is_read(path):
             assert "\n" not in str(error)
             noticed += 1
     assert noticed > len(positions) // 3  # of such a small file the larger part is gaps
+
+
+@functools.cache
+def image_of_checkpoint():
+    """Return the bytes of a file with all that a file may have, and its digest."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "w.h5"
+        digest = hdf5.write(path, example_checkpoint())
+        return path.read_bytes(), digest
+
+
+@given(data=st.data())
+def test_any_damage_is_refused_or_changes_nothing(tmp_path_factory, data):
+    whole, digest = image_of_checkpoint()
+    image = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        # Most of HDF5's own records lie in the first part.
+        place = data.draw(st.integers(0, len(image) - 1) | st.integers(0, 4000))
+        image[place % len(image)] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del image[data.draw(st.integers(0, len(image))) :]
+    path = tmp_path_factory.mktemp("damage") / "w.h5"
+    path.write_bytes(image)
+    try:
+        assert hdf5.read(path).digest == digest
+    except WeightsFileError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+
+
+KINDS = st.sampled_from(["u1", "<f4", "<f8", "<f2", "<i8", ">f4", "S3"])
+
+
+@given(data=st.data())
+def test_any_golden_part_is_read_or_refused(tmp_path_factory, data):
+    """Whoever makes a file computes the right digest, so the digest does not help here."""
+    golden = {}
+    for name, usual in {"picture": (2, 2, 3), "logits": (2,), "more": ()}.items():
+        if data.draw(st.booleans() if name == "more" else st.integers(0, 9)):
+            shape = data.draw(st.just(usual) | st.lists(st.integers(0, 3), max_size=4).map(tuple))
+            kind = data.draw(st.just("u1" if name == "picture" else "<f4") | KINDS)
+            array = np.zeros(shape, kind)
+            if array.dtype.kind == "f":
+                array[...] = data.draw(st.floats(width=16))
+            golden[f"golden/{name}"] = array
+    path = tmp_path_factory.mktemp("golden") / "w.h5"
+    checksum = all(array.size and array.ndim for array in golden.values())
+    write_by_hand(path, state=golden, checksum=checksum)
+    try:
+        found = hdf5.read(path).golden
+    except WeightsFileError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+        return
+    if found is None:
+        assert not golden
+        return
+    assert found.picture.dtype == np.uint8 and found.picture.ndim == 3
+    assert found.logits.dtype == np.float32 and np.isfinite(found.logits).all()
 
 
 # ---------------------------------------------------------------------------- bad contents

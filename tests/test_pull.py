@@ -15,6 +15,8 @@ import time
 import numpy as np
 import pooch
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from minitl import hdf5, models
@@ -82,6 +84,91 @@ def test_a_broken_catalogue_is_one_error(tmp_path, text):
     (tmp_path / "catalogue.toml").write_text(text)
     with pytest.raises(UserError, match=r"catalogue\.toml is not a valid catalogue"):
         catalogue(tmp_path / "catalogue.toml")
+
+
+ROW = {
+    "arch": "resnet18",
+    "url": "https://example.org/a.pth",
+    "hash": "sha256:0123abcd",
+    "preprocessing": {"resize": 40, "crop": 32, "interpolation": "bicubic", "values": "caffe"},
+    "license": "free",
+    "megabytes": 1,
+}
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 1 << 40),
+    st.floats(),
+    st.text(max_size=6),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.sampled_from(["values", "crop", "x"]), st.integers(), max_size=2),
+)
+
+
+@pytest.fixture
+def broken_catalogue(monkeypatch, tmp_path):
+    """Reads a catalogue of any bytes: entries, or one clear error."""
+    path = tmp_path / "catalogue.toml"
+
+    def read(content):
+        path.write_bytes(content)
+        try:
+            for entry in catalogue(path).values():
+                Preprocessing.from_dict(entry.preprocessing)
+                assert isinstance(entry.url, str) and "/" not in entry.file + entry.weights
+        except UserError as error:
+            message = str(error)
+            assert "\n" not in message and message.isprintable()
+            assert message.startswith(f"{path} is not a valid catalogue: ")
+
+    return read
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_change_of_a_catalogue_is_read_or_one_error(broken_catalogue, data):
+    row = {**ROW, "preprocessing": dict(ROW["preprocessing"])}
+    place = data.draw(st.sampled_from([row, row["preprocessing"]]))
+    field = data.draw(st.sampled_from(sorted(place)))
+    if data.draw(st.booleans()):
+        del place[field]
+    else:
+        place[field] = data.draw(VALUES)
+    tables = {"licenses": {"free": "as you like"}, "weights": {"a.b": row}}
+    broken_catalogue(toml(tables).encode("utf-8", "replace"))
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_a_catalogue_or_one_error(broken_catalogue, data):
+    tables = {"licenses": {"free": "as you like"}, "weights": {"a.b": ROW}}
+    content = bytearray(toml(tables).encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    del content[data.draw(st.integers(0, len(content))) :]
+    broken_catalogue(bytes(content) + data.draw(st.binary(max_size=8)))
+
+
+def test_a_catalogue_nested_too_deep(broken_catalogue):
+    broken_catalogue(b"a = " + b"[" * 100_000)
+
+
+def toml(value):
+    """Write a value as TOML, tables in one line; what TOML lacks becomes text."""
+    if isinstance(value, dict):
+        return "\n".join(f"{json.dumps(key)} = {inline(item)}" for key, item in value.items())
+    return inline(value)
+
+
+def inline(value):
+    if isinstance(value, dict):
+        items = ", ".join(f"{json.dumps(key)} = {inline(item)}" for key, item in value.items())
+        return f"{{ {items} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(inline, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 # ---------------------------------------------------------------------------- a server

@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from minitl.convert.presets import preset
+from minitl.convert.report import shown
 from minitl.errors import UserError, WeightsFileError
 from minitl.weights import CATALOGUE, IMAGENET_CLASSES
 
@@ -71,8 +72,11 @@ def catalogue(path: Path | None = None) -> dict[str, Entry]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         licenses = tables["licenses"]
         return {name: _entry(name, row, licenses) for name, row in tables["weights"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a valid catalogue: {error!r}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        reason = ascii(error) if isinstance(error, KeyError) else shown(f"{error}")
+        raise UserError(f"{path} is not a valid catalogue: {reason}") from error
+    except RecursionError:
+        raise UserError(f"{path} is not a valid catalogue: it is nested too deep") from None
 
 
 def _entry(name: str, row: dict[str, Any], licenses: dict[str, str]) -> Entry:
@@ -80,6 +84,9 @@ def _entry(name: str, row: dict[str, Any], licenses: dict[str, str]) -> Entry:
 
     if not re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", name):  # it becomes the name of a file
         raise ValueError(f"{name!r} is not ARCHITECTURE.SOURCE")
+    for field in ("arch", "url", "hash", "license"):
+        if not isinstance(row[field], str):
+            raise TypeError(f"{name}: {field} is no text")
     algorithm, _, digits = row["hash"].partition(":")
     fewest, most = _HASHES[algorithm]
     if not re.fullmatch(rf"[0-9a-f]{{{fewest},{most}}}", digits):
