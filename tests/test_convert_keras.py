@@ -482,6 +482,8 @@ def test_an_unknown_preprocessing_must_be_given(tmp_path, capsys):
         convert(path, target)
     with pytest.raises(UserError, match="does not say how pictures were prepared"):
         convert(path, target, preprocessing={"resize": 40})
+    with pytest.raises(UserError, match="must say channel_order as well"):
+        convert(path, target, preprocessing={"scale": 1, "mean": [0.5] * 3, "std": [0.2] * 3})
     with pytest.raises(UserError, match="unknown preprocessing 'keras'"):
         convert(path, target, preprocessing="keras")
     assert not target.exists()
@@ -492,6 +494,7 @@ def test_an_unknown_preprocessing_must_be_given(tmp_path, capsys):
     fields = {"scale": 1 / 255, "mean": [0.5] * 3, "std": [0.2] * 3, "channel_order": "RGB"}
     report = convert(path, target, preprocessing=fields, overwrite=True)
     assert report.preprocessing["std"] == [0.2] * 3
+    assert report.preprocessing_from.endswith("as you said, else usual for sequential")
 
 
 def test_a_head_of_its_own_leaves_the_preprocessing_open(tmp_path):
@@ -890,7 +893,7 @@ def test_filters_in_theanos_order_are_explained(tmp_path):
 def test_our_own_files_and_others_are_told_apart(tmp_path):
     path = tmp_path / "own.h5"
     models.save_model(models.create("sequential"), path)
-    refused(path, "is a weights file of minitl already")
+    refused(path, "is a weights file of minitl already; it can be used as it is")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = np.zeros(3)
     refused(tmp_path / "other.h5", "without weights of Keras")

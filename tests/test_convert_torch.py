@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minitl import hdf5, models
@@ -447,7 +447,8 @@ def test_mutated_pickles_are_data_or_an_error():
         (b"version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
         (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", ["safetensors"]),
         (bytes(257) + b"ustar" + bytes(250), ["tar archive"]),
-        (b"hello", ["unknown"]),
+        (b"hello", ["starts as no file of PyTorch, safetensors or Keras"]),
+        (b"\x08\x08\x12\x06minitl", ["looks like ONNX"]),
         (b"PK\x03\x04", ["zip"]),
         (b"PK\x03\x04" + bytes(1000), ["zip"]),
         (pickle.dumps([1, 2], protocol=2), ["not one of torch.save"]),
@@ -513,6 +514,25 @@ def test_flipped_bytes_of_the_legacy_format_are_clear_errors(path):
                 assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_is_an_error_or_harmless(path, form, data):
+    whole, good = small_checkpoint(path, form)
+    image = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        image[data.draw(st.integers(0, len(image) - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del image[data.draw(st.integers(0, len(image))) :]
+    path.write_bytes(image)
+    try:
+        found = read_all(path)
+    except WeightsFileError as error:
+        assert "\n" not in str(error)
+    else:
+        assert form == "legacy" or same_found(found, good)
+
+
 def rezip(path, change, compression=zipfile.ZIP_STORED):
     """Write the archive anew with members changed by `change(name, content)` (None: left out)."""
     result = io.BytesIO()
@@ -547,6 +567,8 @@ def test_programs_of_torchscript_are_refused(path):
     with zipfile.ZipFile(path, "a") as archive:
         folder = archive.namelist()[0].split("/")[0]
         archive.writestr(f"{folder}/constants.pkl", b"")
+        # PyTorch compresses the source code.
+        archive.writestr(f"{folder}/code/a.py", b"pass" * 99, zipfile.ZIP_DEFLATED)
     refused(path, "TorchScript")
 
 
@@ -779,6 +801,25 @@ def test_an_existing_file_is_kept_unless_asked(path, tmp_path):
     assert hdf5.read(target).arch == "cifar_resnet20"
 
 
+def test_the_source_is_never_replaced(path, tmp_path):
+    save(cifar_state(), path)
+    whole = path.read_bytes()
+    (tmp_path / "link.pth").symlink_to(path)
+    for target in (path, tmp_path / "link.pth"):
+        with pytest.raises(UserError, match="is the file to be converted"):
+            convert(path, target, overwrite=True)
+    assert path.read_bytes() == whole
+
+
+def test_two_candidates_for_one_name(path, tmp_path):
+    state = cifar_state()
+    save(state | {"module.linear.bias": torch.zeros(10)}, path)
+    words = r"two candidates for linear\.bias: linear\.bias and module\.linear\.bias"
+    with pytest.raises(ConversionError, match=words):
+        convert(path, tmp_path / "w.h5")
+    assert not (tmp_path / "w.h5").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -786,6 +827,7 @@ def test_an_existing_file_is_kept_unless_asked(path, tmp_path):
         ({"arch_options": {"shortcut": "C"}}, "shortcut"),
         ({"arch_options": {"nonsense": 1}}, "nonsense"),
         ({"class_names": ["a", "b"]}, "2 class names.*10 classes"),
+        ({"class_names": [*"abcdefgh", "a\n", "a\n"]}, r"several classes have the name .a.n.;"),
         ({"preprocessing": {"resize": 3}}, "preprocessing"),
         ({"entry": "ema"}, "ema"),
     ],

@@ -9,7 +9,8 @@ Neither those programs nor trust is needed: see pickles.py and safetensors_files
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,10 @@ import numpy as np
 
 from minitl.convert.keras_files import is_keras
 from minitl.convert.named import from_safetensors, from_torch
-from minitl.convert.report import ConversionError, Report, match
+from minitl.convert.report import ConversionError, Report, match, shown
 from minitl.convert.safetensors_files import is_safetensors
 from minitl.convert.source import Request, Source, StoredArray
-from minitl.convert.state import find_state
+from minitl.convert.state import PREFIXES, find_state
 from minitl.convert.torch_files import TorchFile, read_bytes, read_torch
 from minitl.errors import UserError, WeightsFileError
 
@@ -91,6 +92,8 @@ def convert(
     from minitl.convert.golden import make_golden
 
     src, dst = Path(src), Path(dst)
+    if dst.exists() and src.exists() and dst.samefile(src):
+        raise UserError(f"{dst} is the file to be converted; choose another name for the result")
     if dst.exists() and not overwrite:
         raise UserError(f"{dst} exists; choose another name, or replace it with --overwrite")
     data = read_bytes(src)
@@ -98,10 +101,8 @@ def convert(
     model = _network(found, new_head, "--arch" if arch else str(src), len(data))
     report = _matched(model, found, src, new_head, drop_unexpected)
     names = found.class_names if class_names is None and new_head is None else class_names
-    if names is not None and len(names) != model.num_classes:
-        raise UserError(
-            f"{len(names)} class names were given, but {src} distinguishes {model.num_classes} classes"
-        )
+    if names is not None:
+        _check_class_names(names, model.num_classes, src)
     report.preprocessing, report.preprocessing_from = _preprocessing(preprocessing, found, model)
     state = _weights(src, found.arrays, report)
     own = model.state_dict()
@@ -129,6 +130,22 @@ def read_source(path: Path, data: bytes, request: Request) -> Source:
     """Return the weights in a file of any known format; WeightsFileError says what is wrong with it."""
     reader = next(reader for reader in READERS if reader.recognises(data))
     return reader.read(path, data, request)
+
+
+def _check_class_names(names: Sequence[str], num_classes: int, src: Path) -> None:
+    """Raise UserError for names that are too few, too many, or do not tell the classes apart."""
+    if len(names) != num_classes:
+        raise UserError(
+            f"{len(names)} class names were given, but {src} distinguishes {num_classes} classes"
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        listed = ", ".join(map(shown, twice[:5]))
+        raise UserError(
+            f"several classes have the name {listed}{more}; folders of pictures are matched with classes by "
+            "name: make each unique"
+        )
 
 
 def _network(found: Source, new_head: int | None, what: str, size: int) -> "Classifier":
@@ -171,12 +188,23 @@ def _matched(
     if drop_unexpected:
         report.ignored |= dict.fromkeys(report.unexpected, "no place for it in the network")
         report.unexpected = []
+    report.notes += _rivals(shapes, expected)
     if not report.complete:
         headless = [name for name in report.missing if name.startswith(heads)]
         if headless and headless == report.missing:
             report.notes.append("the file has no head; --new-head N puts one for N classes")
         raise ConversionError(f"{src} does not fit {model.arch}:\n{report}", report)
     return report
+
+
+def _rivals(names: Collection[str], expected: Collection[str]) -> list[str]:
+    """Say which names mean the same weights as another one, if a prefix is taken away."""
+    return [
+        f"two candidates for {plain}: {plain} and {name}"
+        for name in names
+        for prefix in PREFIXES
+        if (plain := name.removeprefix(prefix)) != name and plain in names and plain in expected
+    ]
 
 
 def _preprocessing(
@@ -194,8 +222,9 @@ def _preprocessing(
         values, origin = values | fields, f"{asked} ({meaning}), as you said"
     elif asked:
         values = values | dict(asked)
+        rest = origin or f"usual for {model.arch}"
         origin = (
-            "as you said" if values == asked else f"{', '.join(asked)} as you said, else {origin}"
+            "as you said" if values == asked else f"{', '.join(asked)} as you said, else {rest}"
         )
     return Preprocessing.from_dict(values).to_dict(), origin
 

@@ -252,9 +252,7 @@ def _surveyed(path: Path, data: bytes) -> dict[str, Any]:
         raise WeightsFileError(f"{path} is damaged: the HDF5 library broke off on it; get it anew")
     result: dict[str, Any] = json.loads(done.stdout)
     if "error" in result:
-        raise WeightsFileError(
-            f"{path} {shown(result['error'])}; get it anew, or save it with Keras"
-        )
+        raise WeightsFileError(f"{path} {shown(result['error'])}; {result['advice']}")
     return result
 
 

@@ -55,10 +55,15 @@ def preprocessing_of(
         return fields, ""
     original = 10 if isinstance(model, MLPerfResNet8) else 1000
     if mode is None or classes not in (None, original):
+        if given:
+            raise UserError(
+                f"{what} does not say how pictures were prepared for it; --preprocessing must say "
+                f"{', '.join(sorted(_BYTES - given))} as well"
+            )
         hint = f" (the application takes {mode})" if mode else ""
         raise UserError(
             f"{what} does not say how pictures were prepared for it; give --preprocessing, one of: "
-            f"{preset_names()}{hint}"
+            f"{preset_names()}{hint}; or JSON with {', '.join(sorted(_BYTES))}"
         )
     meaning, values = preset(mode)
     return (

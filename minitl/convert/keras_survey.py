@@ -7,7 +7,7 @@ in the file the numbers lie; the parent reads them itself.
     standard input     the file
     standard output    JSON: {"attributes": {path: {name: text or list of texts}},
                               "datasets": [{"path", "dtype", "shape", "offset"}]}
-                       or {"error": what is wrong}
+                       or {"error": what is wrong, "advice": what to do}
 
 No link is followed, no array is read, no filter runs.
 """
@@ -58,15 +58,22 @@ _DAMAGE = (
 )
 
 
+_ADVICE = "get it anew, or save it with Keras"
+
+
 class Refused(Exception):
-    """Something that no weights of Keras contain; the message is for the user."""
+    """Something that no weights of Keras contain; the message is for the user, who is given advice."""
+
+    def __init__(self, message: str, advice: str = _ADVICE) -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 def survey(file: h5py.File) -> dict[str, Any]:
     """Return the attributes and datasets of a whole file. Raises Refused."""
     attributes: dict[str, dict[str, Any]] = {"": _attributes(file, "")}
     if attributes[""].get("format") == "minitl":
-        raise Refused("is a weights file of minitl already; there is nothing to convert")
+        raise Refused("is a weights file of minitl already", "it can be used as it is")
     datasets = []
     for path, item in _objects(file):
         if isinstance(item, h5py.Dataset):
@@ -176,9 +183,10 @@ def main() -> None:
         with h5py.File(io.BytesIO(data), "r") as file:
             result = survey(file)
     except Refused as error:
-        result = {"error": str(error)}
+        result = {"error": str(error), "advice": error.advice}
     except _DAMAGE as error:
-        result = {"error": f"is damaged ({' '.join(str(error).split())[:160]})"}
+        reason = " ".join(str(error).split())[:160]
+        result = {"error": f"is damaged ({reason})", "advice": _ADVICE}
     sys.stdout.write(json.dumps(result))
 
 

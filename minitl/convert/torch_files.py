@@ -154,7 +154,9 @@ def _guess(data: bytes) -> str:
         return "is a Git LFS pointer; fetch the file itself with git lfs pull"
     if data[8:9] == b"{":
         return "looks like a safetensors file"
-    return "starts with unknown bytes; is it damaged?"
+    if data[:1] == b"\x08" and data[2:3] == b"\x12":  # version of ONNX, name of the producer
+        return "looks like ONNX; convert the checkpoint it was made from"
+    return "starts as no file of PyTorch, safetensors or Keras does; is it damaged?"
 
 
 def _pickle(stream: io.BytesIO, path: Path) -> tuple[Any, dict[str, Storage]]:
@@ -185,11 +187,6 @@ def _read_zip(path: Path, data: bytes) -> TorchFile:
             f"{path} is a zip archive but not one of torch.save: it has no data.pkl"
         )
     folder = pickles[0].removesuffix("data.pkl")
-    if f"{folder}constants.pkl" in contents:
-        raise WeightsFileError(
-            f"{path} is a TorchScript program, not a checkpoint; in PyTorch, save the weights alone: "
-            "torch.save(torch.jit.load(FILE).state_dict(), ...)"
-        )
     order = contents.get(f"{folder}byteorder", b"little").strip()
     if order not in (b"little", b"big"):
         raise WeightsFileError(f"{path} has the unknown byte order {order[:20]!r}; get it anew")
@@ -210,6 +207,11 @@ def _members(path: Path, archive: zipfile.ZipFile, size: int) -> dict[str, zipfi
     """Return the archive's members by name, once their sizes are known to be honest."""
     infos = archive.infolist()
     members = {info.filename: info for info in infos}
+    if any(name.endswith("/constants.pkl") for name in members):
+        raise WeightsFileError(
+            f"{path} is a TorchScript program, not a checkpoint; in PyTorch, save the weights alone: "
+            "torch.save(torch.jit.load(FILE).state_dict(), ...)"
+        )
     if len(members) != len(infos) or len(infos) > MAX_MEMBERS:
         raise WeightsFileError(f"{path} has two members of one name, or too many; get it anew")
     for info in infos:
