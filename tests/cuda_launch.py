@@ -6,6 +6,8 @@ on the GPU    where there is one: the arrays are copied there and back
 
     cuda = Launchers(module)
     device = each_device()      # a fixture; every test of the file then runs on all devices that there are
+
+Tests that make device arrays themselves take `gpu = each_gpu()`: the fake of CuPy, or CuPy.
 """
 
 import functools
@@ -21,7 +23,7 @@ import numpy as np
 import pytest
 
 from minitl.kernels.cuda import runtime
-from tests.cuda_on_cpu import host_module
+from tests.cuda_on_cpu import fake_cupy, host_module
 
 FOLDER = Path(runtime.__file__).parent
 needs_checker = pytest.mark.skipif(not host_module.HERE_IT_RUNS, reason=host_module.REASON)
@@ -104,6 +106,25 @@ def each_device() -> Any:
         _devices.pop()
 
     return device
+
+
+def each_gpu() -> Any:
+    """Return a fixture: the fake of tests/cuda_on_cpu, and where there is a GPU the real CuPy as well.
+
+    Of the fake's record of launches and of waiting the real one has nothing.
+    """
+
+    @pytest.fixture(params=DEVICES)
+    def gpu(request):
+        if request.param == "checker":
+            with fake_cupy.install() as machine:
+                yield machine
+        else:
+            import cupy
+
+            yield SimpleNamespace(cupy=cupy, launches=[], synchronisations=[])
+
+    return gpu
 
 
 class Launchers:

@@ -143,7 +143,13 @@ def test_the_stages_fit_into_their_time_and_name_what_exists(tmp_path: Path) -> 
     for module in modules:
         path = ROOT / module.replace(".", "/")
         assert module == "pytest" or path.is_dir() or path.with_suffix(".py").exists(), module
-    assert len(run.cuda_tests()) >= 5
+    tests = {Path(name).stem.removeprefix("test_cuda_") for name in run.cuda_tests()}
+    parts = {
+        "conv2d_passes",
+        "conv2d_weight",
+    }  # of conv2d; what Numba compiles, the doctor looks at
+    launchers = {path.stem for path in compiler.FOLDER.glob("*.cu")}
+    assert tests == launchers - parts | {"linear"}
 
 
 def test_every_variant_is_compiled_ahead() -> None:

@@ -5,19 +5,13 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
 from minitl.kernels.cuda import conv2d, linear
-from tests.cuda_launch import needs_checker, of_type
-from tests.cuda_on_cpu.fake_cupy import install
-
-pytestmark = needs_checker
+from tests.cuda_launch import each_gpu, of_type
 
 KINDS = {"float": "float", "tf32": "float", "bf16": "bf16", "double": "double"}
 SHAPES = [(1, 1, 1), (5, 7, 3), (2, 64, 10), (67, 33, 70), (3, 512, 40)]  # batch, inputs, outputs
 
 
-@pytest.fixture
-def gpu():
-    with install() as machine:
-        yield machine
+gpu = each_gpu()
 
 
 @pytest.fixture(params=KINDS)
@@ -58,6 +52,8 @@ def test_long_sums_of_few_results_are_split(gpu, kind):
     linear.linear_forward(
         gpu.cupy.asarray(of_type(x, KINDS[kind])), gpu.cupy.asarray(weight.astype(real)), None
     )
+    if not gpu.launches:
+        pytest.skip("CuPy keeps no record of launches")
     grids = {name: grid for name, grid, _ in gpu.launches}
     assert grids["conv2d_forward"][1] == 512 * {"bf16": 2, "double": 8}.get(kind, 4) // 64 // 8
 
@@ -73,6 +69,8 @@ def test_rows_of_a_matrix_may_lie_apart(gpu):
 def test_a_captured_step_can_be_repeated(gpu):
     """Launchers neither wait nor read: what they start can be recorded and run on other numbers."""
     x, weight = gpu.cupy.asarray(whole(1, 4, 24)), gpu.cupy.asarray(whole(2, 8, 24))
+    linear.linear_dw(linear.linear_forward(x, weight, None), x)  # loads the kernels
+    gpu.cupy.cuda.Device().synchronize()
     stream = gpu.cupy.cuda.Stream(non_blocking=True)
     with stream:
         stream.begin_capture()

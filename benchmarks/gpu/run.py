@@ -6,6 +6,7 @@ stage begins. Everything is written to DIR as soon as it is known.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def stages(folder: Path) -> list[Stage]:
 def cuda_tests() -> list[str]:
     """Return the files of tests that run on a GPU where there is one."""
     files = sorted((ROOT / "tests").glob("test_cuda_*.py"))
-    return [str(path) for path in files if "each_device" in path.read_text(encoding="utf-8")]
+    both = re.compile("each_(device|gpu)")
+    return [str(path) for path in files if both.search(path.read_text(encoding="utf-8"))]
 
 
 def run(
