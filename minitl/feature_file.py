@@ -1,6 +1,6 @@
 """Features on disk: what the frozen part of a network computed for pictures, as HDF5.
 
-    attributes     format "minitl features", format_version "1", about (JSON: see `About`)
+    attributes     format "minitl features", format_version "1", about (JSON)
     features       (N, ...) float32: a row for each picture, (F,) behind a whole trunk, else (H, W, C)
     keys           (N, 32) uint8: which picture a row is of, the SHA-256 of its file (for a varied view:
                    of that and of what varies it)
@@ -9,9 +9,10 @@
     paths, parts   (N,) UTF-8: relative to DATA; train, val, test   } by `minitl features`
     class_names    (C,) UTF-8                                       }
 
-All but the features has HDF5's own checksum too. Features lie in one piece, so that reading a batch touches that batch's bytes alone, however large the
-file. They are written in pieces too: memory holds a batch, never all of them. Files appear whole or not
-at all and are never changed afterwards.
+`about` names the network, where it was cut, the SHA-256 of the weights before the cut, the preprocessing.
+All but the features has HDF5's own checksum too. Features lie in one piece, so that reading a batch
+touches that batch's bytes alone, however large the file. They are written in pieces too: memory holds a
+batch, never all of them. Files appear whole or not at all and are never changed afterwards.
 """
 
 import json

@@ -28,6 +28,20 @@ def add_device(command: Any, **defaults: Any) -> None:
         command.set_defaults(**defaults)
 
 
+def add_labels(command: Any) -> None:
+    """Add --labels and --label-from-name."""
+    command.add_argument(
+        "--labels",
+        metavar="FILE.csv",
+        help="a table with the columns path,label and perhaps part (default: class folders say the labels)",
+    )
+    command.add_argument(
+        "--label-from-name",
+        metavar="REGEX",
+        help="a pattern on paths with a group (?P<label>...) and perhaps (?P<part>...)",
+    )
+
+
 def count(text: str) -> int:
     """Read a number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

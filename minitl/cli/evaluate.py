@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_device, add_threads, count
+from minitl.cli.arguments import add_device, add_labels, add_threads, count
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -30,6 +30,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="threads that decode pictures (1; with a GPU one for each core)",
     )
+    add_labels(command)
     add_threads(command)
     add_device(command, device="cpu", precision="float32")
     command.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -50,6 +51,8 @@ def run(options: argparse.Namespace) -> None:
         options.threads,
         options.device,
         options.precision,
+        options.labels,
+        options.label_from_name,
     )
     if options.json:
         print(json.dumps(figures, indent=2))

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_device, add_threads, count
+from minitl.cli.arguments import add_device, add_labels, add_threads, count
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -34,6 +34,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
         metavar="X",
         help="share kept for validation if DATA has no val (0.2)",
     )
+    command.add_argument(
+        "--test-fraction", type=float, default=0.0, metavar="X", help="the same for a test part (0)"
+    )
+    add_labels(command)
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the split (0)")
     command.add_argument(
         "--workers", type=count, default=1, metavar="N", help="threads that decode pictures (1)"
@@ -45,7 +49,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
-    from minitl.data.folder import scan
+    from minitl.data.labels import find_dataset
     from minitl.errors import UserError
     from minitl.train.extract import extract
 
@@ -53,7 +57,14 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(
             f"{options.out} exists; choose another --out, or replace it with --overwrite"
         )
-    dataset = scan(options.data, val_fraction=options.val_fraction, seed=options.seed)
+    dataset = find_dataset(
+        options.data,
+        labels=options.labels,
+        label_from_name=options.label_from_name,
+        val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
+    )
     extract(
         dataset,
         options.weights,

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from minitl.cli.arguments import add_device, add_threads
+from minitl.cli.arguments import add_device, add_labels, add_threads
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
@@ -230,6 +230,13 @@ def add_pictures(command: argparse.ArgumentParser) -> None:
 
 def add_computing(command: argparse.ArgumentParser) -> None:
     """Add where and how it is computed."""
+    group.add_argument(
+        "--test-fraction",
+        type=float,
+        metavar="X",
+        help="share set aside to judge the best epoch by, if DATA has no test part (0)",
+    )
+    add_labels(group)
     group = command.add_argument_group("computing")
     add_device(group)
     add_threads(group)

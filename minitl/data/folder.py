@@ -91,6 +91,7 @@ def scan(
     path: str | Path,
     *,
     val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
     seed: int = 0,
     classes: Sequence[str] | None = None,
 ) -> Dataset:
@@ -99,7 +100,7 @@ def scan(
     val_fraction, seed: the share of each class that is set aside for validation, and which pictures
         these are. Used where the folders do not name a validation part. Every class keeps at least one
         picture for training and, where it has two, at least one for validation. The draw depends on
-        the seed and the file names alone.
+        the seed and the file names alone. test_fraction: the same for a test part, which 0 leaves out.
     classes: for evaluating a model: the names that its outputs stand for, in their order. Folders are
         matched with them by name, nothing is drawn, and DATA/<class>/* is all `test`. A class without
         pictures then needs an empty folder, to say that this is meant.
@@ -109,8 +110,7 @@ def scan(
     """
     root = Path(path)
     _require_folder(root)
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"the validation fraction must be from 0 to below 1; got {val_fraction}")
+    _require_fractions(val_fraction, test_fraction)
     scanner = _Scanner(root)
     parts = _part_folders(scanner)
     if parts and "train" not in parts and classes is None:
@@ -132,11 +132,9 @@ def scan(
         for part, by_class in found.items():
             _require_classes(parts.get(part, root), by_class, names, "which the model knows")
 
-    drawn = classes is None and "val" not in found
     if not parts:
         found = {"train" if classes is None else "test": found[""]}
-    if drawn:
-        found["train"], found["val"] = _stratified(found["train"], val_fraction, seed)
+    drawn = classes is None and _draw(found, val_fraction, test_fraction, seed)
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
     if not drawn:
         return Dataset(root, names, train, val, test, notes=scanner.notes())
@@ -144,29 +142,54 @@ def scan(
 
 
 def from_labels(
-    root: str | Path, labels: Mapping[str, str], *, val_fraction: float = 0.2, seed: int = 0
+    root: str | Path,
+    labels: Mapping[str, str],
+    parts: Mapping[str, str] | None = None,
+    *,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """Make a dataset of class names that come from elsewhere: a table, or a pattern on file names.
 
-    labels: class name of each picture, keyed by the path relative to `root`. Split as by `scan`.
+    labels: class name of each picture, keyed by the path relative to `root`. parts: "train", "val" or
+    "test", for those of which it is known; the others are split as by `scan`, unless there are parts of
+    that name already. classes: as for `scan`; what has no part is then `test`.
     """
     root = Path(root)
     _require_folder(root)
-    by_class: dict[str, dict[str, str]] = {}
+    _require_fractions(val_fraction, test_fraction)
+    open_part = "train" if classes is None else "test"
+    found: dict[str, dict[str, dict[str, str]]] = {open_part: {}}
     for path, name in labels.items():
         relative = _safe_relative(path, "the labels")
         if not (root / relative).is_file():
             raise UserError(f"the labels name {path!r}, and there is no such file in {root}")
-        by_class.setdefault(_normal(name), {})[relative] = relative
-    names = sorted(by_class)
+        part = found.setdefault((parts or {}).get(path, open_part), {})
+        part.setdefault(_normal(name), {})[relative] = relative
+    names = (
+        sorted({name for part in found.values() for name in part})
+        if classes is None
+        else [_normal(name) for name in classes]
+    )
     if len(names) < 2:
         raise UserError(
             f"the labels of {root} name {len(names)} class(es) ({_listed(names)}); at least two are needed"
         )
-    train, val = _stratified(by_class, val_fraction, seed)
-    return Dataset(
-        root, names, _samples(train, names), _samples(val, names), [], seed, val_fraction
-    )
+    drawn = classes is None and _draw(found, val_fraction, test_fraction, seed)
+    train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
+    if classes is None:
+        _require_training(root, names, train, val)
+    if not drawn:
+        return Dataset(root, names, train, val, test, notes=list(notes))
+    return Dataset(root, names, train, val, test, seed, val_fraction, list(notes))
+
+
+def list_inside(root: str | Path) -> list[str]:
+    """Return all pictures in a folder and below, relative to it with forward slashes, sorted."""
+    return _Scanner(Path(root)).pictures(Path(root))
 
 
 def list_pictures(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -446,6 +469,42 @@ def _only_one_class(scanner: _Scanner, folder: Path, name: str) -> str:
     return message
 
 
+def _require_fractions(val: float, test: float) -> None:
+    if not 0 <= val < 1:
+        raise UserError(f"the validation fraction must be from 0 to below 1; got {val}")
+    if not 0 <= test < 1 or val + test >= 1:
+        raise UserError(
+            f"the test fraction must be from 0, and below 1 together with the validation's; got {test}"
+        )
+
+
+def _require_training(root: Path, names: list[str], train: list[Sample], val: list[Sample]) -> None:
+    """Raise UserError where the given parts leave a class nothing to learn from, or nothing to judge."""
+    lacking = sorted(set(range(len(names))) - {sample.label for sample in train})
+    if lacking:
+        raise UserError(
+            f"the labels of {root} leave no training picture for {_listed(names[i] for i in lacking)}; "
+            "every class needs one"
+        )
+    if not val:
+        raise UserError(f"the labels of {root} leave no picture for validation; say which, or more")
+
+
+def _draw(found: dict[str, dict[str, dict[str, str]]], val: float, test: float, seed: int) -> bool:
+    """Take parts that are not there out of the training pictures; return whether any was drawn.
+
+    Both come from the same order of a class's pictures, test before validation.
+    """
+    drawn = False
+    if test and "test" not in found:
+        found["train"], found["test"] = _stratified(found["train"], test, seed)
+        val, drawn = val / (1 - test), True
+    if "val" not in found:
+        found["train"], found["val"] = _stratified(found["train"], val, seed)
+        drawn = True
+    return drawn
+
+
 def _stratified(
     by_class: Mapping[str, Mapping[str, str]], fraction: float, seed: int
 ) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
@@ -493,4 +552,13 @@ def _listed(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-__all__ = ["SUFFIXES", "Dataset", "Sample", "from_labels", "list_pictures", "load_split", "scan"]
+__all__ = [
+    "SUFFIXES",
+    "Dataset",
+    "Sample",
+    "from_labels",
+    "list_inside",
+    "list_pictures",
+    "load_split",
+    "scan",
+]

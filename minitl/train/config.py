@@ -42,6 +42,7 @@ class Config:
     augment: random crops, mirrored pictures if `flip`, and what comes after it, see `Augmentation`.
         color_jitter: brightness, contrast, saturation, hue.
     features: a file of minitl features, whose pictures and frozen layers these are.
+    labels: a table of labels; label_from_name: a pattern; see data/labels.py.
     feature_cache: folder for what frozen layers compute, or "auto" for the user's own, or "off".
     cached_views: variations of each picture that are kept there; 0 for a new one in each epoch.
     micro_batch: pictures at a time, at most, with the gradients of a whole batch; None for all of it.
@@ -100,7 +101,10 @@ class Config:
     cutmix: float = 0.0
     val_fraction: float = 0.2
     seed: int = 0
+    labels: str | None = None
+    label_from_name: str | None = None
     save_every: str = "5m"
+    test_fraction: float = 0.0
     workers: int = 1
     skip_bad: bool = False
     device: str = "cpu"
@@ -139,6 +143,7 @@ class Config:
             "val_fraction": 0 < self.val_fraction < 1,
             "seed": self.seed >= 0,
             "workers": self.workers >= 1,
+            "test_fraction": 0 <= self.test_fraction < 1 - self.val_fraction,
             "threads": self.threads is None or self.threads >= 1,
             "conv": self.conv in ("auto", "exact", "f2", "f4"),
             "schedule": self.schedule in SCHEDULES,
@@ -235,6 +240,8 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     if given.get("feature_cache", OFF) not in (AUTO, OFF):
         given = given | {"feature_cache": str(Path(given["feature_cache"]).absolute())}
     values = {} if file is None else dataclasses.asdict(Config.load(file))
+    if "labels" in given:
+        given = given | {"labels": str(Path(given["labels"]).absolute())}
     values |= given
     if "data" not in values:
         raise UserError(
@@ -257,6 +264,7 @@ _HINTS = {
     "cached_views": "give 0 or a small number such as 4",
     "threads": "give at least 1, or leave it out for all cores",
     "conv": "choose auto, exact, f2 or f4",
+    "test_fraction": "give 0, or a share such as 0.2 that leaves some to train on",
     "epochs": "give at least 1",
     "batch_size": "give at least 1",
     "micro_batch": "give at least 1, or leave it out for whole batches",

@@ -65,6 +65,8 @@ def refuse_contradictions(config: "Config") -> None:
             "--class-weights balanced and --sampler balanced together count rare classes twice; "
             "choose one of them"
         )
+    if config.labels is not None and config.label_from_name is not None:
+        raise UserError("--labels and --label-from-name both say the labels; give one of them")
     if config.cached_views:
         reason = _against_views(config)
         if reason:

@@ -5,7 +5,8 @@ from typing import Any
 
 from minitl import models
 from minitl.convert.pull import find_weights
-from minitl.data.folder import Sample, list_pictures, scan
+from minitl.data.folder import Sample, list_pictures
+from minitl.data.labels import find_dataset
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import check_precision, get_device
@@ -64,29 +65,34 @@ def evaluate(
     threads: int | None = None,
     device: str = "cpu",
     precision: str = "float32",
+    labels: str | None = None,
+    label_from_name: str | None = None,
 ) -> dict[str, Any]:
     """Compare a model's predictions with the labels of an image folder.
 
     Folders are matched with the model's classes by name, never by position. part: "train", "val",
     "test" or "all"; None takes test, else val. A folder without parts is all "test". workers decode
     pictures; threads compute (None: one for each core). device, precision: as for `finetune`.
+    labels, label_from_name: as for `find_dataset`.
 
     Returns the metrics with "part" and "classes" added. Raises UserError for folders that are
     unknown to the model or a part that is not there.
     """
     model = load(run_or_weights)
     assert model.class_names is not None
-    dataset = scan(data, classes=model.class_names)
+    dataset = find_dataset(
+        data, labels=labels, label_from_name=label_from_name, classes=model.class_names
+    )
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     if part is None:
         part = "test" if dataset.test else "val"
     samples = [s for p in parts.values() for s in p] if part == "all" else parts[part]
     if not samples:
         raise UserError(f"{data} has no {part} part; use --part all")
-    logits, labels = _predict(
+    logits, truth = _predict(
         model, samples, data, f"evaluating {part}", workers, threads, device, precision
     )
-    return {"part": part, **classification_metrics(logits, labels, model.class_names)}
+    return {"part": part, **classification_metrics(logits, truth, model.class_names)}
 
 
 def predict(

@@ -28,12 +28,11 @@ from minitl.convert.golden import make_golden
 from minitl.convert.pull import find_weights
 from minitl.data.decode import check_images
 from minitl.data.doctor import quick_findings
-from minitl.data.folder import Dataset, Sample, load_split, scan
+from minitl.data.folder import Dataset, Sample, load_split
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device, get_device
 from minitl.errors import InterruptedRunError, UserError
-from minitl.feature_file import FeatureFile
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
@@ -61,6 +60,7 @@ from minitl.train.optimisation import (
 )
 from minitl.train.run_folder import clear_leftovers, clear_run
 from minitl.train.step import TrainingStep, statistics_note
+from minitl.train.source import dataset_of
 from minitl.train.unfreezing import parse as parse_schedule
 from minitl.train.unfreezing import unfreeze_for
 
@@ -125,7 +125,7 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     Raises UserError for anything wrong with the data, the weights, the settings or the folder.
     """
     device = get_device(config.device)
-    dataset = _dataset(config)
+    dataset = dataset_of(config)
     model = make_model(config, dataset)
     config = dataclasses.replace(resolved(config, model), preprocessing=model.preprocessing)
     _say_data(dataset)
@@ -167,7 +167,7 @@ def resume(folder: Path) -> dict[str, Any]:
     if config.features is None:
         dataset = load_split(folder / "split.json", Path(config.data))
     else:
-        dataset = _dataset(config)
+        dataset = dataset_of(config)
     checkpoint = hdf5.read(folder / "last.h5")
     if checkpoint.progress is None or checkpoint.optimizer is None:
         raise UserError(f"{folder / 'last.h5'} holds weights only, no state to resume from")
@@ -200,12 +200,6 @@ def resume(folder: Path) -> dict[str, Any]:
     if history:
         _write_metrics(run)  # it may have been killed before that
     return _train(run)
-
-
-def _dataset(config: Config) -> Dataset:
-    if config.features is not None:
-        return extract.dataset_of(FeatureFile(config.features))
-    return scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
 
 
 def make_model(config: Config, dataset: Dataset) -> Classifier:

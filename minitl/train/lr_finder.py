@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitl.data.folder import scan
 from minitl.device import get_device
 from minitl.errors import UserError
 from minitl.files import write_atomically
@@ -26,6 +25,7 @@ from minitl.train.console import Progress, say
 from minitl.train.finetune import Run, computing, forwards, make_model, mixed, training_step
 from minitl.train.forward import Forward
 from minitl.train.optimisation import make_optimizer, resolved
+from minitl.train.source import dataset_of
 
 SMOOTHING = 0.9  # of the losses: the share of what came before
 EXPLODED = 4.0  # times the lowest smoothed loss
@@ -56,7 +56,7 @@ def find_lr(
             f"lr-find needs at least {FEWEST} steps and rates 0 < lowest < highest; got {steps} steps from "
             f"{lowest:g} to {highest:g}"
         )
-    dataset = scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
+    dataset = dataset_of(config)
     model = make_model(config, dataset)
     config = resolved(dataclasses.replace(config, lr=lowest), model)
     device = get_device(config.device)

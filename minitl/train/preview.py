@@ -5,7 +5,6 @@ from pathlib import Path
 
 from minitl import models
 from minitl.convert.pull import find_weights
-from minitl.data.folder import scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.preview import contact_sheet
@@ -13,6 +12,7 @@ from minitl.errors import UserError
 from minitl.files import write_atomically
 from minitl.train.config import Config
 from minitl.train.console import say
+from minitl.train.source import dataset_of
 
 
 def preview(config: Config, out: Path, pictures: int, columns: int) -> None:
@@ -20,7 +20,7 @@ def preview(config: Config, out: Path, pictures: int, columns: int) -> None:
 
     pictures: rows; columns: epochs. Raises UserError for bad data, weights or settings.
     """
-    dataset = scan(Path(config.data), val_fraction=config.val_fraction, seed=config.seed)
+    dataset = dataset_of(config)
     loader = Loader(
         dataset.train,
         dataset.root,
