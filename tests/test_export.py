@@ -322,6 +322,13 @@ def test_an_existing_file_is_kept_unless_asked(source, tmp_path):
     assert torch.load(target, weights_only=True)
 
 
+def test_the_source_is_never_replaced(source):
+    whole = source.read_bytes()
+    with pytest.raises(UserError, match="is the file to be exported"):
+        export(source, source, to="torch", overwrite=True)
+    assert source.read_bytes() == whole
+
+
 def test_an_unclear_format_is_asked_for(source, tmp_path):
     with pytest.raises(UserError, match="--to torch, --to safetensors, --to onnx"):
         export(source, tmp_path / "m.bin")

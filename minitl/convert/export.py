@@ -54,6 +54,8 @@ def export(
     to = _format(dst, to)
     if names not in NAMES:
         raise UserError(f"--names {names}: the choice is {' or '.join(NAMES)}")
+    if dst.exists() and src.exists() and dst.samefile(src):
+        raise UserError(f"{dst} is the file to be exported; choose another name for the result")
     if dst.exists() and not overwrite:
         raise UserError(f"{dst} exists; choose another name, or replace it with --overwrite")
     contents = hdf5.read(src)
