@@ -30,6 +30,12 @@ def add_model(command: argparse.ArgumentParser) -> None:
         "fc:0,layer4:2,layer3:4; head and backbone are words for parts",
     )
     group.add_argument(
+        "--head",
+        metavar="KIND",
+        help="linear (default): one dense layer; mlp:1024 or mlp:1024,512: dense layers of these widths "
+        "with ReLU before it; flat:1024: the same in place of all dense layers, for vgg",
+    )
+    group.add_argument(
         "--dropout",
         type=float,
         metavar="X",

@@ -125,7 +125,8 @@ def create(
     """Make the network registered as `arch`.
 
     num_classes: None for the architecture's usual number. seed: of the initial weights; None leaves
-    zeros, for weights that are to be loaded. options: the architecture's own (`arch_options`).
+    zeros, for weights that are to be loaded. options: the architecture's own (`arch_options`), and
+    head: the widths of dense layers before the last one.
 
     Raises ValueError for an unknown name or option.
     """
@@ -135,10 +136,14 @@ def create(
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1; got {num_classes}")
         options["num_classes"] = num_classes
+    hidden = options.pop("head", ())
     try:
-        return ARCHITECTURES[arch](seed=seed, **options)
+        model = ARCHITECTURES[arch](seed=seed, **options)
     except TypeError as error:
         raise ValueError(f"{arch} does not take these options: {options} ({error})") from None
+    if hidden:
+        model.replace_head(model.num_classes, seed=seed, hidden=hidden)
+    return model
 
 
 __all__ = [

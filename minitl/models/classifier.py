@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitl import nn
+from minitl import init, nn
+from minitl.models.options import whole
 from minitl.tensor import Tensor
 
+MOST_HIDDEN = 8  # dense layers before the last one
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -52,7 +54,10 @@ class _DroppedLinear(nn.Linear):
 
 
 class Classifier(nn.Module):
-    """A trunk that turns pictures into one feature vector each, and a linear head for the classes.
+    """A trunk that turns pictures into one feature vector each, and a head for the classes.
+
+    The head is a dense layer, or several with ReLU between them; their widths but for the last are then
+    `arch_options["head"]`.
 
     arch, arch_options: the registered name and options that `models.create` makes the same network of.
     class_names: the head's classes in order, if known.
@@ -75,9 +80,15 @@ class Classifier(nn.Module):
         self.source = self.source_sha256 = self.license = ""
 
     @property
-    def head(self) -> nn.Linear:
-        """The last layer."""
-        return self._at(self.head_name.split("."))  # type: ignore[no-any-return]
+    def head(self) -> Any:
+        """What follows the trunk: a dense layer, or a Sequential of several and ReLU."""
+        return self._at(self.head_name.split("."))
+
+    @property
+    def last_name(self) -> str:
+        """Where the last layer is: the head, or the last one in it."""
+        hidden = self.arch_options.get("head", ())
+        return f"{self.head_name}.{2 * len(hidden)}" if hidden else self.head_name
 
     def _at(self, path: Sequence[str]) -> Any:
         return reduce(getattr, path, self)
@@ -90,7 +101,8 @@ class Classifier(nn.Module):
     @property
     def num_classes(self) -> int:
         """Number of classes the head distinguishes."""
-        return self.head.weight.shape[0]
+        last: nn.Linear = self._at(self.last_name.split("."))
+        return last.weight.shape[0]
 
     def stages(self) -> list[Stage]:
         """Return the steps of the trunk in order; each is given what the one before it returned."""
@@ -113,11 +125,13 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, classes): logits."""
-        return self.head(self.features(x))
+        logits: Tensor = self.head(self.features(x))
+        return logits
 
     def from_stage(self, cut: int, x: Tensor) -> Tensor:
         """What the first `cut` stages return -> (N, classes): logits."""
-        return self.head(run_stages(self.stages()[cut:], x))
+        logits: Tensor = self.head(run_stages(self.stages()[cut:], x))
+        return logits
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(N, H, W, 3) -> logits, and those of a second head that helps to train, if there is one."""
@@ -130,17 +144,47 @@ class Classifier(nn.Module):
 
     def drop_before_head(self, p: float, *, seed: int = 0) -> None:
         """In training, zero a share p of what the last dense layer is given; see `nn.Dropout`."""
-        *path, last = self.head_name.split(".")
-        setattr(self._at(path), last, _DroppedLinear(self.head, p, seed))
+        *path, last = self.last_name.split(".")
+        setattr(self._at(path), last, _DroppedLinear(self._at([*path, last]), p, seed))
 
-    def replace_head(self, num_classes: int, *, seed: int = 0) -> None:
-        """Put a freshly initialised head for `num_classes` classes in place of the old one."""
-        rng = np.random.default_rng(seed)
-        new = nn.Linear(self.head.weight.shape[1], num_classes, rng=rng)
-        new.training = self.training
-        *path, last = self.head_name.split(".")
-        setattr(self._at(path), last, new)
+    def replace_head(
+        self, num_classes: int, *, seed: int | None = 0, hidden: Sequence[int] = ()
+    ) -> None:
+        """Put a freshly initialised head for `num_classes` classes in place of the old one.
+
+        hidden: widths of dense layers with ReLU before the last one. seed: None leaves zeros.
+
+        Raises ValueError for widths that are none.
+        """
+        if not isinstance(hidden, list | tuple) or len(hidden) > MOST_HIDDEN:
+            raise ValueError(f"head must be a list of at most {MOST_HIDDEN} widths; got {hidden!r}")
+        rng = None if seed is None else np.random.default_rng(seed)
+        old = self.head
+        size = (old if isinstance(old, nn.Linear) else next(iter(old))).weight.shape[1]
+        new: nn.Module
+        layers: list[nn.Module] = []
+        for width in hidden:
+            whole(width, "head", 1, 65536)
+            layers += [nn.Linear(size, width, rng=rng, weight_init=init.he_normal), nn.ReLU()]
+            size = width
+        last = nn.Linear(size, num_classes, rng=rng)
+        new = nn.Sequential(*layers, last) if layers else last
+        new.train(self.training)
+        *path, name = self.head_name.split(".")
+        setattr(self._at(path), name, new)
+        self.arch_options = {k: v for k, v in self.arch_options.items() if k != "head"}
+        if hidden:
+            self.arch_options["head"] = list(hidden)
         self.class_names = None
+
+    def flatten_before_head(self) -> None:
+        """Leave out what lies between the flattened map of the last convolution and the head.
+
+        Raises ValueError for a network that is not built so.
+        """
+        raise ValueError(
+            f"{self.arch} has no dense layers before its head; only VGG networks have: use mlp:..."
+        )
 
 
 def run_stages(stages: Iterable[Stage], x: Tensor) -> Tensor:

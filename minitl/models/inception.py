@@ -8,6 +8,7 @@ network can be told (`transform_input`) to take pictures normalised with ImageNe
 and to bring them to that range itself; here that is part of the preprocessing, once.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -295,11 +296,13 @@ class InceptionV3(Classifier):
             )
         return self.Conv2d_1a_3x3(x)
 
-    def replace_head(self, num_classes: int, *, seed: int = 0) -> None:
+    def replace_head(
+        self, num_classes: int, *, seed: int | None = 0, hidden: Sequence[int] = ()
+    ) -> None:
         """Put freshly initialised heads for `num_classes` classes in place of the old ones."""
-        super().replace_head(num_classes, seed=seed)
+        super().replace_head(num_classes, seed=seed, hidden=hidden)
         if self.AuxLogits is not None:
-            rng = np.random.default_rng([seed, 1])
+            rng = None if seed is None else np.random.default_rng([seed, 1])
             self.AuxLogits.fc = nn.Linear(768, num_classes, rng=rng)
 
 

@@ -53,9 +53,9 @@ def from_weights_file(contents: WeightsFile, what: str) -> Classifier:
     from minitl.hdf5 import check_state
 
     model = empty_model(contents.arch, contents.arch_options, what)
-    head = contents.state.get(f"{model.head_name}.weight")
+    head = contents.state.get(f"{model.last_name}.weight")
     if head is not None and head.ndim == 2:
-        model.replace_head(len(head))
+        model.replace_head(len(head), hidden=contents.arch_options.get("head", ()))
     check_state(
         {name: array.shape for name, array in model.state_dict().items()}, contents.state, what
     )

@@ -15,7 +15,7 @@ bounded before memory is asked for.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,9 +167,11 @@ class SequentialCNN(Classifier):
         """Return the layers but the head, from (N, H, W, 3) to (N, F)."""
         return self.stages_of(*(str(number) for number in range(int(self.head_name))))
 
-    def replace_head(self, num_classes: int, *, seed: int = 0) -> None:
+    def replace_head(
+        self, num_classes: int, *, seed: int | None = 0, hidden: Sequence[int] = ()
+    ) -> None:
         """Put a freshly initialised head for `num_classes` classes in place of the old one."""
-        super().replace_head(num_classes, seed=seed)
+        super().replace_head(num_classes, seed=seed, hidden=hidden)
         self.arch_options["layers"][-1]["units"] = num_classes
 
 

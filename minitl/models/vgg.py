@@ -28,7 +28,8 @@ USUAL = {"hidden": 4096, "dropout": 0.5, "bn_eps": 1e-5}
 class VGG(Classifier):
     """Five stages of 3x3 convolutions, and three dense layers on a map of 7x7.
 
-    hidden: outputs of the first two dense layers. dropout: after each of them, in training.
+    hidden: outputs of the first two dense layers; 0: there are none, and the head follows the map. dropout:
+        after each of them, in training.
     """
 
     head_name = "classifier.6"
@@ -46,7 +47,7 @@ class VGG(Classifier):
     ) -> None:
         options = {"hidden": hidden, "dropout": dropout, "bn_eps": bn_eps}
         super().__init__(arch, changed(options, USUAL), preprocessing(resize=256, crop=224))
-        whole(hidden, "hidden", 1, 65536)
+        whole(hidden, "hidden", 0, 65536)
         fraction(dropout, "dropout")
         fraction(bn_eps, "bn_eps")
         rng = None if seed is None else np.random.default_rng(seed)
@@ -60,6 +61,11 @@ class VGG(Classifier):
                 c = width
             layers.append(nn.MaxPool2d(2))
         self.features_ = nn.Sequential(*layers)
+        self.classifier: nn.Module
+        if not hidden:
+            self.head_name = "classifier"
+            self.classifier = nn.Linear(c * 7 * 7, num_classes, rng=rng)
+            return
         self.classifier = nn.Sequential(
             nn.Linear(c * 7 * 7, hidden, rng=rng),
             nn.ReLU(),
@@ -72,8 +78,17 @@ class VGG(Classifier):
 
     def stages(self) -> list[Stage]:
         """Return the steps from (N, H, W, 3) to (N, hidden)."""
-        *hidden, _ = self.stages_of("classifier")
-        return [*self._convolutions(), Stage("avgpool", _pool), *hidden]
+        between = self.head_name != "classifier"
+        dense = self.stages_of(*(f"classifier.{n}" for n in range(6))) if between else []
+        return [*self._convolutions(), Stage("avgpool", _pool), *dense]
+
+    def flatten_before_head(self) -> None:
+        """Leave out the dense layers before the head; it is a new one of zeros then."""
+        if self.head_name != "classifier":
+            self.classifier = nn.Linear(512 * 7 * 7, self.num_classes)
+            self.head_name = "classifier"
+            options = {k: v for k, v in self.arch_options.items() if k != "head"}
+            self.arch_options = options | {"hidden": 0}
 
     def _convolutions(self) -> list[Stage]:
         """Return the layers, each batch normalisation and the ReLU after it as one; H/32 in the end."""

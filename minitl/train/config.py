@@ -16,6 +16,7 @@ from minitl.files import write_atomically
 from minitl.train.batches import decoding_threads
 from minitl.train.checkpoint import parse_interval
 from minitl.train.contradictions import refuse_contradictions, refuse_idle
+from minitl.train.heads import parse_head
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant", "step", "exponential", "one-cycle", "plateau")
@@ -36,7 +37,7 @@ class Config:
     schedule: see `make_schedule`; gamma, step_epochs, plateau_patience belong to it.
     class_weights: "balanced" or "none". sampler: "shuffle" or "balanced".
     patience: epochs without a better validation before the run stops. ema: see train/averaging.py.
-    mixup, cutmix: see train/mixing.py. dropout: before the last dense layer.
+    mixup, cutmix: see train/mixing.py. head: see train/heads.py. dropout: before the last dense layer.
     freeze: name patterns, or "backbone", or "none". freeze_until: the first part, in the order of the
         network, that trains. unfreeze_schedule: see train/unfreezing.py.
     augment: random crops, mirrored pictures if `flip`, and what comes after it, see `Augmentation`.
@@ -80,6 +81,7 @@ class Config:
     label_smoothing: float = 0.0
     class_weights: str = "none"
     sampler: str = "shuffle"
+    head: str = "linear"
     dropout: float = 0.0
     freeze: tuple[str, ...] = ("none",)
     freeze_until: str | None = None
@@ -155,6 +157,7 @@ class Config:
                 )
         self.augmentation()
         parse_interval(self.save_every)
+        parse_head(self.head)
         refuse_contradictions(self)
         check_precision(parse_device(self.device), self.precision)
 

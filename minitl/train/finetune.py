@@ -49,6 +49,7 @@ from minitl.train.feature_cache import FeatureCache, open_cache
 from minitl.train.features import frozen_stages
 from minitl.train.forward import EVALUATION_BATCH, Forward, backbone_is_frozen
 from minitl.train.freezing import apply_freeze, table
+from minitl.train.heads import replace_head
 from minitl.train.metrics import classification_metrics
 from minitl.train.mixing import mix
 from minitl.train.optimisation import (
@@ -59,8 +60,8 @@ from minitl.train.optimisation import (
     stopped_early,
 )
 from minitl.train.run_folder import clear_leftovers, clear_run
-from minitl.train.step import TrainingStep, statistics_note
 from minitl.train.source import dataset_of
+from minitl.train.step import TrainingStep, statistics_note
 from minitl.train.unfreezing import parse as parse_schedule
 from minitl.train.unfreezing import unfreeze_for
 
@@ -215,6 +216,7 @@ def make_model(config: Config, dataset: Dataset) -> Classifier:
         if config.preprocessing is not None:
             model.preprocessing = Preprocessing.from_dict(config.preprocessing).to_dict()
         say(f"{model.arch}, from scratch (seed {config.seed})")
+        replace_head(model, config.head, classes, config.seed, fresh=True)
     else:
         model = _load(config.weights, config.arch)
         check_preprocessing(config.preprocessing, model, config.weights, "the settings")
@@ -224,13 +226,14 @@ def make_model(config: Config, dataset: Dataset) -> Classifier:
                 model.arch, num_classes=classes, seed=config.seed, **model.arch_options
             )
             model.preprocessing = preprocessing
+            replace_head(model, config.head, classes, config.seed, fresh=True)
             say(f"{model.arch} as in {config.weights}, but from scratch (seed {config.seed})")
         else:
             say(
                 f"{model.arch} from {config.weights}; its head for {model.num_classes} classes is "
                 f"replaced by a new one for {classes} (seed {config.seed})"
             )
-            model.replace_head(classes, seed=config.seed)
+            replace_head(model, config.head, classes, config.seed)
     model.class_names = list(dataset.classes)
     prepare_to_train(model, config)
     return model

@@ -27,7 +27,8 @@ def mix(
     key = np.random.SeedSequence(seed, spawn_key=(_MIXING, epoch, batch))
     rng = np.random.Generator(np.random.Philox(key))
     cut = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)
-    share = float(rng.beta(*[cutmix if cut else mixup] * 2))
+    strength = cutmix if cut else mixup
+    share = float(rng.beta(strength, strength))
     if cut:
         x, share = _cut(inputs.x, share, rng)
     else:
