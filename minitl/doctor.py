@@ -112,6 +112,7 @@ def _checks(device: Device, precision: str) -> Iterator[tuple[str, Callable[[], 
     if precision == "float32":
         for name, optimizer in OPTIMIZERS.items():
             yield name, partial(_optimizer_error, optimizer, device)
+        yield "average of weights", partial(_average_error, device)
     if precision != "tf32":
         yield "pictures", partial(_pictures_error, device, precision)
 
@@ -155,6 +156,15 @@ def _optimizer_error(make: Callable[..., optim.Optimizer], device: Device) -> fl
             optimizer.step()
         results.append(parameter.numpy())
     return _error(*results)
+
+
+def _average_error(device: Device) -> float:
+    averages = []
+    for where in (device, CPU):
+        average, value = (where.array(np.cos(np.arange(37, dtype=np.float32) + i)) for i in (0, 1))
+        where.kernels.average_step(average, value, 0.3)
+        averages.append(Tensor(average).numpy())
+    return _error(*averages)
 
 
 def _pictures_error(device: Device, precision: str) -> float:

@@ -50,6 +50,7 @@ BUDGETS = {
     "sigmoid_binary_cross_entropy_forward": (40, 56, 32),
     "softmax_cross_entropy_forward": (56, 56, 64),
     "label_weights": (32, 32, 32),
+    "average_step": (32, 32, 0),
     "adam_step": (48, 64, 24),
     "sgd_momentum_step": (40, 40, 0),
     "sgd_step": (32, 32, 0),

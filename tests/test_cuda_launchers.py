@@ -70,6 +70,7 @@ CALLS = [
     ("mean_squared_error_dx", (LOSS, LOGITS)),
     ("sgd_step", (A.copy(), B, None, 0.1, 0.0, 0.1, False, False)),
     ("sgd_step", (A.copy(), B, C.copy(), RATE, 0.9, 0.1, True, NUMBER)),
+    ("average_step", (A.copy(), B, 0.25)),
     ("adam_step", (A.copy(), B, A.copy(), C.copy(), NUMBER, RATE, 0.9, 0.99, 1e-8, 0.1, True)),
     (
         "normalize_images",

@@ -82,6 +82,15 @@ def test_adam(dtype, size, step, decoupled, on_device):
     close(p, expected, dtype)
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_average(dtype, size):
+    average, value = arrays(size, dtype, 2)
+    expected = average + 0.375 * (value.astype("d") - average)
+    cuda.average_step(average, value, 0.375)
+    close(average, expected, dtype)
+
+
 def test_a_number_on_the_device_must_be_one_of_its_type():
     p, g = arrays(4, np.float32, 2)
     with pytest.raises(TypeError, match="lr on the device must be one float32; got 1 of float64"):

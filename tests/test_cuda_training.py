@@ -20,6 +20,7 @@ from minitl.device import CPU, get_device
 from minitl.errors import UserError
 from minitl.tensor import Tensor
 from minitl.train import recording
+from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs, on_device
 from minitl.train.step import TrainingStep
 from tests.cuda_launch import needs_checker
@@ -119,6 +120,24 @@ def test_weights_of_classes_count_as_on_the_cpu(gpu):
 
     here, there = map(train_with_weights, (CPU, get_device("cuda")))
     assert there == pytest.approx(here, rel=1e-5)
+
+
+def test_the_average_of_the_weights_is_that_of_the_cpu(gpu):
+    def averages(device):
+        model = Small().to(device)
+        step = TrainingStep(model, model, optim.SGD(model.parameters(), lr=0.05), device)
+        with device.computing():
+            average = WeightAverage(model, 0.9)
+            for number in range(recording.EAGER + 2):
+                step(batch(device, seed=number))
+                average.update()
+            with average.in_use():
+                return {name: value.copy() for name, value in model.state_dict().items()}
+
+    here, there = map(averages, (CPU, get_device("cuda")))
+    assert here.keys() == there.keys()
+    for name, value in here.items():
+        np.testing.assert_allclose(there[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("state", ["training", "frozen", "evaluation"])

@@ -205,6 +205,7 @@ INTERFACE = {
     "mean_squared_error_forward": "prediction target",
     "mean_squared_error_dx": "dloss difference",
     "sgd_step": "param grad velocity lr momentum weight_decay nesterov first",
+    "average_step": "average value share",
     "adam_step": "param grad m v step lr beta1 beta2 eps weight_decay decoupled",
 }
 

@@ -42,7 +42,7 @@ from minitl.kernels.cpu.loss import (
     softmax_cross_entropy_forward,
 )
 from minitl.kernels.cpu.memory import release as release_memory
-from minitl.kernels.cpu.optim import adam_step, sgd_step
+from minitl.kernels.cpu.optim import adam_step, average_step, sgd_step
 from minitl.kernels.cpu.pool import (
     adaptive_avgpool2d_dx,
     adaptive_avgpool2d_forward,
@@ -61,6 +61,7 @@ __all__ = [
     "adaptive_avgpool2d_dx",
     "adaptive_avgpool2d_forward",
     "add_forward",
+    "average_step",
     "avgpool2d_dx",
     "avgpool2d_forward",
     "batchnorm_apply",

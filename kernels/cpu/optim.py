@@ -99,3 +99,8 @@ def adam_step(
         number(1 - lr * weight_decay if decoupled else 1),
         number(0 if decoupled else weight_decay),
     )
+
+
+def average_step(average: np.ndarray, value: np.ndarray, share: float) -> None:
+    """Move an average towards a value by this share of the way; both of one shape."""
+    average += share * (value - average)

@@ -53,7 +53,7 @@ from minitl.kernels.cuda.loss import (
     softmax_cross_entropy_dx,
     softmax_cross_entropy_forward,
 )
-from minitl.kernels.cuda.optim import adam_step, sgd_step
+from minitl.kernels.cuda.optim import adam_step, average_step, sgd_step
 from minitl.kernels.cuda.pool import (
     global_avgpool2d_dx,
     global_avgpool2d_forward,
@@ -68,6 +68,7 @@ __all__ = [
     "adaptive_avgpool2d_dx",
     "adaptive_avgpool2d_forward",
     "add_forward",
+    "average_step",
     "avgpool2d_dx",
     "avgpool2d_forward",
     "batchnorm_apply",

@@ -2,7 +2,7 @@
 //
 // Floor: memory. SGD with momentum reads parameter, gradient and velocity and writes two of them back; Adam
 // reads four arrays and writes three. To get there: 16 bytes an access, all parameters of a group in one
-// launch.
+// launch. A moving average of the weights is a pass of its own, for each parameter.
 //
 // T      float or double: parameters, gradients and what is remembered are never bfloat16
 //
@@ -85,5 +85,18 @@ extern "C" __global__ void adam_step(T* __restrict__ param, const T* __restrict_
     store_real(m + i, mean);
     store_real(v + i, square);
     store_real(param + i, p);
+  });
+}
+
+extern "C" __global__ void average_step(T* __restrict__ average, const T* __restrict__ value, i64 n,
+                                        T share) {
+  for_each<Width<T>::value>(n, aligned16(average, value), [&](i64 i, auto count) {
+    constexpr int N = decltype(count)::value;
+    T a[N], v[N];
+    load_real(average + i, a);
+    load_real(value + i, v);
+#pragma unroll
+    for (int k = 0; k < N; k++) a[k] += share * (v[k] - a[k]);
+    store_real(average + i, a);
   });
 }

@@ -7,7 +7,7 @@ from step to step may be arrays of one element on the device: lr float32, step a
 import numpy as np
 
 from minitl.kernels.cuda import runtime
-from minitl.kernels.cuda.runtime import Array, Defines, blocks, ctype, number_or_array
+from minitl.kernels.cuda.runtime import Array, Defines, blocks, contiguous, ctype, number_or_array
 
 THREADS = 256
 
@@ -97,3 +97,9 @@ def adam_step(
         np.float64(weight_decay),
         np.int32(decoupled),
     )
+
+
+def average_step(average: Array, value: Array, share: float) -> None:
+    """Move an average towards a value by this share of the way; both of one shape."""
+    number = average.dtype.type(share)
+    _launch("average_step", average, average, contiguous(value), np.int64(average.size), number)

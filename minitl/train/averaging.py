@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minitl import nn
-from minitl.backend import Array, like, to_host
+from minitl.backend import Array, kernels_for, like, to_host
 from minitl.models import Classifier
 
 
@@ -46,8 +46,7 @@ class WeightAverage:
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
         self._steps += 1
         for name, array in self._live():
-            average = self._average[name]
-            average += (1 - decay) * (array - average)
+            kernels_for(array).average_step(self._average[name], array, 1 - decay)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
