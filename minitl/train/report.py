@@ -76,7 +76,10 @@ def render(
             "rows": [[name, *(c[i] for c in counts)] for i, name in enumerate(dataset.classes)],
             "notes": dataset.notes,
         },
-        time=[(name, duration(value)) for name, value in seconds.items()],
+        time=[
+            (name, duration(value) if value >= 10 else f"{value:.1f} s")
+            for name, value in seconds.items()
+        ],
         config=config,
     )
 
