@@ -1,6 +1,7 @@
 """Every architecture: converted from PyTorch's files, it computes what the original does."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -97,6 +98,32 @@ def test_converted_weights_give_the_same_logits(case, tmp_path):
         assert first.state.keys() == second.state.keys()
         for name, array in first.state.items():
             assert array.tobytes() == second.state[name].tobytes(), name
+
+
+# The others consist of the same blocks as those above, only of more or wider ones.
+LARGE = sorted(set(models.ARCHITECTURES) - {case[0] for case in CASES.values()} - {"sequential"})
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+
+
+@pytest.mark.skipif(not THOROUGH, reason="takes minutes: HYPOTHESIS_PROFILE=thorough")
+@pytest.mark.parametrize("arch", LARGE)
+def test_converted_weights_of_the_other_networks(arch, tmp_path):
+    family = arch.split("_")[0]
+    options = {"cifar": {"shortcut": "A"}}.get(family, {"hidden": 24} if "vgg" in arch else {})
+    size = 32 if family == "cifar" else 64
+    theirs = reference_models.randomise(
+        reference_models.make(arch, num_classes=7, **options)
+    ).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w")
+    small = {"resize": size, "crop": size}
+    report = convert(tmp_path / "w", tmp_path / "w.h5", preprocessing=small)
+    assert report.complete and report.arch == arch
+    compare(models.load_model(tmp_path / "w.h5"), theirs, size)
+    names = "timm" if family == "resnetv2" else "torchvision"
+    export(tmp_path / "w.h5", tmp_path / "back.pth", names=names)
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    for name, value in theirs.state_dict().items():
+        assert "num_batches" in name or torch.equal(back[name], value), name
 
 
 def compare(ours, theirs, size):
