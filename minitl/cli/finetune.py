@@ -51,10 +51,22 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--resume", metavar="RUN", help="continue a run where it was last saved, to the same result"
     )
     what.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="settings that have proved themselves: all-layers (SGD), frozen-mlp (a dense layer of 1024 on "
+        "frozen features, Adam), frozen-vgg (the same on a VGG's flattened map), adamw-steps (all layers, "
+        "rate in steps, dropout, early stopping, compared with before); other options override it",
+    )
+    what.add_argument(
         "--config", metavar="FILE.toml", help="settings of an earlier run to start from"
     )
     what.add_argument("--out", metavar="RUN", help="run folder (default: runs/<name of DATA>)")
     what.add_argument("--overwrite", action="store_true", help="replace the run in the run folder")
+    what.add_argument(
+        "--compare-before",
+        action="store_true",
+        help="judge the network before training too, on the test part if there is one (default: not)",
+    )
     what.add_argument(
         "--no-report",
         dest="report",
@@ -91,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
     config_file = given.pop("config", None)
     out, overwrite = given.pop("out", None), given.pop("overwrite", False)
     if given.pop("demo", False):
-        if config_file or given.keys() & {"data", "weights", "arch", "from_scratch"}:
+        if config_file or given.keys() & {"data", "weights", "arch", "from_scratch", "recipe"}:
             raise UserError("--demo brings its own DATA, --weights and settings; leave yours out")
         demo(prepare_folder(out, "demo", overwrite), **given)
         return

@@ -151,7 +151,9 @@ def add_augmentation(command: argparse.ArgumentParser) -> None:
     """Add how training pictures are varied, each by itself."""
     group = command.add_argument_group("variation of training pictures (see minitl preview)")
     group.add_argument(
-        "--no-augment", dest="augment", action="store_false", help="none: no crop, no flip"
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="vary pictures at all (yes); --no-augment: no crop, no flip",
     )
     group.add_argument(
         "--crop-scale",
@@ -230,12 +232,6 @@ def add_pictures(command: argparse.ArgumentParser) -> None:
         metavar="X",
         help="share kept for validation if DATA has no val (0.2)",
     )
-    group.add_argument("--skip-bad", action="store_true", help="go on without unreadable pictures")
-    group.add_argument("--workers", type=int, metavar="N", help="threads that decode pictures (1)")
-
-
-def add_computing(command: argparse.ArgumentParser) -> None:
-    """Add where and how it is computed."""
     group.add_argument(
         "--test-fraction",
         type=float,
@@ -243,6 +239,12 @@ def add_computing(command: argparse.ArgumentParser) -> None:
         help="share set aside to judge the best epoch by, if DATA has no test part (0)",
     )
     add_labels(group)
+    group.add_argument("--skip-bad", action="store_true", help="go on without unreadable pictures")
+    group.add_argument("--workers", type=int, metavar="N", help="threads that decode pictures (1)")
+
+
+def add_computing(command: argparse.ArgumentParser) -> None:
+    """Add where and how it is computed."""
     group = command.add_argument_group("computing")
     add_device(group)
     add_threads(group)

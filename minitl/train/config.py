@@ -17,6 +17,7 @@ from minitl.train.batches import decoding_threads
 from minitl.train.checkpoint import parse_interval
 from minitl.train.contradictions import refuse_contradictions, refuse_idle
 from minitl.train.heads import parse_head
+from minitl.train.recipes import settings_of
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant", "step", "exponential", "one-cycle", "plateau")
@@ -42,8 +43,8 @@ class Config:
         network, that trains. unfreeze_schedule: see train/unfreezing.py.
     augment: random crops, mirrored pictures if `flip`, and what comes after it, see `Augmentation`.
         color_jitter: brightness, contrast, saturation, hue.
-    features: a file of minitl features, whose pictures and frozen layers these are.
     labels: a table of labels; label_from_name: a pattern; see data/labels.py.
+    features: a file of minitl features, whose pictures and frozen layers these are.
     feature_cache: folder for what frozen layers compute, or "auto" for the user's own, or "off".
     cached_views: variations of each picture that are kept there; 0 for a new one in each epoch.
     micro_batch: pictures at a time, at most, with the gradients of a whole batch; None for all of it.
@@ -52,6 +53,7 @@ class Config:
     preprocessing: how pictures are prepared, as in weights files. None takes that of the weights, or what is
         usual for `arch`; weights that were trained with another one are refused.
     save_every: steps, or a time, after which the state is written in the middle of an epoch.
+    compare_before: judge the network before the first step as well.
     report: write report.html and its plots at the end.
     """
 
@@ -101,12 +103,12 @@ class Config:
     cached_views: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
-    val_fraction: float = 0.2
-    seed: int = 0
     labels: str | None = None
     label_from_name: str | None = None
-    save_every: str = "5m"
+    val_fraction: float = 0.2
     test_fraction: float = 0.0
+    seed: int = 0
+    save_every: str = "5m"
     workers: int = 1
     skip_bad: bool = False
     device: str = "cpu"
@@ -115,6 +117,7 @@ class Config:
     threads: int | None = None
     preprocessing: dict | None = None
     report: bool = True
+    compare_before: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -143,9 +146,9 @@ class Config:
             "warmup_steps": self.warmup_steps >= 0,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "val_fraction": 0 < self.val_fraction < 1,
+            "test_fraction": 0 <= self.test_fraction < 1 - self.val_fraction,
             "seed": self.seed >= 0,
             "workers": self.workers >= 1,
-            "test_fraction": 0 <= self.test_fraction < 1 - self.val_fraction,
             "threads": self.threads is None or self.threads >= 1,
             "conv": self.conv in ("auto", "exact", "f2", "f4"),
             "schedule": self.schedule in SCHEDULES,
@@ -240,12 +243,16 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     for name in given.keys() & {"data", "weights"}:
         if name == "data" or not is_name(given[name]):
             given = given | {name: str(Path(given[name]).absolute())}
-    if given.get("feature_cache", OFF) not in (AUTO, OFF):
-        given = given | {"feature_cache": str(Path(given["feature_cache"]).absolute())}
-    values = {} if file is None else dataclasses.asdict(Config.load(file))
     if "labels" in given:
         given = given | {"labels": str(Path(given["labels"]).absolute())}
-    values |= given
+    if given.get("feature_cache", OFF) not in (AUTO, OFF):
+        given = given | {"feature_cache": str(Path(given["feature_cache"]).absolute())}
+    given = dict(given)
+    recipe = given.pop("recipe", None)
+    if recipe is not None and file is not None:
+        raise UserError("--recipe and --config both bring settings; choose one of them")
+    values = {} if file is None else dataclasses.asdict(Config.load(file))
+    values |= given if recipe is None else settings_of(recipe, given) | given
     if "data" not in values:
         raise UserError(
             "give the image folder: minitl finetune DATA --weights FILE.h5 (or try --demo)"
@@ -264,10 +271,10 @@ def _positive(value: float | None) -> bool:
 
 
 _HINTS = {
+    "test_fraction": "give 0, or a share such as 0.2 that leaves some to train on",
     "cached_views": "give 0 or a small number such as 4",
     "threads": "give at least 1, or leave it out for all cores",
     "conv": "choose auto, exact, f2 or f4",
-    "test_fraction": "give 0, or a share such as 0.2 that leaves some to train on",
     "epochs": "give at least 1",
     "batch_size": "give at least 1",
     "micro_batch": "give at least 1, or leave it out for whole batches",

@@ -82,7 +82,8 @@ COLUMNS = (
 class Run:
     """A run between two steps: everything that goes into last.h5.
 
-    micro_batch: as in the settings, or less where a GPU's memory did not hold it.
+    micro_batch: as in the settings, or less where a GPU's memory did not hold it. before: how good the
+        network was before the first step, where that is asked for.
     """
 
     config: Config
@@ -96,6 +97,7 @@ class Run:
     average: WeightAverage | None = None
     partial: Partial = dataclasses.field(default_factory=Partial)
     micro_batch: int | None = None
+    before: dict[str, Any] | None = None
 
     @property
     def epoch(self) -> int:
@@ -196,6 +198,7 @@ def resume(folder: Path) -> dict[str, Any]:
     clock.add("training", partial.seconds)
     run = Run(config, folder, dataset, device, model, optimizer, history, clock, average, partial)
     run.micro_batch = checkpoint.progress.get("micro_batch", config.micro_batch)
+    run.before = checkpoint.progress.get("before")
     step = f", step {partial.steps} of the next" if partial.steps else ""
     say(f"{folder}: continuing after epoch {run.epoch} of {config.epochs}{step}")
     if history:
@@ -405,6 +408,8 @@ def _train_on_device(run: Run) -> dict[str, Any]:
     step = training_step(run, train)
     say(f"  run folder: {run.folder}")
     try:
+        if config.compare_before and run.before is None:
+            run.before = _judge_before(run)
         if run.epoch < config.epochs:
             with run.clock.measure("features of the frozen part"):
                 train.prepare()
@@ -560,6 +565,7 @@ def _save_state(run: Run) -> None:
                 "average": run.average and run.average.state_dict(),
                 "partial": run.partial.state_dict(),
                 "micro_batch": run.micro_batch,
+                "before": run.before,
             },
         ),
     )
@@ -597,6 +603,15 @@ def _say_epoch(run: Run) -> None:
     )
 
 
+def _judge_before(run: Run) -> dict[str, Any]:
+    """Return how good the network is now, on the test part or else on the validation part."""
+    config = run.config
+    front = _front(config, run.model)
+    judged = judge(run.model, run.dataset, config.workers, run.device, config.precision, *front)
+    figures = {name: judged[-1].metrics[name] for name in ("accuracy", "macro_f1", "loss")}
+    return {"part": judged[-1].part, **figures}
+
+
 def _finish(run: Run) -> dict[str, Any]:
     """Judge the best epoch's weights, on the test part too where there is one."""
     best = models.load_model(run.folder / "best.h5").to(run.device)
@@ -617,6 +632,8 @@ def _finish(run: Run) -> dict[str, Any]:
             best, run.dataset, run.config.workers, run.device, run.config.precision, *front
         )
     summary |= {one.part: dict(one.metrics) for one in judged}
+    if run.before is not None:
+        summary["before"] = run.before
     summary["timing"] = {name: round(value, 3) for name, value in run.clock.seconds.items()}
     write_json(run.folder / "summary.json", summary)
     for part in ("val", "test"):
@@ -626,6 +643,13 @@ def _finish(run: Run) -> dict[str, Any]:
                 f"{part}: accuracy {percent(figures['accuracy'])}, macro F1 {percent(figures['macro_f1'])} "
                 f"on {figures['images']} pictures (epoch {summary['best_epoch']})"
             )
+    if run.before is not None:
+        part = run.before["part"]
+        before, after = run.before["accuracy"], summary[part]["accuracy"]
+        say(
+            f"{part}, before and after: accuracy {percent(before)} -> {percent(after)} "
+            f"({100 * (after - before):+.1f} points)"
+        )
     if run.config.report:
         write_evidence(run.folder, run.dataset, run.history, judged, summary["timing"])
         say(f"report: {run.folder / 'report.html'}")

@@ -1,0 +1,75 @@
+"""Ways of fine-tuning that have proved themselves, as settings by name; every one can be overridden.
+
+all-layers     everything trains, gently: pictures that differ from those of the pretraining, and some
+               hundred of them for each class
+frozen-mlp     the network as it is, a dense layer of 1024 on its features: few pictures, much varied
+frozen-vgg     the same on the flattened last map of a VGG, computed once
+adamw-steps    everything trains with AdamW at a rate that falls in steps, with dropout, and stops when
+               it no longer gets better; says how good the network was before
+"""
+
+from typing import Any
+
+from minitl.errors import UserError
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "all-layers": {"optimizer": "sgd", "momentum": 0.9, "lr": 0.001},
+    "frozen-mlp": {
+        "freeze": ("backbone",),
+        "head": "mlp:1024",
+        "optimizer": "adam",
+        "lr": 1e-4,
+        "schedule": "constant",
+        "shear": 10.0,
+        "zoom": 0.2,
+    },
+    "frozen-vgg": {
+        "freeze": ("backbone",),
+        "head": "flat:1024",
+        "optimizer": "adam",
+        "lr": 1e-4,
+        "schedule": "constant",
+        "augment": False,
+    },
+    "adamw-steps": {
+        "optimizer": "adamw",
+        "lr": 3e-4,
+        "weight_decay": 0.01,
+        "schedule": "step",
+        "step_epochs": 7,
+        "gamma": 0.1,
+        "dropout": 0.3,
+        "epochs": 20,
+        "patience": 5,
+        "compare_before": True,
+    },
+}
+# An option that is given takes these of the recipe with it: they were meant for what it replaces.
+BELONGING = {
+    "optimizer": ("lr", "momentum", "weight_decay"),
+    "schedule": ("gamma", "step_epochs"),
+    "unfreeze_schedule": ("freeze",),
+    **dict.fromkeys(("rotation", "shear", "zoom", "crop_scale", "erase", "policy"), ("augment",)),
+    **dict.fromkeys(("color_jitter", "vertical_flip", "flip"), ("augment",)),
+    "augment": ("shear", "zoom"),
+}
+
+
+def settings_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's settings, less those that the given options make pointless.
+
+    Raises UserError for an unknown name.
+    """
+    if name not in RECIPES:
+        raise UserError(f"--recipe cannot be {name}; choose one of {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    pointless = {
+        other
+        for option, others in BELONGING.items()
+        if option in given and given[option] != recipe.get(option)
+        for other in others
+    }
+    return {option: value for option, value in recipe.items() if option not in pointless}
+
+
+__all__ = ["RECIPES", "settings_of"]
