@@ -7,6 +7,7 @@ An optimizer moves the parameters of a group into one flat array, of which each 
 view from then on; gradients are written to views of a second one. So a step is one pass over memory.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -187,6 +188,17 @@ class Optimizer:
             if flat is not None:
                 for name in self._state_names(group):
                     flat.remembered(name)
+
+    @contextlib.contextmanager
+    def counts_undone_on_failure(self) -> Iterator[None]:
+        """Put the counts of steps back if the block fails: for steps that are only recorded in it."""
+        counts = [(flat.steps, list(flat.steps)) for flat in self._flats if flat is not None]
+        try:
+            yield
+        except BaseException:
+            for steps, before in counts:
+                steps[:] = before
+            raise
 
     def _update(
         self, kernels: ModuleType, flat: _Flat, first: int, end: int, options: Group

@@ -278,17 +278,47 @@ def test_a_single_picture_that_does_not_fit_is_an_error():
         assert_same(model.state_dict(), before)
 
 
-def test_without_memory_for_a_recording_steps_stay_code(monkeypatch, capsys):
+@pytest.mark.parametrize("needed_for", ["its numbers", "its graph"])
+def test_without_memory_for_a_recording_steps_stay_code(monkeypatch, capsys, needed_for):
     with install(mode="fast") as gpu:
 
         def fail():
             raise gpu.cupy.cuda.memory.OutOfMemoryError(1, 1)
 
+        def fail_at_the_end(stream):
+            end_capture(stream)
+            raise gpu.cupy.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+
+        end_capture = gpu.cupy.cuda.Stream.end_capture
         with monkeypatch.context() as patch:
-            patch.setattr(recording, "_Numbers", fail)
+            if needed_for == "its numbers":
+                patch.setattr(recording, "_Numbers", fail)
+            else:
+                patch.setattr(gpu.cupy.cuda.Stream, "end_capture", fail_at_the_end)
             ours, _, step = train(get_device("cuda"), [4] * 6)
         assert not step._recorder.recorded
         assert step.micro_batch is None
+        theirs, _, _ = train(get_device("cuda"), [4] * 6)
+    assert_same(ours, theirs)
+    assert capsys.readouterr().out.count("launched one by one") == 1
+
+
+def test_a_recording_keeps_the_memory_that_it_has_used(capsys):
+    """Where the recorded step needs more than those before, and the driver has nothing left."""
+
+    class Greedy(Small):
+        def forward(self, x):
+            logits = super().forward(x)
+            stream = gpu.cupy.cuda.get_current_stream()
+            if stream.is_capturing():
+                gpu.memory = gpu.allocated
+                gpu.cupy.empty(2900, np.uint8)
+            return logits
+
+    with install(mode="fast") as gpu:
+        ours, _, step = train(get_device("cuda"), [4] * 6, Greedy)
+        assert not step._recorder.recorded
+        gpu.memory = 1 << 33
         theirs, _, _ = train(get_device("cuda"), [4] * 6)
     assert_same(ours, theirs)
     assert capsys.readouterr().out.count("launched one by one") == 1

@@ -40,7 +40,8 @@ class Recorder:
         self._compute = compute
         self._key: Hashable = None
         self._size = 0
-        self._pool = cupy().cuda.MemoryPool()
+        self._driver = _Driver()
+        self._pool = cupy().cuda.MemoryPool(self._driver.allocate)
         self.forget()
 
     def forget(self, record_again: bool = True) -> None:
@@ -50,8 +51,13 @@ class Recorder:
         self._eager_left = EAGER
         self._step: _Recorded | None = None
         self._pool.free_all_blocks()
-        self.recording = False  # true in an error that came while recording
+        self._driver.recording = False
         self.allowed = record_again
+
+    @property
+    def recording(self) -> bool:
+        """Whether an error came while recording."""
+        return self._driver.recording
 
     @property
     def recorded(self) -> bool:
@@ -80,14 +86,42 @@ class Recorder:
                 outputs = self._run(x, labels)
             self._shapes = [[(a.shape, a.dtype) for a in part] for part in outputs]
             return outputs
-        self.recording = True
+        self._driver.recording = True
         self._step = _Recorded(self._compute, x, labels, self._pool, self._shapes)
-        self.recording = False
+        self._driver.recording = False
         return self._step.first
 
     def _run(self, x: Array, labels: Array) -> Outputs:
         with held_in(_Fresh()):
             return self._compute(x, labels)
+
+
+class _Driver:
+    """Where the pool gets memory from."""
+
+    def __init__(self) -> None:
+        self.recording = False
+
+    def allocate(self, size: int) -> Any:
+        """Return new memory.
+
+        Where there is none, the pool gives back what is unused and asks again. While a step is recorded
+        that must not be, as the graph has addresses of what the step used before; so it gets another error.
+        """
+        memory = cupy().cuda.memory
+        with _out_of_memory() if self.recording else contextlib.nullcontext():
+            return memory.MemoryPointer(memory.Memory(size), 0)
+
+
+@contextlib.contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Within the block, a lack of memory is CuPy's error for that, whoever found it."""
+    try:
+        yield
+    except cupy().cuda.runtime.CUDARuntimeError as error:
+        if "cudaErrorMemoryAllocation" in str(error):
+            raise cupy().cuda.memory.OutOfMemoryError(0, 0) from error
+        raise
 
 
 class _Fresh:
@@ -150,7 +184,8 @@ def _capture(stream: Any) -> Iterator[list[Any]]:
         with contextlib.suppress(Exception):
             stream.end_capture()
         raise
-    captured.append(stream.end_capture())
+    with _out_of_memory():  # a graph takes some itself
+        captured.append(stream.end_capture())
 
 
 class _Numbers:

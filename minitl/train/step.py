@@ -109,7 +109,7 @@ class TrainingStep:
         key = self._key(inputs)
         if self._recorder.replays(key):
             return self._recorder.step(key, inputs.x, inputs.labels)
-        with self._undone_on_failure():
+        with self._undone_on_failure(), self._optimizer.counts_undone_on_failure():
             return self._recorder.step(key, inputs.x, inputs.labels)
 
     def _compute(self, x: Array, labels: Array, mixed: Mixed | None = None) -> Outputs:

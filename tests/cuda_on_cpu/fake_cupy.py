@@ -114,26 +114,42 @@ def _gpu() -> Gpu:
 class _Block:
     """A piece of device memory."""
 
-    def __init__(self, stream: int, size: int) -> None:
+    stream = 0  # that it belongs to, in a pool
+
+    def __init__(self, size: int) -> None:
         raw = np.empty(size + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         # Not a view of `raw` to the eye: offsets in it are offsets in a device allocation.
         self.bytes = np.frombuffer(memoryview(raw)[start : start + size], np.uint8)
-        self.stream, self.size, self.returned = stream, size, False
+        self.size, self.returned = size, False
+
+
+class Memory:
+    """Memory straight from the driver."""
+
+    def __init__(self, size: int) -> None:
+        if _gpu().allocated + size > _gpu().memory:
+            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+        _gpu().allocated += size
+        self._block = _Block(size)
 
 
 class MemoryPointer:
-    """An allocation; its memory goes back to the pool when nobody holds it any more."""
+    """An allocation; if it is a pool's, its memory goes back there when nobody holds it any more."""
 
-    def __init__(self, block: _Block, pool: "MemoryPool") -> None:
-        self._block, self._pool = block, pool
+    _pool: "MemoryPool | None" = None
+
+    def __init__(self, mem: Memory, offset: int) -> None:
+        assert offset == 0
+        self._block = mem._block
 
     @property
     def ptr(self) -> int:
         return self._block.bytes.ctypes.data
 
     def __del__(self) -> None:
-        self._pool._free(self._block)
+        if self._pool is not None:
+            self._pool._free(self._block)
 
 
 class MemoryPool:
@@ -142,7 +158,8 @@ class MemoryPool:
     Nobody waits until the work on a freed block is done: what comes next on its stream comes later.
     """
 
-    def __init__(self, allocator: Any = None) -> None:
+    def __init__(self, allocator: Callable[[int], MemoryPointer] | None = None) -> None:
+        self._from_driver = allocator or (lambda size: MemoryPointer(Memory(size), 0))
         self._unused: dict[tuple[int, int], list[_Block]] = {}  # by stream and size
         self._total, self._used, self._limit = 0, 0, 0
 
@@ -152,22 +169,25 @@ class MemoryPool:
         if not self._unused.get((stream, size)):
             self._grow(stream, size)
         self._used += size
-        return MemoryPointer(self._unused[stream, size].pop(), self)
+        pointer = object.__new__(MemoryPointer)
+        pointer._block, pointer._pool = self._unused[stream, size].pop(), self
+        return pointer
 
     def _grow(self, stream: int, size: int) -> None:
-        gpu = _gpu()
-        if self._lacks(size):
-            self.free_all_blocks()
-        if self._lacks(size):
+        """Get a block from the driver; if it refuses, after giving back whatever is unused."""
+        if self._limit and self._total + size > self._limit:
             raise OutOfMemoryError(size, self._total, self._limit)
-        self._unused.setdefault((stream, size), []).append(_Block(stream, size))
+        try:
+            pointer = self._from_driver(size)
+        except CUDARuntimeError:
+            self.free_all_blocks()
+            try:
+                pointer = self._from_driver(size)
+            except CUDARuntimeError:
+                raise OutOfMemoryError(size, self._total, self._limit) from None
+        pointer._block.stream = stream
+        self._unused.setdefault((stream, size), []).append(pointer._block)
         self._total += size
-        gpu.allocated += size
-
-    def _lacks(self, size: int) -> bool:
-        gpu = _gpu()
-        full = gpu.allocated + size > gpu.memory
-        return full or bool(self._limit and self._total + size > self._limit)
 
     def _free(self, block: _Block) -> None:
         self._used -= block.size
@@ -826,7 +846,9 @@ NAMES: dict[str, dict[str, Any]] = {
             get_elapsed_time, get_current_stream, is_available,
         )
     },
-    "cupy.cuda.memory": {f.__name__: f for f in (OutOfMemoryError, MemoryPool, MemoryPointer)},
+    "cupy.cuda.memory": {
+        f.__name__: f for f in (OutOfMemoryError, Memory, MemoryPool, MemoryPointer)
+    },
     "cupy.cuda.runtime": {
         f.__name__: f
         for f in (
