@@ -410,7 +410,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
     try:
         if config.compare_before and run.before is None:
             run.before = _judge_before(run)
-        if keep and run.epoch < config.epochs:
+        if val.cut and run.epoch < config.epochs:
             with run.clock.measure("features of the frozen part"):
                 train.prepare()
                 val.prepare()

@@ -51,22 +51,22 @@ class Forward:
     ) -> None:
         self.model, self.loader, self.label, self.device = model, loader, label, device
         self._dtype = numbers_of(precision)
-        self._cut = cut
+        self.cut = cut
         self._features = Features(model, cut, loader, label, device, self._dtype, cache, views)
 
     @property
     def network(self) -> Callable[[Tensor], Tensor]:
         """What computes logits from `inputs`: the model, or what lies behind the cut."""
-        return functools.partial(self.model.from_stage, self._cut) if self._cut else self.model
+        return functools.partial(self.model.from_stage, self.cut) if self.cut else self.model
 
     def prepare(self) -> None:
         """Compute the features that are to be kept, once."""
-        if self._cut:
+        if self.cut:
             self._features.prepare()
 
     def inputs(self, epoch: int, start_batch: int = 0) -> Iterator[Inputs]:
         """Yield what `network` is given in an epoch, batch by batch, from `start_batch` on."""
-        if not self._cut:
+        if not self.cut:
             batches = self.loader.epoch(epoch, start_batch)
             yield from on_device(batches, self.loader.preprocessing, self.device, self._dtype)
             return
