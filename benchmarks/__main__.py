@@ -48,6 +48,26 @@ def parser() -> argparse.ArgumentParser:
     gpu.add_argument("--out", metavar="DIR", type=Path, required=True, help="where results go")
     gpu.add_argument("--seconds", type=float, default=480.0, help="for all of it (480)")
 
+    finetune = commands.add_parser(
+        "finetune", help="whole runs of fine-tuning beside the script a PyTorch user would write"
+    )
+    finetune.add_argument("data", metavar="DATA", type=Path, help="DATA/{train,val}/<class>/*")
+    finetune.add_argument(
+        "--weights", metavar="FILE.h5", type=Path, required=True, help="ResNet-18 or -50"
+    )
+    finetune.add_argument(
+        "--tasks", nargs="+", default=["full", "frozen"], metavar="TASK", help="full frozen"
+    )
+    finetune.add_argument("--seeds", type=int, default=3, help="runs of each contender (3)")
+    finetune.add_argument("--epochs", type=int, help="instead of 3 and 10: for a quick look")
+    finetune.add_argument(
+        "--torch-workers", type=int, default=2, metavar="N", help="of PyTorch's DataLoader (2)"
+    )
+    finetune.add_argument(
+        "--rivals", nargs="+", default=None, metavar="NAME", help="usual channels_last (both)"
+    )
+    finetune.add_argument("--json", metavar="FILE", type=Path, help="write the figures")
+
     for command in (kernels, step):
         command.add_argument(
             "--quick", action="store_true", help="fewer shapes, in under 2 minutes"
@@ -161,6 +181,44 @@ def run_gpu(arguments: argparse.Namespace) -> int:
     return 0 if all(s["outcome"] == "passed" for s in result["stages"].values()) else 1
 
 
+def run_finetune(arguments: argparse.Namespace) -> int:
+    """Run `finetune`; return the exit status: 1 where minitl learned less, or a process failed."""
+    from benchmarks import finetune, report
+
+    words = dict(zip(("usual", "channels_last"), finetune.RIVALS, strict=True))
+    for given, known in ((arguments.tasks, finetune.TASKS), (arguments.rivals or [], words)):
+        for word in given:
+            if word not in known:
+                return fail(f"no {word!r} here; choose from {', '.join(known)}")
+    problem = finetune.problem_with(arguments.data, arguments.weights)
+    if problem:
+        return fail(problem)
+    settings = {"seeds": arguments.seeds, "batch": finetune.BATCH, "epochs": arguments.epochs}
+    settings |= {"torch_workers": arguments.torch_workers}
+    result: dict[str, Any] = report.header("finetune", settings)
+    report.show_header(result)
+    result["groups"] = []
+    for name in arguments.tasks:
+        task = finetune.TASKS[name]
+        try:
+            group = finetune.compare(
+                task._replace(epochs=arguments.epochs or task.epochs),
+                arguments.data.absolute(),
+                arguments.weights.absolute(),
+                seeds=arguments.seeds,
+                workers=arguments.torch_workers,
+                rivals=[words[word] for word in arguments.rivals or words],
+                tell=lambda text: print(text, file=sys.stderr, flush=True),
+            )
+        except finetune.Failed as failure:
+            return fail(str(failure))
+        report.show_finetune(name, group)
+        result["groups"].append({"name": name, **group})
+    if arguments.json:
+        report.write_json(arguments.json, result)
+    return 0 if all(g["same_accuracy"] and g["same_pictures"] for g in result["groups"]) else 1
+
+
 def fail(message: str) -> int:
     """Say what was wrong; return the exit status for it."""
     print(f"error: {message}", file=sys.stderr)
@@ -170,7 +228,7 @@ def fail(message: str) -> int:
 def main() -> int:
     """Parse the arguments and run."""
     arguments = parser().parse_args()
-    for option in ("batch", "rounds", "size"):
+    for option in ("batch", "rounds", "size", "seeds", "epochs"):
         value = getattr(arguments, option, None)
         if value is not None and value < 1:
             return fail(f"--{option} must be at least 1; got {value}")
@@ -184,7 +242,7 @@ def main() -> int:
         path = getattr(arguments, option, None)
         if path is not None and not path.parent.is_dir():
             return fail(f"--{option} {path}: there is no folder {path.parent}; make it first")
-    commands = {"kernels": run_kernels, "step": run_step, "gpu": run_gpu}
+    commands = {"kernels": run_kernels, "step": run_step, "gpu": run_gpu, "finetune": run_finetune}
     return commands[arguments.command](arguments)
 
 

@@ -132,5 +132,31 @@ def show_startup(startup: dict[str, float]) -> None:
         print(f"  {name:70}{seconds:8.2f}")
 
 
+def show_finetune(name: str, group: Row) -> None:
+    """Print what the contenders did in one task: whole processes, over the seeds."""
+    task = group["task"]
+    kind = "frozen backbone, no augmentation" if task["frozen"] else "all layers, augmented"
+    print(f"\n{name}: {kind}; {task['epochs']} epochs, rate {task['lr']:g}, {group['seeds']} seeds")
+    print(
+        f"  {'':30}{'seconds':>9}{'+-':>7}{'ratio':>8}{'val accuracy':>14}{'+-':>8}{'peak MB':>9}"
+    )
+    for c in group["contenders"]:
+        print(
+            f"  {c['name']:30}{c['seconds']:9.1f}{c['seconds_sd']:7.1f}{c['ratio']:7.2f}x"
+            f"{c['val_accuracy']:14.1%}{c['val_accuracy_sd']:8.1%}{c['peak_mb']:9.0f}"
+        )
+    print(f"  minitl beside the faster script: {group['ratio']:.2f}x")
+    if not group["same_pictures"]:
+        print("  WRONG: the contenders did not have the same number of pictures")
+    word = "as good" if group["same_accuracy"] else "WORSE"
+    print(
+        f"  accuracy {word}: {group['accuracy_behind']:+.1%} behind it, standard deviation "
+        f"{group['accuracy_sd']:.1%}"
+    )
+    timing = group["runs"]["minitl"][0]["timing"]
+    parts = ", ".join(f"{what} {seconds:.1f}" for what, seconds in timing.items())
+    print(f"  seconds of minitl's first run: {parts}")
+
+
 def _ms(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
