@@ -264,6 +264,14 @@ def test_a_step_that_does_not_fit_goes_on_with_smaller_parts(capsys):
     assert results == their_results
 
 
+def test_smaller_parts_say_what_becomes_of_the_weights_of_classes(capsys):
+    model, weights = Small(), np.ones(5, np.float32)
+    sgd = optim.SGD(model.parameters(), lr=0.05)
+    for given in (None, weights):
+        TrainingStep(model, model, sgd, CPU, class_weights=given)._halve(64)
+        assert ("class weights are then" in capsys.readouterr().out) == (given is not None)
+
+
 def test_a_single_picture_that_does_not_fit_is_an_error():
     with install(mode="fast") as gpu:
         device = get_device("cuda")

@@ -214,9 +214,12 @@ class TrainingStep:
                 "memory that other programs use, or choose a smaller network or --precision bf16"
             )
         self.micro_batch = math.ceil(before / 2)
+        weights = ""
+        if self._class_weights is not None:
+            weights = "; class weights are then divided by the sum over so many, not over the batch"
         say(
             f"  the GPU's memory does not hold a step with {before} pictures; going on with at most "
-            f"{self.micro_batch} at a time and the same batch{statistics_note(self._model)}"
+            f"{self.micro_batch} at a time and the same batch{statistics_note(self._model)}{weights}"
         )
 
 
