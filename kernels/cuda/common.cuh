@@ -11,7 +11,6 @@
 
 #define WARP 32
 #define EVERY_LANE 0xffffffffu
-#define INFINITE __uint_as_float(0x7f800000u)
 
 template <class Type>
 struct RealOf {

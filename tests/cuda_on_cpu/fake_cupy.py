@@ -204,9 +204,6 @@ class MemoryPool:
     def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
         self._limit = size if size is not None else int((fraction or 0) * _gpu().memory)
 
-    def get_limit(self) -> int:
-        return self._limit
-
     def used_bytes(self) -> int:
         return self._used
 
@@ -533,9 +530,6 @@ class Graph:
 
         _gpu().issue(replay, stream=stream)
 
-    def upload(self, stream: Any = None) -> None:
-        pass
-
 
 class Stream:
     """A queue of work. As in CUDA, only what goes through one, or through events, is in order."""
@@ -693,10 +687,6 @@ class Device:
     def compute_capability(self) -> str:
         return _gpu().compute_capability
 
-    @property
-    def mem_info(self) -> tuple[int, int]:
-        return memGetInfo()
-
     def use(self) -> "Device":
         return self
 
@@ -708,10 +698,6 @@ class Device:
 
     def __exit__(self, *_: Any) -> None:
         pass
-
-
-def is_available() -> bool:
-    return _gpu().count > 0
 
 
 def getDeviceCount() -> int:
@@ -726,10 +712,6 @@ def driverGetVersion() -> int:
 
 def runtimeGetVersion() -> int:
     return 13000
-
-
-def memGetInfo() -> tuple[int, int]:
-    return _gpu().memory - _gpu().allocated, _gpu().memory
 
 
 def getDeviceProperties(device: int) -> dict[str, Any]:
@@ -843,7 +825,7 @@ NAMES: dict[str, dict[str, Any]] = {
         for f in (
             Stream, Event, Graph, Device, MemoryPool, MemoryPointer, PinnedMemoryPool,
             PinnedMemoryPointer, alloc_pinned_memory, set_allocator, using_allocator,
-            get_elapsed_time, get_current_stream, is_available,
+            get_elapsed_time, get_current_stream,
         )
     },
     "cupy.cuda.memory": {
@@ -852,7 +834,7 @@ NAMES: dict[str, dict[str, Any]] = {
     "cupy.cuda.runtime": {
         f.__name__: f
         for f in (
-            CUDARuntimeError, getDeviceCount, driverGetVersion, runtimeGetVersion, memGetInfo,
+            CUDARuntimeError, getDeviceCount, driverGetVersion, runtimeGetVersion,
             getDeviceProperties,
         )
     },
