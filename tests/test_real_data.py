@@ -13,7 +13,7 @@ import pytest
 
 from minitl.cli import main
 from minitl.convert import convert
-from minitl.train.evaluate import predict
+from minitl.train.predict import predict
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

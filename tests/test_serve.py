@@ -15,7 +15,7 @@ from PIL import Image
 
 from minitl import models, save_model
 from minitl.serve import MAX_BYTES, make_app
-from minitl.train.evaluate import predict
+from minitl.train.predict import predict
 
 NAMES = ["cat", "<b>dog</b>", "owl"]
 

@@ -5,6 +5,8 @@ One file for each command: `add` declares its arguments, `run` carries it out. L
 """
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,11 +37,18 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code (0 good, 1 an error that was explained, 130 Ctrl-C)."""
+    """Run one command; return the exit code.
+
+    0 good, 1 an error that was explained, 130 Ctrl-C, 141 where whoever read the output went away.
+    """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()  # what cannot be written is to fail here
         return 0
+    except BrokenPipeError:  # whoever read the output has seen enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
     except (UserError, OSError, KeyboardInterrupt, MemoryError) as error:
         if options.debug:
             raise

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from minitl.errors import UserError
+
 
 def add_threads(command: Any) -> None:
     """Add --threads."""
@@ -47,3 +49,33 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def add_attack(command: Any) -> None:
+    """Add --attack and --epsilon; `make_attack` reads them."""
+    command.add_argument(
+        "--attack",
+        choices=("fgsm", "pgd"),
+        help="judge pictures that are changed to mislead the network as well: by one step, or by several; "
+        "slow, on the CPU",
+    )
+    command.add_argument(
+        "--epsilon",
+        type=float,
+        metavar="X",
+        help="largest change of a value by --attack, of 255 (2)",
+    )
+
+
+def make_attack(options: argparse.Namespace) -> Any:
+    """Return the Attack that is asked for, or None. Raises UserError for settings that cannot be."""
+    from minitl.train.attack import Attack
+
+    if options.attack is None:
+        if options.epsilon is not None:
+            raise UserError("--epsilon says how much --attack may change; give both")
+        return None
+    try:
+        return Attack(options.attack, 2.0 if options.epsilon is None else options.epsilon)
+    except ValueError as error:
+        raise UserError(f"--epsilon {options.epsilon:g}: {error}") from None

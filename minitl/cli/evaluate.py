@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_device, add_labels, add_threads, count
+from minitl.cli.arguments import add_attack, add_device, add_labels, add_threads, count, make_attack
+
+CONFUSIONS = 3
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -30,6 +33,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="threads that decode pictures (1; with a GPU one for each core)",
     )
+    command.add_argument(
+        "--skip-bad", action="store_true", help="go on without unreadable pictures"
+    )
+    command.add_argument(
+        "--tta", metavar="VIEWS", help="mean over views of each picture, as in minitl predict"
+    )
+    add_attack(command)
     add_labels(command)
     add_threads(command)
     add_device(command, device="cpu", precision="float32")
@@ -39,6 +49,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
+    from minitl.data.views import Views
     from minitl.train.batches import decoding_threads
     from minitl.train.console import percent, printable
     from minitl.train.evaluate import evaluate
@@ -53,6 +64,9 @@ def run(options: argparse.Namespace) -> None:
         options.precision,
         options.labels,
         options.label_from_name,
+        options.tta and Views.parse(options.tta),
+        options.skip_bad,
+        make_attack(options),
     )
     if options.json:
         print(json.dumps(figures, indent=2))
@@ -64,8 +78,34 @@ def run(options: argparse.Namespace) -> None:
             f"{printable(name):{width}}  {row['images']:6d}  {percent(row['precision']):>9}  "
             f"{percent(row['recall']):>6}  {percent(row['f1']):>6}"
         )
-    top5 = f", top-5 {percent(figures['top5'])}" if "top5" in figures else ""
-    print(
-        f"{figures['part']}: {figures['images']} pictures, accuracy {percent(figures['accuracy'])}{top5}, "
-        f"macro F1 {percent(figures['macro_f1'])}, loss {figures['loss']:.4f}"
+    best = "".join(
+        f", top-{k} {percent(figures[f'top{k}'])}" for k in (3, 5) if f"top{k}" in figures
     )
+    print(
+        f"{figures['part']}: {figures['images']} pictures, accuracy {percent(figures['accuracy'])}{best}, "
+        f"macro F1 {percent(figures['macro_f1'])}, loss {figures['loss']:.4f}, "
+        f"calibration error {percent(figures['calibration']['expected_error'])}"
+    )
+    confused = _confusions(figures["confusion"], list(figures["per_class"]))
+    if confused:
+        print(printable(f"most often taken for another: {', '.join(confused)}"))
+    if "attack" in figures:
+        attack = figures["attack"]
+        print(
+            f"under {attack['kind'].upper()} with changes up to {attack['epsilon']:g} of 255: "
+            f"accuracy {percent(attack['accuracy'])}"
+        )
+    for path, reason in figures["left_out"].items():
+        print(printable(f"left out {path}: {reason}"), file=sys.stderr)
+
+
+def _confusions(matrix: list[list[int]], classes: list[str]) -> list[str]:
+    """Name the most frequent mistakes."""
+    wrong = [
+        (count, true, taken)
+        for true, row in enumerate(matrix)
+        for taken, count in enumerate(row)
+        if count and taken != true
+    ]
+    wrong.sort(key=lambda mistake: -mistake[0])
+    return [f"{classes[true]} for {classes[taken]} ({n})" for n, true, taken in wrong[:CONFUSIONS]]

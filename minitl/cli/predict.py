@@ -1,16 +1,28 @@
 """`minitl predict`: classify pictures."""
 
 import argparse
+import contextlib
+import csv
 import json
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from minitl.cli.arguments import add_device, add_threads, count
+from minitl.errors import UserError
+
+FORMATS = ("table", "csv", "jsonl")
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
     """Declare the command and its arguments."""
-    command: argparse.ArgumentParser = commands.add_parser("predict", help="classify pictures")
+    command: argparse.ArgumentParser = commands.add_parser(
+        "predict",
+        help="classify pictures",
+        description="Classify pictures, files and whole folders; results are written as they are ready.",
+    )
     command.set_defaults(run=run)
     command.add_argument(
         "model",
@@ -18,34 +30,144 @@ def add(commands: Any) -> argparse.ArgumentParser:
         type=Path,
         help="a run folder, a weights file or a name (minitl pull --list)",
     )
-    command.add_argument("images", metavar="IMAGE", type=Path, nargs="+")
+    command.add_argument("images", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+")
     command.add_argument(
         "--top", type=count, default=3, metavar="N", help="classes shown for each (3)"
     )
+    command.add_argument(
+        "--tta",
+        metavar="VIEWS",
+        help="mean over several views of each picture: flip (mirrored too), crops:5 (corners too), or both "
+        "with a comma; takes as many times as long",
+    )
+    command.add_argument(
+        "--unknown-below",
+        type=_share,
+        metavar="X",
+        help="call a picture unknown where the best class has a lower probability than this, 0 to 1",
+    )
+    command.add_argument(
+        "--skip-bad", action="store_true", help="go on without unreadable pictures"
+    )
+    command.add_argument(
+        "--workers", type=count, metavar="N", help="decoding threads (1; with a GPU, one per core)"
+    )
     add_threads(command)
     add_device(command, device="cpu", precision="float32")
-    command.add_argument("--json", action="store_true", help="print a JSON list")
+    output = command.add_argument_group("output")
+    form = output.add_mutually_exclusive_group()
+    form.add_argument(
+        "--format", choices=FORMATS, help="table (default), csv, or jsonl: a JSON object a line"
+    )
+    form.add_argument("--json", action="store_true", help="one JSON list of all, at the end")
+    output.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="write to a file, which appears when it is complete",
+    )
+    output.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     return command
 
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
-    from minitl.train.batches import decoding_threads
-    from minitl.train.console import percent, printable
-    from minitl.train.evaluate import predict
+    from minitl.data.folder import list_pictures
+    from minitl.data.views import Views
+    from minitl.train.console import Progress, printable
+    from minitl.train.predict import predictions
 
-    results = predict(
-        options.model,
-        options.images,
-        options.top,
-        workers=decoding_threads(options.device),
-        threads=options.threads,
-        device=options.device,
-        precision=options.precision,
-    )
-    if options.json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))
+    total = len(list_pictures(options.images))
+    bad: list[str] = []
+
+    def left_out(image: str, reason: str) -> None:
+        bad.append(image)
+        print(printable(f"left out {image}: {reason}"), file=sys.stderr)
+
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(_output(options.out, options.overwrite))
+        # Lines that come out on a terminal are progress enough, and would tear a bar apart.
+        progress = None if out.isatty() else stack.enter_context(Progress("predicting", total))
+        results = predictions(
+            options.model,
+            options.images,
+            options.top,
+            views=options.tta and Views.parse(options.tta),
+            unknown_below=options.unknown_below,
+            skip_bad=options.skip_bad,
+            on_bad=left_out,
+            on_batch=progress.update if progress else lambda pictures: None,
+            workers=options.workers,
+            threads=options.threads,
+            device=options.device,
+            precision=options.precision,
+        )
+        if options.json:
+            out.write(json.dumps(list(results), indent=2, ensure_ascii=False) + "\n")
+            return
+        write = _writer(options.format or "table", out, options.top)
+        for result in results:
+            write(result)
+    if bad and len(bad) == total:
+        raise UserError(f"none of the {total} pictures could be read")
+
+
+@contextlib.contextmanager
+def _output(path: Path | None, overwrite: bool) -> Iterator[TextIO]:
+    """Yield standard output, or a file that takes its name when the block has gone well."""
+    if path is None:
+        yield sys.stdout
         return
-    for result in results:
+    if path.exists() and (not overwrite or not path.is_file()):
+        raise UserError(f"--out {path} exists; choose another name, or --overwrite it")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Names of files need not be text; what is not goes out as \udcXX, which JSON reads back.
+        with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _writer(form: str, out: TextIO, top: int) -> Callable[[dict[str, Any]], object]:
+    from minitl.train.console import percent, printable
+
+    if form == "jsonl":
+        # ASCII: a terminal or pipe of any encoding takes it, and names that are no text come back.
+        return lambda result: out.write(json.dumps(result) + "\n")
+    if form == "csv":
+        table = csv.writer(out, lineterminator="\n")
+        header = ["image", "class", "probability"]
+        for number in range(1, top + 1):
+            header += [f"top{number}", f"top{number}_probability"]
+        table.writerow(header)
+        return lambda result: table.writerow(
+            [
+                *(_text(result[name]) for name in ("image", "class")),
+                result["probability"],
+                *(value for name, share in result["top"] for value in (_text(name), share)),
+            ]
+        )
+
+    def line(result: dict[str, Any]) -> None:
         best = ", ".join(f"{name} {percent(probability)}" for name, probability in result["top"])
-        print(printable(f"{result['image']}: {best}"))
+        known = "" if result["class"] == result["top"][0][0] else f"{result['class']}: "
+        out.write(printable(f"{result['image']}: {known}{best}") + "\n")
+
+    return line
+
+
+def _text(name: str) -> str:
+    """Return a name so that any output takes it: what is not text is escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

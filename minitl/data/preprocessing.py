@@ -113,6 +113,14 @@ class Preprocessing:
 
     def evaluation_crop(self, image: Picture) -> np.ndarray:
         """Resize the shorter side and cut out the middle: (crop, crop, 3) uint8, RGB."""
+        return self.evaluation_crops(image)[0]
+
+    def evaluation_crops(self, image: Picture, corners: bool = False) -> list[np.ndarray]:
+        """Resize the shorter side and cut out the middle, and with `corners` the four of them too.
+
+        Each is (crop, crop, 3) uint8, RGB. The corners come as torchvision's `five_crop` has them: top left,
+        top right, bottom left, bottom right.
+        """
         height, width = _height_width(image)
         short, long = min(height, width), LONGEST * min(height, width)
         if max(height, width) > long:  # a strip, of which the middle is all that is needed
@@ -126,7 +134,11 @@ class Preprocessing:
         top = round((new_height - self.crop) / 2.0)
         if (new_height, new_width) != (height, width):
             image = self._resized(image, new_width, new_height)
-        return np.asarray(_part(image, top, left, self.crop, self.crop))
+        places = [(top, left)]
+        if corners:
+            bottom, right = new_height - self.crop, new_width - self.crop
+            places += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+        return [np.asarray(_part(image, *place, self.crop, self.crop)) for place in places]
 
     def training_crop(
         self, image: Picture, rng: np.random.Generator, augmentation: Augmentation | None = None

@@ -3,19 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minitl import models
 from minitl.convert.pull import find_weights
-from minitl.data.folder import Sample, list_pictures
 from minitl.data.labels import find_dataset
-from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
+from minitl.data.views import ViewLoader, Views
 from minitl.device import check_precision, get_device
 from minitl.errors import UserError
 from minitl.models import Classifier
+from minitl.train.attack import Attack
 from minitl.train.config import Config
 from minitl.train.console import Progress, announce_compilation
-from minitl.train.forward import EVALUATION_BATCH, Forward, softmax
 from minitl.train.metrics import classification_metrics
+from minitl.train.robustness import under_attack
+from minitl.train.view_probabilities import probabilities
 
 
 def load(run_or_weights: Path) -> Classifier:
@@ -67,6 +70,9 @@ def evaluate(
     precision: str = "float32",
     labels: str | None = None,
     label_from_name: str | None = None,
+    views: Views | None = None,
+    skip_bad: bool = False,
+    attack: Attack | None = None,
 ) -> dict[str, Any]:
     """Compare a model's predictions with the labels of an image folder.
 
@@ -74,9 +80,12 @@ def evaluate(
     "test" or "all"; None takes test, else val. A folder without parts is all "test". workers decode
     pictures; threads compute (None: one for each core). device, precision: as for `finetune`.
     labels, label_from_name: as for `find_dataset`.
+    views: judge the mean over several views of each picture. skip_bad: leave out unreadable pictures.
 
-    Returns the metrics with "part" and "classes" added. Raises UserError for folders that are
-    unknown to the model or a part that is not there.
+    attack: judge changed pictures as well, see `under_attack`.
+
+    Returns the metrics, with "part", "left_out" (path -> reason) and perhaps "attack" added. Raises
+    UserError for folders that are unknown to the model or a part that is not there.
     """
     model = load(run_or_weights)
     assert model.class_names is not None
@@ -89,61 +98,40 @@ def evaluate(
     samples = [s for p in parts.values() for s in p] if part == "all" else parts[part]
     if not samples:
         raise UserError(f"{data} has no {part} part; use --part all")
-    logits, truth = _predict(
-        model, samples, data, f"evaluating {part}", workers, threads, device, precision
-    )
-    return {"part": part, **classification_metrics(logits, truth, model.class_names)}
-
-
-def predict(
-    run_or_weights: Path,
-    images: list[Path],
-    top: int = 3,
-    workers: int = 1,
-    threads: int | None = None,
-    device: str = "cpu",
-    precision: str = "float32",
-) -> list[dict[str, Any]]:
-    """Return for each picture {"image", "class", "probability", "top": [[class, probability], ...]}.
-
-    Raises UserError naming the first picture that cannot be read.
-    """
-    model = load(run_or_weights)
-    assert model.class_names is not None
-    samples = [Sample(str(path.absolute()), 0) for path in list_pictures(images)]
-    logits, _ = _predict(model, samples, Path(), "predicting", workers, threads, device, precision)
-    results = []
-    for sample, row in zip(samples, softmax(logits), strict=True):
-        order = (-row).argsort(kind="stable")[:top]
-        best = [[model.class_names[i], round(float(row[i]), 6)] for i in order]
-        results.append(
-            {"image": sample.path, "class": best[0][0], "probability": best[0][1], "top": best}
-        )
-    return results
-
-
-def _predict(
-    model: Classifier,
-    samples: list[Sample],
-    root: Path,
-    label: str,
-    workers: int,
-    threads: int | None,
-    device: str,
-    precision: str,
-) -> tuple[Any, Any]:
     where = get_device(device)
     check_precision(where, precision)
     where.kernels.set_threads(threads)
     announce_compilation(where)
-    loader = Loader(
+    loader = ViewLoader(
         samples,
-        root,
+        data,
         Preprocessing.from_dict(model.preprocessing),
-        EVALUATION_BATCH,
+        views,
+        skip_bad=skip_bad,
         workers=workers,
         normalise=where.kind == "cpu",
     )
-    with Progress(label, len(samples)) as progress, where.computing(precision):
-        forward = Forward(model.to(where), loader, 0, label, where, precision)
-        return forward.logits(progress.update)
+    rows = []
+    with Progress(f"evaluating {part}", len(samples)) as progress:
+        for row in probabilities(model.to(where), loader, where, precision):
+            rows.append(row)
+            progress.update(len(row))
+    kept = [i for i in range(len(samples)) if i not in loader.bad]
+    if not kept:
+        raise UserError(f"none of the {len(samples)} pictures of {data} could be read")
+    # The logarithm of probabilities is as good as the logits they came from: softmax gives them back.
+    tiny = np.finfo(np.float32).tiny
+    logits = np.log(np.maximum(np.concatenate(rows)[kept], tiny))
+    truth = np.array([samples[i].label for i in kept], np.int64)
+    figures = {
+        "part": part,
+        "left_out": {samples[i].path: reason for i, reason in sorted(loader.bad.items())},
+        **classification_metrics(logits, truth, model.class_names),
+    }
+    if attack is not None:
+        good = [samples[i] for i in kept]
+        with Progress(f"attacking {part}", len(good)) as progress:
+            figures["attack"] = under_attack(
+                model, good, data, attack, workers=workers, progress=progress.update
+            )
+    return figures

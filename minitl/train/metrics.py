@@ -14,7 +14,7 @@ def classification_metrics(
 
     logits: (N, K). labels: integers (N,). classes: K names.
 
-    Returns images, loss (mean cross-entropy), accuracy, top5 (where K > 5), macro_f1 over the
+    Returns images, loss (mean cross-entropy), accuracy, top3 and top5 (where K is larger), macro_f1 over the
     classes, confusion (rows: the true classes, columns: the predicted ones), calibration (see
     `calibration`), and per class: images, precision, recall, f1. Shares are 0 to 1.
     """
@@ -35,9 +35,10 @@ def classification_metrics(
     }
     result["confusion"] = confusion_matrix(labels, predicted, labels=every).tolist()
     result["calibration"] = calibration(np.exp(log_probabilities), labels)
-    if len(classes) > 5:
-        best5 = np.argpartition(-logits, 5, axis=1)[:, :5]
-        result["top5"] = float((best5 == labels[:, None]).any(axis=1).mean())
+    for k in (3, 5):
+        if len(classes) > k:
+            best = np.argpartition(-logits, k, axis=1)[:, :k]
+            result[f"top{k}"] = float((best == labels[:, None]).any(axis=1).mean())
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=every, zero_division=0
     )

@@ -1,0 +1,46 @@
+"""What a network says of pictures, batch by batch, as the mean over several views of each."""
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from minitl.backend import BFLOAT16
+from minitl.data.views import ViewLoader
+from minitl.device import Device
+from minitl.models import Classifier
+from minitl.tensor import Tensor, no_grad
+from minitl.train.batches import on_device
+from minitl.train.forward import softmax
+
+LATE = 2  # batches whose results may still be on a GPU
+
+
+def probabilities(
+    model: Classifier, loader: ViewLoader, device: Device, precision: str
+) -> Iterator[np.ndarray]:
+    """Yield probabilities (n, K) of the loader's pictures in order, n at a time; means over their views.
+
+    The model is put into evaluation mode.
+    """
+    model.eval()
+    dtype = BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
+    late: deque[Tensor] = deque()
+
+    def read() -> np.ndarray:
+        logits = late.popleft().numpy()
+        views = softmax(logits.astype(np.float32)).reshape(-1, loader.views.count, logits.shape[1])
+        mean: np.ndarray = views.mean(axis=1)
+        return mean
+
+    with device.computing(precision):
+        for inputs in on_device(loader.epoch(0), loader.preprocessing, device, dtype):
+            with no_grad():
+                late.append(model(Tensor(inputs.x)))
+            if len(late) > (LATE if device.kind == "cuda" else 0):
+                yield read()
+        while late:
+            yield read()
+
+
+__all__ = ["probabilities"]
