@@ -322,10 +322,11 @@ def test_a_dry_run_says_all_and_writes_nothing(path, tmp_path, capsys):
     safetensors.torch.save_file(cifar_state(), path)
     before = sorted(tmp_path.iterdir())
     target = tmp_path / "w.h5"
-    assert main(["convert", str(path), str(target), "--dry-run"]) == 0
+    command = ["convert", str(path), str(target)]
+    assert main([*command, "--dry-run"]) == 0
     dry = capsys.readouterr().out
     assert sorted(tmp_path.iterdir()) == before
-    assert main(["convert", str(path), str(target)]) == 0
+    assert main(command) == 0
     assert target.exists()
     wet = capsys.readouterr().out
     assert dry.replace("not written (dry run):", "written") == wet
@@ -333,9 +334,14 @@ def test_a_dry_run_says_all_and_writes_nothing(path, tmp_path, capsys):
         "matched",
         "recognised as cifar_resnet20",
         'architecture: cifar_resnet20 {"shortcut": "B", "width": 4}',
+        "classes: 3: not named; --class-names FILE names them",
         "preprocessing, usual for cifar_resnet20; the file does not say: {",
     ):
         assert words in wet, wet
+    names = tmp_path / "names.txt"
+    names.write_text("ash\nbirch\ncedar\n")
+    assert main([*command, "--overwrite", "--class-names", str(names)]) == 0
+    assert "classes: 3: ash, birch, cedar" in capsys.readouterr().out
 
 
 def test_preprocessing_is_said_with_its_origin(path, tmp_path, capsys):

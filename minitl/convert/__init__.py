@@ -108,6 +108,9 @@ def convert(
     own = model.state_dict()
     state |= {name: own[name] for name in report.reinitialised}
     report.arch, report.arch_options, report.target = model.arch, model.arch_options, str(dst)
+    report.classes = f"{model.num_classes}: " + (
+        ", ".join(names) if names is not None else "not named; --class-names FILE names them"
+    )
     if dry_run:
         return report
     contents = hdf5.WeightsFile(

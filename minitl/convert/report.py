@@ -27,8 +27,8 @@ class Report:
     not. unexpected: the other way round. misshapen: name -> (shape in the file, shape expected).
     ignored: name -> why it plays no part. reinitialised: those that get new values, not the file's.
     notes: lines for the reader.
-    arch, arch_options: the network. preprocessing: what the weights file says, and preprocessing_from
-    why. target: the weights file, written: whether it was.
+    arch, arch_options: the network. classes: their number and names, in words. preprocessing: what the
+    weights file says, and preprocessing_from why. target: the weights file, written: whether it was.
     """
 
     title: str
@@ -41,6 +41,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     arch: str = ""
     arch_options: dict[str, Any] = field(default_factory=dict)
+    classes: str = ""
     preprocessing: dict[str, Any] = field(default_factory=dict)
     preprocessing_from: str = ""
     target: str = ""
@@ -95,6 +96,7 @@ class Report:
         written = "written" if self.written else "not written (dry run):"
         return [
             f"architecture: {self.arch} {options}",
+            f"classes: {shown(self.classes)}",
             f"preprocessing, {shown(self.preprocessing_from)}: {json.dumps(self.preprocessing)}",
             f"{written} {self.target}",
         ]
