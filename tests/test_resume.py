@@ -1,15 +1,18 @@
 """A run that is killed and resumed ends as one that was never interrupted: weights, metrics, summary."""
 
 import csv
+import dataclasses
 import json
 import os
 import random
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 
 from minitl import hdf5, models, save_model
 from minitl.cli import main
@@ -202,3 +205,32 @@ def test_when_to_save(monkeypatch):
     for clock[0] in (4.0, 9.0, 11.0, 15.0, 21.0, 22.0):
         due.append(timer.due(1))
     assert due == [False, False, True, False, True, False]
+
+
+def test_a_run_from_before_these_settings_is_resumed(monkeypatch, tmp_path, pictures, weights):
+    """Its config.toml and last.h5 hold less than today's; everything trained with weight decay then."""
+    options = ("--epochs", 3, "--batch-size", 4, "--no-report", "--decay-norms", "--lr", 0.01)
+    assert main(command(pictures, weights, tmp_path / "whole", options)) == 0
+    folder = tmp_path / "old"
+    resumed = command(pictures, weights, folder, options)
+    original = finetune._train_epoch
+
+    def interrupted(run, *others):
+        if run.epoch == 2:
+            raise KeyboardInterrupt
+        return original(run, *others)
+
+    monkeypatch.setattr(finetune, "_train_epoch", interrupted)
+    assert main(resumed) == 130
+    monkeypatch.undo()
+    config = tomllib.loads((folder / "config.toml").read_text())
+    then = "data weights from_scratch epochs batch_size lr momentum nesterov weight_decay schedule"
+    then += " warmup_steps label_smoothing freeze augment flip val_fraction seed workers skip_bad"
+    then += " device precision conv preprocessing"
+    kept = {name: config[name] for name in then.split()} | {"report": False}
+    (folder / "config.toml").write_text(tomli_w.dumps(kept))
+    last = hdf5.read(folder / "last.h5")
+    progress = {name: last.progress[name] for name in ("epoch", "history", "dropout")}
+    hdf5.write(folder / "last.h5", dataclasses.replace(last, progress=progress))
+    assert main(["finetune", "--resume", str(folder)]) == 0
+    assert outcome(folder) == outcome(tmp_path / "whole")

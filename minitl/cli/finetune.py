@@ -22,7 +22,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "finetune",
         help="train a pretrained network on a folder of labelled pictures",
-        description="Train a pretrained network on DATA/<class>/* or DATA/{train,val[,test]}/<class>/*.",
+        description="Train a pretrained network on DATA/<class>/* or DATA/{train,val[,test]}/<class>/*. "
+        "In brackets: what holds if an option is not given.",
+        usage="minitl finetune DATA --weights FILE.h5|NAME [--recipe NAME] [--out RUN] [options]\n"
+        "       minitl finetune --resume RUN",
         argument_default=argparse.SUPPRESS,
     )
     command.set_defaults(run=run, debug=False)

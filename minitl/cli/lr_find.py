@@ -23,6 +23,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         description="Take some steps as minitl finetune would with the same options, at a learning rate "
         "that rises from far too small to far too large; draw the loss and suggest a rate. The weights "
         "stay as they are.",
+        usage="minitl lr-find DATA --weights FILE.h5|NAME [options of finetune] [--out FILE.png]",
         argument_default=argparse.SUPPRESS,
     )
     command.set_defaults(run=run, debug=False)

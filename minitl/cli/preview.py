@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import count
+from minitl.cli.arguments import add_labels, count
 from minitl.cli.settings import add_augmentation
 
 
@@ -15,6 +15,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="show what the network will see of your pictures",
         description="Draw a sheet of training pictures, varied exactly as minitl finetune will vary them "
         "with the same options and seed: a row for each picture, a column for each epoch.",
+        usage="minitl preview DATA --weights FILE.h5|NAME [options of finetune] [--out FILE.png]",
         argument_default=argparse.SUPPRESS,
     )
     command.set_defaults(run=run, debug=False)
@@ -38,6 +39,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
     what.add_argument(
         "--val-fraction", type=float, metavar="X", help="as for finetune, if DATA has no val (0.2)"
     )
+    what.add_argument(
+        "--test-fraction", type=float, metavar="X", help="as for finetune, if DATA has no test (0)"
+    )
+    add_labels(what)
     add_augmentation(command)
     return command
 

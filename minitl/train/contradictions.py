@@ -71,6 +71,10 @@ def refuse_contradictions(config: "Config") -> None:
         reason = _against_views(config)
         if reason:
             raise UserError(f"--cached-views keeps varied pictures' features, and {reason}")
+    if config.features is not None and (config.mixup or config.cutmix):
+        raise UserError(
+            "--mixup and --cutmix mix pictures, and --features brings none; leave them out"
+        )
     if config.device != "cpu":
         for name in ("mixup", "cutmix", "clip_norm"):
             if getattr(config, name):
