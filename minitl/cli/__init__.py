@@ -27,11 +27,13 @@ from minitl.cli import (
     pull,
     report,
     serve,
+    transfer_report,
 )
 from minitl.errors import InterruptedRunError, UserError
 
 COMMANDS = (
-    *(finetune, preview, lr_find, evaluate, predict, report, serve, features, cache),
+    *(finetune, preview, lr_find, evaluate, predict, report, transfer_report),
+    *(serve, features, cache),
     *(inspect, convert, export, pull, doctor, doctor_data),
 )
 

@@ -1,7 +1,7 @@
 """The run folder's pictures: learning curves and the confusion matrix, as PNG files."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,32 @@ def learning_rates(
     axes.set(xlabel="learning rate", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend()
+    return _png(figure)
+
+
+def transfer(accuracy: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> bytes:
+    """Draw each way's seeds, their mean and its interval; return a PNG."""
+    figure, axes = _figure(1, 1, (6, 2.6))
+    for place, row in enumerate(accuracy.values()):
+        axes.plot(row["seeds"], [place] * len(row["seeds"]), "o", color="gray", alpha=0.6)
+        axes.plot([row["mean"]], [place], "D", color="C0")
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [place, place], color="C0", lw=2)
+    axes.set_yticks(range(len(accuracy)), [names[way] for way in accuracy])
+    axes.set(xlabel="accuracy", ylim=(len(accuracy) - 0.5, -0.5))
+    axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def shift(found: Mapping[str, Any]) -> bytes:
+    """Draw the distance to the pretraining data over the layers; return a PNG."""
+    figure, axes = _figure(1, 1, (6, 2.6))
+    axes.plot(list(found["layers"].values()), "o-", ms=3, label="to the pretraining data")
+    axes.axhline(found["floor"], color="gray", ls="--", label="between halves of these pictures")
+    axes.set(xlabel="normalisation layer, first to last", ylabel="distance")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    axes.grid(alpha=0.3)
     return _png(figure)
 
 

@@ -1,0 +1,80 @@
+"""`minitl transfer-report`: did pretraining help with these pictures?"""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from minitl.cli.arguments import add_attack, add_device, add_threads, count, make_attack
+from minitl.errors import UserError
+
+RATES = ("scratch", "frozen", "finetuned")
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Declare the command and its arguments."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "transfer-report",
+        help="did transfer help? from scratch, frozen features and fine-tuned, side by side",
+        description="Train the network of --weights three ways on DATA with the same number of epochs: from "
+        "scratch, the head alone, and all of it; with several seeds. Writes transfer.html and "
+        "transfer.json beside the runs.",
+    )
+    command.set_defaults(run=run)
+    command.add_argument("data", metavar="DATA", help="as for finetune")
+    command.add_argument("--weights", metavar="FILE.h5|NAME", required=True)
+    command.add_argument("--epochs", type=count, default=10, metavar="N", help="of each run (10)")
+    command.add_argument("--seeds", type=count, default=3, metavar="N", help="runs of each way (3)")
+    command.add_argument("--batch-size", type=count, default=16, metavar="N", help="(16)")
+    for way, rate in zip(RATES, ("0.05", "0.01", "0.001"), strict=True):
+        command.add_argument(
+            f"--lr-{way}", type=float, metavar="X", help=f"learning rate of this way ({rate})"
+        )
+    command.add_argument("--no-augment", dest="augment", action="store_false")
+    command.add_argument("--no-flip", dest="flip", action="store_false")
+    command.add_argument("--skip-bad", action="store_true")
+    command.add_argument(
+        "--workers", type=count, default=1, metavar="N", help="decoding threads (1)"
+    )
+    add_attack(command)
+    add_threads(command)
+    add_device(command, device="cpu", precision="float32")
+    command.add_argument("--out", metavar="FOLDER", help="(default: runs/<name of DATA>-transfer)")
+    command.add_argument("--overwrite", action="store_true", help="replace the runs in FOLDER")
+    command.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
+    return command
+
+
+def run(options: argparse.Namespace) -> None:
+    """Carry the command out."""
+    from minitl.train.config import make_config
+    from minitl.train.console import printable, say
+    from minitl.train.run_folder import prepare_folder
+    from minitl.train.transfer import table, transfer_report
+
+    rates = {way: getattr(options, f"lr_{way}") for way in RATES}
+    rates = {way: rate for way, rate in rates.items() if rate is not None}
+    for way, rate in rates.items():
+        if not 0 < rate < float("inf"):
+            raise UserError(f"--lr-{way} cannot be {rate}; give a positive number such as 0.01")
+    names = (
+        *("data", "weights", "epochs", "batch_size", "augment", "flip", "skip_bad"),
+        *("workers", "threads", "device", "precision"),
+    )
+    given = {name: getattr(options, name) for name in names}
+    attack = make_attack(options)
+    config = make_config(None, {k: v for k, v in given.items() if v is not None})
+    name = f"{Path(config.data).resolve().name}-transfer"
+    folder = prepare_folder(options.out, name, options.overwrite)
+    # What the runs say goes to standard error where standard output is to be JSON alone.
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        figures = transfer_report(config, folder, options.seeds, rates, attack)
+    if options.json:
+        print(json.dumps(figures, indent=2))
+        return
+    say()
+    for line in table(figures):
+        say(printable(line))
+    say(f"report: {folder / 'transfer.html'}")
