@@ -55,15 +55,17 @@ def same_state(first, second):
     return all(np.array_equal(a[name], b[name]) for name in a)
 
 
-FREEZE = {
-    "all but the head": "backbone",
-    "in the middle of a stage": "conv1,bn1,layer1,layer2.0",
+FROZEN = {
+    "all but the head": ("--freeze", "backbone"),
+    "all but a head of two layers": ("--freeze", "backbone", "--head", "mlp:8", "--dropout", 0.5),
+    "to the middle of a stage": ("--freeze", "conv1,bn1,layer1,layer2.0"),
+    "less in the second epoch": ("--unfreeze-schedule", "head:0,layer3:1", "--ema", 0.9),
 }
 
 
-@pytest.mark.parametrize("freeze", FREEZE.values(), ids=FREEZE)
-def test_a_run_with_the_cache_is_the_same_to_the_bit(run, freeze, capsys):
-    options = ("--freeze", freeze, "--no-augment")
+@pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN)
+def test_a_run_with_the_cache_is_the_same_to_the_bit(run, frozen, capsys):
+    options = (*frozen, "--no-augment")
     code, first = run(*options, out="first")
     assert code == 0
     assert "36 to compute, 0 there already" in (said := capsys.readouterr().out)
