@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from minitl import hdf5
 from minitl.errors import UserError, WeightsFileError
 from minitl.hdf5 import Golden, WeightsFile
+from minitl.models.sequential import KINDS
 
 
 def example(**changes):
@@ -210,6 +211,10 @@ def test_the_description_agrees(path):
     exec(program.group(1), names)
     digest = hdf5.write(path, example_checkpoint())
     assert names["digest"](path) == digest
+    for kind, (_, settings) in KINDS.items():  # of a chain of layers
+        (row,) = re.findall(rf"^\|[^|]*`{kind}`[^|]*\|[^|]*\|$", text, re.MULTILINE)
+        row = row.replace("the same", "`kernel` `stride` `padding`")
+        assert all(f"`{setting}`" in row for setting in settings), kind
     with h5py.File(path) as file:
         assert bytes(file.attrs["digest"]).decode() == digest
         assert file["layer1/10/bn1/weight"].dtype == np.float32
@@ -556,7 +561,7 @@ def test_any_damage_is_refused_or_changes_nothing(tmp_path_factory, data):
         assert "\n" not in str(error) and str(path) in str(error)
 
 
-KINDS = st.sampled_from(["u1", "<f4", "<f8", "<f2", "<i8", ">f4", "S3"])
+TYPES = st.sampled_from(["u1", "<f4", "<f8", "<f2", "<i8", ">f4", "S3"])
 
 
 @given(data=st.data())
@@ -566,7 +571,7 @@ def test_any_golden_part_is_read_or_refused(tmp_path_factory, data):
     for name, usual in {"picture": (2, 2, 3), "logits": (2,), "more": ()}.items():
         if data.draw(st.booleans() if name == "more" else st.integers(0, 9)):
             shape = data.draw(st.just(usual) | st.lists(st.integers(0, 3), max_size=4).map(tuple))
-            kind = data.draw(st.just("u1" if name == "picture" else "<f4") | KINDS)
+            kind = data.draw(st.just("u1" if name == "picture" else "<f4") | TYPES)
             array = np.zeros(shape, kind)
             if array.dtype.kind == "f":
                 array[...] = data.draw(st.floats(width=16))
