@@ -99,7 +99,7 @@ def test_killed_before_any_step(monkeypatch, tmp_path, pictures, weights, option
     options = (*SMALL, *options)
     assert main(command(pictures, weights, tmp_path / "whole", options)) == 0
     whole = outcome(tmp_path / "whole")
-    steps = random.Random(len(options)).sample(range(15), 3)
+    steps = random.Random(len(options)).sample(range(15), 2)
     for step in steps:
         folder = tmp_path / f"part{step}"
         resumed_after(monkeypatch, command(pictures, weights, folder, options), folder, step)
