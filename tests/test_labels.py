@@ -230,6 +230,8 @@ def test_finetune_and_evaluate_take_both(pictures, weights, tmp_path, capsys):
     for labels in (("--labels", file), ("--label-from-name", pattern)):
         assert command("evaluate", tmp_path / "a", pictures, *labels, "--json") == 0
         assert json.loads(capsys.readouterr().out)["images"] == 30
+    assert command("doctor-data", pictures, "--label-from-name", pattern, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == ["blue", "green", "red"]
     strange = write(tmp_path / "s.csv", "path,label\nred_0.png,pink\n")
     code = command("evaluate", tmp_path / "a", pictures, "--labels", strange)
     expect_error(capsys, code, "s.csv, line 2", "pink", "blue")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import count
+from minitl.cli.arguments import add_labels, count
 from minitl.errors import UserError
 
 SHOWN = 3  # pictures named for each finding
@@ -20,6 +20,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     command.set_defaults(run=run)
     command.add_argument("data", metavar="DATA", type=Path, help="as for finetune")
+    add_labels(command)
     command.add_argument(
         "--size", type=count, default=224, metavar="N", help="side of the network's input (224)"
     )
@@ -34,10 +35,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
     from minitl.data.doctor import diagnose
-    from minitl.data.folder import scan
-    from minitl.train.console import Progress, printable
+    from minitl.data.labels import find_dataset
+    from minitl.text import printable
+    from minitl.train.console import Progress
 
-    dataset = scan(options.data)
+    dataset = find_dataset(
+        options.data, labels=options.labels, label_from_name=options.label_from_name
+    )
     total = len(dataset.train) + len(dataset.val) + len(dataset.test)
     with Progress("looking at pictures", total) as progress:
         diagnosis = diagnose(
