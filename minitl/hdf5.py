@@ -24,6 +24,7 @@ import numpy as np
 
 from minitl.errors import UserError, WeightsFileError
 from minitl.files import write_atomically
+from minitl.text import one_line
 
 FORMAT = "minitl"
 FORMAT_VERSION = 1
@@ -169,7 +170,7 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
         return content
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WeightsFileError(
-            f"{path} is not a valid weights file: {_one_line(error)}; get or make it anew"
+            f"{path} is not a valid weights file: {one_line(error)}; get or make it anew"
         ) from error
 
 
@@ -190,11 +191,11 @@ def check_state(
     if not (missing or unexpected or misshapen):
         return
     lines = [f"{what}: the weights do not fit the network"]
-    lines += _listed(
+    lines += _table(
         "missing", [_with_near_miss(name, unexpected, len(missing)) for name in missing]
     )
-    lines += _listed("unexpected", unexpected)
-    lines += _listed(
+    lines += _table("unexpected", unexpected)
+    lines += _table(
         "misshapen",
         [f"{name}: has {state[name].shape}, needs {tuple(expected[name])}" for name in misshapen],
     )
@@ -242,7 +243,7 @@ def _to_json(value: Any, name: str) -> str:
     try:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name} cannot be stored as JSON: {_one_line(error)}") from error
+        raise ValueError(f"{name} cannot be stored as JSON: {one_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -642,7 +643,7 @@ def _from_json(text: str, name: str) -> Any:
     try:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not valid JSON: {_one_line(error)}") from error
+        raise ValueError(f"{name} is not valid JSON: {one_line(error)}") from error
 
 
 def _read_section(section: str, arrays: Mapping[str, _Stored]) -> dict[str, Any]:
@@ -678,17 +679,13 @@ def _explain(error: BaseException) -> str:
         return "needs more memory than there is"
     if "letcher" in text or "checksum" in text:
         return "is damaged: a checksum does not agree"
-    return f"is damaged or not a weights file ({_one_line(error)})"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return f"is damaged or not a weights file ({one_line(error)})"
 
 
 # ---------------------------------------------------------------------------- comparing
 
 
-def _listed(title: str, items: list[str]) -> list[str]:
+def _table(title: str, items: list[str]) -> list[str]:
     if not items:
         return []
     more = [f"    and {len(items) - _MAX_LISTED} more"] if len(items) > _MAX_LISTED else []

@@ -26,15 +26,16 @@ ALLOWED = {
     "init": set(),
     "nn": LOW | {"tensor", "ops", "init", "device", "changing"},
     "optim": LOW | {"tensor", "changing"},
+    "text": set(),
     "files": {"errors"},
-    "hdf5": {"errors", "files"},
+    "hdf5": {"errors", "files", "text"},
     "feature_file": {"errors", "files"},
-    "data": {"errors", "files"},
+    "data": {"errors", "files", "text"},
     "weights": set(),  # where the shipped files are
     "models": LOW | {"tensor", "ops", "init", "nn", "files", "hdf5", "weights"},
 }
 ALLOWED["doctor"] = LOW | {"tensor", "ops", "optim", "device", "data"}
-ALLOWED["convert"] = ALLOWED["models"] | {"models", "data"}
+ALLOWED["convert"] = ALLOWED["models"] | {"models", "data", "text"}
 ALLOWED["train"] = set(ALLOWED) - {"kernels"}
 ALLOWED["serve"] = ALLOWED["train"] | {"train"}
 ALLOWED["cli"] = set(ALLOWED) | {""}

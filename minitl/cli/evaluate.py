@@ -50,8 +50,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
     from minitl.data.views import Views
+    from minitl.text import printable
     from minitl.train.batches import decoding_threads
-    from minitl.train.console import percent, printable
+    from minitl.train.console import percent
     from minitl.train.evaluate import evaluate
 
     figures = evaluate(

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from minitl import hdf5
     from minitl.convert.export import export
     from minitl.convert.pull import find_weights
-    from minitl.train.console import printable
+    from minitl.text import printable
 
     source = find_weights(options.model)
     to = export(

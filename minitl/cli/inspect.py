@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from minitl.train.console import printable
+    from minitl.text import printable
 
     classes = found["class_names"]
     named = "not named"

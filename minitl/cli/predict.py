@@ -74,7 +74,8 @@ def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
     from minitl.data.folder import list_pictures
     from minitl.data.views import Views
-    from minitl.train.console import Progress, printable
+    from minitl.text import printable
+    from minitl.train.console import Progress
     from minitl.train.predict import predictions
 
     total = len(list_pictures(options.images))
@@ -131,7 +132,8 @@ def _output(path: Path | None, overwrite: bool) -> Iterator[TextIO]:
 
 
 def _writer(form: str, out: TextIO, top: int) -> Callable[[dict[str, Any]], object]:
-    from minitl.train.console import percent, printable
+    from minitl.text import printable
+    from minitl.train.console import percent
 
     if form == "jsonl":
         # ASCII: a terminal or pipe of any encoding takes it, and names that are no text come back.

@@ -32,9 +32,15 @@ def add(commands: Any) -> argparse.ArgumentParser:
         command.add_argument(
             f"--lr-{way}", type=float, metavar="X", help=f"learning rate of this way ({rate})"
         )
-    command.add_argument("--no-augment", dest="augment", action="store_false")
-    command.add_argument("--no-flip", dest="flip", action="store_false")
-    command.add_argument("--skip-bad", action="store_true")
+    for name, kind in (
+        ("augment", "store_false"),
+        ("flip", "store_false"),
+        ("skip_bad", "store_true"),
+    ):
+        option = f"--{name.replace('_', '-')}" if kind == "store_true" else f"--no-{name}"
+        command.add_argument(
+            option, dest=name, action=kind, default=argparse.SUPPRESS, help="as for finetune"
+        )
     command.add_argument(
         "--workers", type=count, default=1, metavar="N", help="decoding threads (1)"
     )
@@ -49,8 +55,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
+    from minitl.text import printable
     from minitl.train.config import make_config
-    from minitl.train.console import printable, say
+    from minitl.train.console import say
     from minitl.train.run_folder import prepare_folder
     from minitl.train.transfer import table, transfer_report
 
@@ -63,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         *("data", "weights", "epochs", "batch_size", "augment", "flip", "skip_bad"),
         *("workers", "threads", "device", "precision"),
     )
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name, None) for name in names}
     attack = make_attack(options)
     config = make_config(None, {k: v for k, v in given.items() if v is not None})
     name = f"{Path(config.data).resolve().name}-transfer"

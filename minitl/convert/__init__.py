@@ -19,12 +19,13 @@ import numpy as np
 
 from minitl.convert.keras_files import is_keras
 from minitl.convert.named import from_safetensors, from_torch
-from minitl.convert.report import ConversionError, Report, match, shown
+from minitl.convert.report import ConversionError, Report, match
 from minitl.convert.safetensors_files import is_safetensors
 from minitl.convert.source import Request, Source, StoredArray
 from minitl.convert.state import PREFIXES, find_state
 from minitl.convert.torch_files import TorchFile, read_bytes, read_torch
 from minitl.errors import UserError, WeightsFileError
+from minitl.text import shown
 
 if TYPE_CHECKING:
     from minitl.models import Classifier

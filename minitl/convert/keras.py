@@ -25,12 +25,12 @@ from minitl.convert.keras_graph import Graph, Node, UnknownNetworkError, nodes_o
 from minitl.convert.keras_match import Match, find_architecture, trace
 from minitl.convert.keras_names import APPLICATIONS, layers_of
 from minitl.convert.keras_preprocessing import mode_of, preprocessing_of
-from minitl.convert.report import shown
 from minitl.convert.source import Request, Source, StoredArray
 from minitl.errors import UserError, WeightsFileError
 from minitl.models import Classifier
 from minitl.models.saving import empty_model
 from minitl.models.vgg import VGG
+from minitl.text import shown
 
 _OPEN_SIZE = 224  # pixels to look at a network with, where it takes pictures of any size
 _SMALL = 96  # pixels that every application takes

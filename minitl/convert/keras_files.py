@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from minitl.convert.report import shown
 from minitl.errors import WeightsFileError
+from minitl.text import one_line, shown
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 SURVEY = Path(__file__).with_name("keras_survey.py")
@@ -211,7 +211,9 @@ def _unzipped(path: Path, data: bytes) -> tuple[str, str, bytes]:
     except WeightsFileError:
         raise
     except (*_ZIP_DAMAGE, RecursionError, MemoryError) as error:
-        raise WeightsFileError(f"{path} is damaged ({_one_line(error)}); get it anew") from error
+        raise WeightsFileError(
+            f"{path} is damaged ({one_line(error, 160)}); get it anew"
+        ) from error
     return config, version, weights
 
 
@@ -267,7 +269,7 @@ def _config(path: Path, text: str) -> dict[str, Any]:
         return _json(text)
     except (ValueError, RecursionError) as error:
         raise WeightsFileError(
-            f"{path} has a damaged model configuration ({_one_line(error)}); get it anew"
+            f"{path} has a damaged model configuration ({one_line(error, 160)}); get it anew"
         ) from error
 
 
@@ -276,10 +278,6 @@ def _json(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value
-
-
-def _one_line(error: BaseException) -> str:
-    return shown(" ".join(str(error).split())[:160] or type(error).__name__)
 
 
 # ---------------------------------------------------------------------------- arrays

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from minitl.convert.report import shown
 from minitl.errors import WeightsFileError
 from minitl.shapes import Padding2d, same_padding, window_output_size
+from minitl.text import shown
 
 MAX_LAYERS = 5000
 MAX_NESTING = 8

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from minitl.convert.report import shown
 from minitl.convert.source import StoredArray
 from minitl.errors import WeightsFileError
+from minitl.text import shown
 
 Rows = tuple[tuple[str, str], ...]
 

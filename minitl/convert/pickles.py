@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from minitl.text import one_line
+
 MAX_INSTRUCTIONS = 5_000_000
 MAX_BITS = 1024
 MAX_NDIM = 16
@@ -442,17 +444,13 @@ def read_pickle(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
     except PickleError:
         raise
     except (ValueError, KeyError, IndexError, OverflowError, EOFError, MemoryError) as error:
-        raise PickleError(f"it is damaged or cut off ({_one_line(error)})") from error
+        raise PickleError(f"it is damaged or cut off ({one_line(error, 120)})") from error
     return result, machine.storages
 
 
 def _interned(argument: Any) -> Any:
     # The same short words (cpu, storage, exp_avg) come thousands of times.
     return sys.intern(argument) if type(argument) is str and len(argument) < 64 else argument
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 __all__ = [

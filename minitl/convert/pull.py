@@ -24,8 +24,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from minitl.convert.presets import preset
-from minitl.convert.report import shown
 from minitl.errors import UserError, WeightsFileError
+from minitl.text import shown
 from minitl.weights import CATALOGUE, IMAGENET_CLASSES
 
 TIMEOUT = 30.0  # seconds that a server may be silent

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minitl.convert.report import Shape, shown
+from minitl.convert.report import Shape
 from minitl.errors import WeightsFileError
+from minitl.text import shown
 
 Shapes = Mapping[str, Shape]
 Depths = Mapping[tuple[int, ...], str]

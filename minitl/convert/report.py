@@ -7,16 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minitl.errors import WeightsFileError
+from minitl.text import shown
 
 _MAX_ROWS = 40
 _MAX_GUESSES = 10
 Shape = tuple[int, ...]
-
-
-def shown(text: str) -> str:
-    """Return text of a file as one short line that cannot command a terminal."""
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 @dataclass

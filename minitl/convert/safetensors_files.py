@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from minitl.convert.report import shown
 from minitl.convert.source import StoredArray
 from minitl.errors import UserError, WeightsFileError
+from minitl.text import shown
 
 # The format's names of types and NumPy's; bfloat16, which NumPy lacks, is read as its bits.
 _DTYPES = {

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minitl.convert.pickles import TensorRecord
-from minitl.convert.report import shown
 from minitl.convert.source import StoredArray
 from minitl.errors import WeightsFileError
+from minitl.text import shown
 
 # Under these keys training programs put the weights, the first that is there is taken.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "model_ema")

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from minitl.errors import UserError
 from minitl.files import write_json
+from minitl.text import listed
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -115,7 +116,7 @@ def scan(
     parts = _part_folders(scanner)
     if parts and "train" not in parts and classes is None:
         raise UserError(
-            f"{root} has {_listed(folder.name + '/' for folder in parts.values())} but no train/; "
+            f"{root} has {listed(folder.name + '/' for folder in parts.values())} but no train/; "
             "add it, or give the folder of one part for evaluation"
         )
     found = {
@@ -176,7 +177,7 @@ def from_labels(
     )
     if len(names) < 2:
         raise UserError(
-            f"the labels of {root} name {len(names)} class(es) ({_listed(names)}); at least two are needed"
+            f"the labels of {root} name {len(names)} class(es) ({listed(names)}); at least two are needed"
         )
     drawn = classes is None and _draw(found, val_fraction, test_fraction, seed)
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
@@ -250,7 +251,7 @@ def load_split(path: str | Path, root: str | Path) -> Dataset:
     if gone:
         raise UserError(
             f"{path} names {len(gone)} of {len(everything)} pictures that are not in {root}: "
-            f"{_listed(gone)}; put them back, or make a new split"
+            f"{listed(gone)}; put them back, or make a new split"
         )
     seed, fraction = content.get("seed"), content.get("val_fraction")
     if not isinstance(seed, int | None) or not isinstance(fraction, float | int | None):
@@ -349,7 +350,7 @@ class _Scanner:
             for folder in self.unlabelled
         ]
         if self.other_files:
-            kinds = _listed(sorted(self.other_suffixes))
+            kinds = listed(sorted(self.other_suffixes))
             notes.append(f"left out {self.other_files} files that are not pictures ({kinds})")
         if self.links:
             notes.append(
@@ -387,8 +388,8 @@ def _part_folders(scanner: _Scanner) -> dict[str, Path]:
         return {}
     if others:
         raise UserError(
-            f"{scanner.root} has {_listed(f.name + '/' for f in nested)} and beside them pictures in "
-            f"{_listed(f.name + '/' for f in others)}; move these elsewhere, or keep class folders alone"
+            f"{scanner.root} has {listed(f.name + '/' for f in nested)} and beside them pictures in "
+            f"{listed(f.name + '/' for f in others)}; move these elsewhere, or keep class folders alone"
         )
     for folder in flat:
         if PARTS[folder.name.lower()] != "test":
@@ -450,9 +451,9 @@ def _require_classes(folder: Path, found: Iterable[str], names: list[str], which
         return
     problems = []
     if missing:
-        problems.append(f"lacks the class folders {_listed(missing)}, {which}")
+        problems.append(f"lacks the class folders {listed(missing)}, {which}")
     if unknown:
-        problems.append(f"has the folders {_listed(unknown)}, which are none of {_listed(names)}")
+        problems.append(f"has the folders {listed(unknown)}, which are none of {listed(names)}")
     raise UserError(
         f"{folder} {' and '.join(problems)}; every class needs its folder, by the same name "
         "(it may be empty when a model is evaluated)"
@@ -483,7 +484,7 @@ def _require_training(root: Path, names: list[str], train: list[Sample], val: li
     lacking = sorted(set(range(len(names))) - {sample.label for sample in train})
     if lacking:
         raise UserError(
-            f"the labels of {root} leave no training picture for {_listed(names[i] for i in lacking)}; "
+            f"the labels of {root} leave no training picture for {listed(names[i] for i in lacking)}; "
             "every class needs one"
         )
     if not val:
@@ -543,13 +544,6 @@ def _samples(by_class: Mapping[str, Mapping[str, str]], names: list[str]) -> lis
 def _normal(name: str) -> str:
     """One form for accented letters: macOS may hand back another than was written."""
     return unicodedata.normalize("NFC", name)
-
-
-def _listed(names: Iterable[str], limit: int = 5) -> str:
-    """The first few of many names for a message."""
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 __all__ = [

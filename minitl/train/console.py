@@ -96,8 +96,3 @@ def duration(seconds: float) -> str:
 def percent(share: float) -> str:
     """Write a share as a percentage with one decimal."""
     return f"{100 * share:.1f} %"
-
-
-def printable(text: str) -> str:
-    """Return text of unknown origin so that it cannot command a terminal."""
-    return text if text.isprintable() else ascii(text)

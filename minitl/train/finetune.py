@@ -36,13 +36,14 @@ from minitl.errors import InterruptedRunError, UserError
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
+from minitl.text import printable
 from minitl.train import extract
 from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs
 from minitl.train.checkpoint import Partial, SavingTimer
 from minitl.train.clock import Clock
 from minitl.train.config import Config
-from minitl.train.console import Progress, announce_compilation, duration, percent, printable, say
+from minitl.train.console import Progress, announce_compilation, duration, percent, say
 from minitl.train.evaluate import check_preprocessing
 from minitl.train.evidence import judge, write_evidence
 from minitl.train.feature_cache import FeatureCache, open_cache

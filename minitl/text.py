@@ -1,0 +1,31 @@
+"""Text of unknown origin in messages: names from files, other libraries' errors, long lists."""
+
+from collections.abc import Iterable
+
+SHORT = 120  # characters of a name that is shown
+
+
+def printable(text: str) -> str:
+    """Return text so that it cannot command a terminal."""
+    return text if text.isprintable() else ascii(text)
+
+
+def shown(text: str) -> str:
+    """Return text as one short line that cannot command a terminal."""
+    text = printable(text)
+    return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return what an error says as one line, or its kind where it says nothing."""
+    return printable(" ".join(str(error).split())[:limit]) or type(error).__name__
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """Return the first few of many names for a message, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+__all__ = ["listed", "one_line", "printable", "shown"]
