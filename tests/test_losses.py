@@ -173,6 +173,9 @@ def test_other_errors_say_what_is_wrong():
         ops.softmax_cross_entropy(logits, labels, class_weights=np.ones(4))
     with pytest.raises(ValueError, match=r"class 1 has -1\.0"):
         ops.softmax_cross_entropy(logits, labels, class_weights=np.array([1.0, -1, 1]))
+    for weights in (np.zeros(3), np.where(np.isin(np.arange(3), labels), 0.0, 1.0)):
+        with pytest.raises(ValueError, match="nothing to take a mean of"):
+            ops.softmax_cross_entropy(logits, labels, class_weights=weights)
 
     with pytest.raises(ValueError, match=r"targets must have shape \(4, 3\); got \(4,\)"):
         ops.sigmoid_binary_cross_entropy(logits, np.zeros(4))

@@ -56,8 +56,8 @@ def softmax_cross_entropy(
         it: they are int64, and of the loss's dtype, and their values must be right.
     label_smoothing: this share of each label, 0 to 1, is spread over all K classes alike
         (Szegedy et al., "Rethinking the Inception architecture", 2015).
-    class_weights: (K,), not negative. Each class's term counts so much; the sum over the batch is then
-        divided by the sum of the labels' weights.
+    class_weights: (K,), not negative, and above 0 for some label of the batch. Each class's term counts so
+        much; the sum over the batch is then divided by the sum of the labels' weights.
 
     Raises TypeError for labels that are no integers, ValueError for shapes that do not fit each other
     and for values out of range; the first bad label is named.
@@ -75,18 +75,24 @@ def softmax_cross_entropy(
                 f"got {tuple(class_weights.shape)}"
             )
         if not is_on_gpu(class_weights):
-            _check_class_weights(class_weights)
+            _check_class_weights(class_weights, None if is_on_gpu(labels) else labels)
             class_weights = like(logits.data, class_weights.astype(real(logits.dtype)))
     options: dict[str, Any] = {"class_weights": class_weights, "label_smoothing": label_smoothing}
     return SoftmaxCrossEntropy.apply(logits, labels=labels, **options)
 
 
-def _check_class_weights(class_weights: Array) -> None:
+def _check_class_weights(class_weights: Array, labels: Array | None) -> None:
     bad = np.flatnonzero(~(np.isfinite(class_weights) & (class_weights >= 0)))
     if bad.size:
         raise ValueError(
             f"class_weights must be finite and not negative; "
             f"class {bad[0]} has {class_weights[bad[0]]}"
+        )
+    counted = class_weights if labels is None else class_weights[labels]
+    if not counted.any():
+        raise ValueError(
+            "class_weights are 0 for every label of the batch, so there is nothing to take a mean of; "
+            f"give some class of the batch a weight above 0 (weights {class_weights.tolist()})"
         )
 
 
