@@ -1,8 +1,11 @@
 """Text of unknown origin in messages: names from files, other libraries' errors, long lists."""
 
+import os
 from collections.abc import Iterable
+from typing import TextIO
 
 SHORT = 120  # characters of a name that is shown
+_COLOURS = {"red": 31, "green": 32, "yellow": 33}
 
 
 def printable(text: str) -> str:
@@ -28,4 +31,15 @@ def listed(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-__all__ = ["listed", "one_line", "printable", "shown"]
+def coloured(text: str, colour: str, stream: TextIO) -> str:
+    """Return text in red, green or yellow if the stream is a terminal that shows colours.
+
+    NO_COLOR, if it is not empty, switches colours off (https://no-color.org).
+    """
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if plain or not stream.isatty():
+        return text
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+__all__ = ["coloured", "listed", "one_line", "printable", "shown"]

@@ -1,6 +1,10 @@
 """Text in messages: short, on one line, and without power over a terminal."""
 
-from minitl.text import listed, one_line, printable, shown
+import io
+
+import pytest
+
+from minitl.text import coloured, listed, one_line, printable, shown
 
 
 def test_control_characters_are_spelled_out() -> None:
@@ -23,3 +27,20 @@ def test_errors_are_one_line() -> None:
 def test_long_lists_say_how_many_more() -> None:
     assert listed("abc") == "a, b, c"
     assert listed((str(i) for i in range(8)), limit=3) == "0, 1, 2 and 5 more"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert coloured("no", "red", io.StringIO()) == "no"
+    assert coloured("no", "red", Terminal()) == "\x1b[31mno\x1b[0m"
+    monkeypatch.setenv("TERM", "dumb")
+    assert coloured("no", "red", Terminal()) == "no"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert coloured("no", "red", Terminal()) == "no"

@@ -30,6 +30,7 @@ from minitl.cli import (
     transfer_report,
 )
 from minitl.errors import InterruptedRunError, UserError
+from minitl.text import coloured
 
 COMMANDS = (
     *(finetune, preview, lr_find, evaluate, predict, report, transfer_report),
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError, KeyboardInterrupt, MemoryError) as error:
         if options.debug:
             raise
-        print(f"minitl: {_explain(error)}", file=sys.stderr)
+        print(f"{coloured('minitl:', 'red', sys.stderr)} {_explain(error)}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt | InterruptedRunError) else 1
 
 

@@ -16,6 +16,7 @@ import csv
 import dataclasses
 import io
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ from minitl.errors import InterruptedRunError, UserError
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
-from minitl.text import printable
+from minitl.text import coloured, printable
 from minitl.train import extract
 from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs
@@ -336,7 +337,9 @@ def _with_findings(dataset: Dataset) -> Dataset:
     for finding in quick_findings(dataset):
         shown = ", ".join(finding.pictures[:3]) + (", ..." if len(finding.pictures) > 3 else "")
         notes.append(f"{finding.message}{f' ({shown})' if shown else ''}")
-        say(f"  {finding.severity}: {printable(notes[-1])}")
+        colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "green")
+        word = coloured(finding.severity, colour, sys.stdout)
+        say(f"  {word}: {printable(notes[-1])}")
     return dataclasses.replace(dataset, notes=notes)
 
 
@@ -600,7 +603,7 @@ def _say_epoch(run: Run) -> None:
         f"train loss {row['train_loss']:.4f}  accuracy {percent(row['train_accuracy'])}   "
         f"val loss {row['val_loss']:.4f}  accuracy {percent(row['val_accuracy'])}   "
         f"{row['images_per_second']:.0f} img/s  {duration(row['seconds'])}"
-        f"{'   best so far' if run.best is row else ''}"
+        f"{coloured('   best so far', 'green', sys.stdout) if run.best is row else ''}"
     )
 
 
