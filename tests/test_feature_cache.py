@@ -71,7 +71,9 @@ def test_a_run_with_the_cache_is_the_same_to_the_bit(run, frozen, capsys):
     assert "36 to compute, 0 there already" in (said := capsys.readouterr().out)
     assert "MB more in" in said
     _, second = run(*options, out="second")
-    assert "to compute" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "to compute" not in said
+    assert "train: all kept already" in said
     _, without = run(*options, out="without", cache=None)
     assert same_state(first, second)
     assert same_state(first, without)

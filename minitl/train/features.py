@@ -75,8 +75,8 @@ class Features:
         self._cache, self._views = cache, views if loader.augment is not None else 1
         self._keys: np.ndarray | None = None  # (views, samples, 32)
 
-    def prepare(self) -> None:
-        """Compute what the cache lacks.
+    def prepare(self, quietly: bool = False) -> None:
+        """Compute what the cache lacks; say so, and unless `quietly` also that it lacks nothing.
 
         Raises UserError where the disk has no room for varied pictures; without room for others, they are
         computed in each epoch.
@@ -102,6 +102,8 @@ class Features:
                     if len(indices):
                         rows = _counted(self._computed(view, indices), progress)
                         self._cache.add(keys[view, indices], shape, rows)
+        elif not quietly:
+            say(f"  features behind {self._cache.about['cut']}, {self._label}: all kept already")
         self._keys = keys
 
     def _do_without(self, size: int, free: int) -> None:
@@ -119,7 +121,7 @@ class Features:
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield features (n, ...) float32 and labels (n,) of an epoch's batches, in the loader's order."""
-        self.prepare()
+        self.prepare(quietly=True)
         loader, size = self._loader, self._loader.batch_size
         chosen = loader.order(epoch)[start_batch * size : len(loader) * size]
         labels = np.array([sample.label for sample in loader.samples], np.int64)[chosen]
