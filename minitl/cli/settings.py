@@ -133,6 +133,12 @@ def add_batches(command: argparse.ArgumentParser) -> None:
         "--label-smoothing", type=float, metavar="X", help="of the cross-entropy (0)"
     )
     course.add_argument(
+        "--adversarial",
+        metavar="KIND:X",
+        help="train on pictures that are changed to mislead the network, by at most X of 255: pgd:2 (8 times "
+        "as slow) or fgsm:4 (twice); for robustness, at some cost of accuracy (off)",
+    )
+    course.add_argument(
         "--class-weights",
         metavar="HOW",
         help="in the loss: none (default), or balanced: each class counts alike in all",

@@ -10,11 +10,13 @@ to 255. Both hold for the prepared input, where a level of a channel is `scale /
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from minitl import ops
 from minitl.data.preprocessing import Preprocessing
+from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.tensor import Tensor
 
@@ -43,6 +45,21 @@ class Attack:
                 "epsilon must be above 0 and at most 255, steps at least 1, step_size above 0; "
                 f"got {self.epsilon}, {self.steps}, {self.step_size}"
             )
+
+    @classmethod
+    def parse(cls, text: str, seed: int = 0) -> Self:
+        """Read "pgd:2" or "fgsm:4", a kind and its epsilon, as `--adversarial` has them.
+
+        PGD then takes 7 steps, as Madry et al. do in training. Raises UserError for anything else.
+        """
+        kind, colon, epsilon = text.partition(":")
+        try:
+            return cls(kind, float(epsilon) if colon else 2.0, steps=7, seed=seed)
+        except ValueError as error:
+            raise UserError(
+                f"--adversarial cannot be {text!r} ({error}); write pgd:2 or fgsm:4, the kind and the "
+                "largest change of 255"
+            ) from None
 
     def __call__(
         self,

@@ -13,6 +13,7 @@ from minitl.data.augment import Augmentation
 from minitl.device import check_precision, parse_device
 from minitl.errors import UserError
 from minitl.files import write_atomically
+from minitl.train.attack import Attack
 from minitl.train.batches import decoding_threads
 from minitl.train.checkpoint import parse_interval
 from minitl.train.contradictions import refuse_contradictions, refuse_idle
@@ -38,6 +39,7 @@ class Config:
     schedule: see `make_schedule`; gamma, step_epochs, plateau_patience belong to it.
     class_weights: "balanced" or "none". sampler: "shuffle" or "balanced".
     patience: epochs without a better validation before the run stops. ema: see train/averaging.py.
+    adversarial: train on pictures under attack, "pgd:2" or "fgsm:4", see `Attack.parse`.
     mixup, cutmix: see train/mixing.py. head: see train/heads.py. dropout: before the last dense layer.
     freeze: name patterns, or "backbone", or "none". freeze_until: the first part, in the order of the
         network, that trains. unfreeze_schedule: see train/unfreezing.py.
@@ -101,6 +103,7 @@ class Config:
     features: str | None = None
     feature_cache: str = AUTO
     cached_views: int = 0
+    adversarial: str | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
     labels: str | None = None
@@ -161,6 +164,8 @@ class Config:
         self.augmentation()
         parse_interval(self.save_every)
         parse_head(self.head)
+        if self.adversarial is not None:
+            Attack.parse(self.adversarial)
         refuse_contradictions(self)
         check_precision(parse_device(self.device), self.precision)
 

@@ -75,12 +75,29 @@ def refuse_contradictions(config: "Config") -> None:
         raise UserError(
             "--mixup and --cutmix mix pictures, and --features brings none; leave them out"
         )
+    if config.adversarial is not None:
+        reason = _against_attacks(config)
+        if reason:
+            raise UserError(f"--adversarial changes pictures in each step, and {reason}")
     if config.device != "cpu":
-        for name in ("mixup", "cutmix", "clip_norm"):
+        for name in ("adversarial", "mixup", "cutmix", "clip_norm"):
             if getattr(config, name):
                 raise UserError(
                     f"--{_option(name)} works on the CPU only so far; leave it out, or use --device cpu"
                 )
+
+
+def _against_attacks(config: "Config") -> str:
+    """Say what stands against training on attacked pictures, if anything does."""
+    if config.features is not None or config.cached_views:
+        option = "--features" if config.features is not None else "--cached-views"
+        return f"{option} trains on features that were computed before; leave it out"
+    frozen = config.freeze != ("none",) or config.freeze_until or config.unfreeze_schedule
+    if frozen and not config.augment:
+        return (
+            "with frozen layers and --no-augment features are computed once; leave out --no-augment"
+        )
+    return ""
 
 
 def _against_views(config: "Config") -> str:

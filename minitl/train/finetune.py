@@ -39,6 +39,7 @@ from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
 from minitl.text import coloured, printable
 from minitl.train import extract
+from minitl.train.attack import Attack
 from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs
 from minitl.train.checkpoint import Partial, SavingTimer
@@ -486,7 +487,7 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
         progress.update(part.images)
         for number, inputs in enumerate(forward.inputs(run.epoch, part.steps), part.steps):
             run.optimizer.lr_factor = schedule(first + number)
-            step(mixed(inputs, config, run.epoch, number))
+            step(mixed(_attacked(inputs, run, number), config, run.epoch, number))
             if run.average is not None:
                 run.average.update()
             last = number == steps - 1
@@ -512,6 +513,17 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
         "train_accuracy": part.correct / part.images,
         "images_per_second": part.images / (time.monotonic() - started),
     }
+
+
+def _attacked(inputs: Inputs, run: Run, number: int) -> Inputs:
+    """Return a batch changed against the network as it is now, if the settings want that."""
+    config = run.config
+    if config.adversarial is None:
+        return inputs
+    seed = np.random.SeedSequence((config.seed, run.epoch, number)).generate_state(1)[0]
+    attack = Attack.parse(config.adversarial, int(seed))
+    preprocessing = Preprocessing.from_dict(run.model.preprocessing)
+    return inputs._replace(x=attack(run.model, inputs.x, inputs.host_labels, preprocessing))
 
 
 def mixed(inputs: Inputs, config: Config, epoch: int, number: int) -> Inputs:
