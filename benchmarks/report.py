@@ -29,7 +29,7 @@ def header(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 def show_header(result: dict[str, Any]) -> None:
     """Print the machine, the versions and the command."""
     m = result["machine"]
-    versions = ", ".join(f"{name} {v}" for name, v in m["versions"].items())
+    versions = ", ".join(f"{name} {v}" for name, v in m["versions"].items() if v)
     print(f"{result['command']}   {result['date']}   commit {m['commit']}")
     print(f"{m['cpu']}; {m['cores']} cores, {m['memory_gb']} GB; {m['system']}")
     print(f"Python {m['python']}, {versions}")

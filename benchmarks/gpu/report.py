@@ -36,7 +36,7 @@ def convolution_means(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
 def markdown(result: Row) -> str:
     """Return everything as text."""
     gpu = ", ".join(f"{name} {value}" for name, value in result["gpu"].items()) or "no GPU"
-    versions = ", ".join(f"{name} {v}" for name, v in result["machine"]["versions"].items())
+    versions = ", ".join(f"{name} {v}" for name, v in result["machine"]["versions"].items() if v)
     lines = [
         f"# GPU, {result['date']}",
         "",
