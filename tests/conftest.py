@@ -10,6 +10,10 @@ import os
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes share the cores: threads without work must not keep one busy while they wait.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -28,7 +28,7 @@ def test_the_library_snippet_runs_as_it_stands(tmp_path, monkeypatch):
 def test_the_first_two_commands_are_the_demo_and_the_tests():
     main_job, tests = blocks("bash")[:2]
     assert main_job.strip().endswith("&& minitl finetune --demo")
-    assert tests.strip().endswith("pytest -q")
+    assert tests.strip().endswith("pytest -q -n auto")
 
 
 @pytest.mark.parametrize("line", "".join(blocks("sh")).splitlines())
