@@ -100,6 +100,7 @@ def shift(found: Mapping[str, Any]) -> bytes:
     axes.plot(list(found["layers"].values()), "o-", ms=3, label="to the pretraining data")
     axes.axhline(found["floor"], color="gray", ls="--", label="between halves of these pictures")
     axes.set(xlabel="normalisation layer, first to last", ylabel="distance")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=0)
     axes.legend()
     axes.grid(alpha=0.3)
