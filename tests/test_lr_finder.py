@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from minitl.cli import main
-from minitl.train import lr_finder
+from minitl.train import lr_finder, plots
 from minitl.train.lr_finder import judge_ramp, smoothed
 from tests.test_finetune import expect_error, pictures, weights
 
@@ -52,6 +52,15 @@ def test_the_suggestion_is_where_the_loss_falls_most_steeply():
     # Of 3 / (1 + u**2) in log u: at u = 1; smoothing looks back and so comes later.
     assert 0.01 <= ramp.suggestion < 0.03
     assert ramp.suggestion < rates[int(np.argmin(ramp.smooth))]
+
+
+def test_the_rates_are_written_as_numbers(monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    plots.learning_rates([1e-4, 1e-3, 1e-2], [3.0, 2.0, 9.0], [3.0, 2.5, 6.0], 1e-3)
+    figures[0].canvas.draw()
+    labels = [label.get_text() for label in figures[0].axes[0].get_xticklabels()]
+    assert {"1e-04", "1e-03", "1e-02"} <= set(labels)
 
 
 def test_smoothing_does_not_favour_the_first_value():

@@ -9,6 +9,7 @@ from minitl.data.loader import Loader
 MARGIN = 4
 CAPTION = 14  # pixels of a line of text
 LARGEST = 160  # side of a picture on the sheet
+TITLE = 48  # pixels that "epoch 10" takes
 
 
 def contact_sheet(
@@ -26,7 +27,8 @@ def contact_sheet(
     sheet = Image.new("RGB", size, (255, 255, 255))
     draw = ImageDraw.Draw(sheet)
     for column in range(epochs):
-        draw.text((MARGIN + column * step_x, 0), f"epoch {column + 1}", fill=(0, 0, 0))
+        title = f"epoch {column + 1}" if side >= TITLE else str(column + 1)
+        draw.text((MARGIN + column * step_x, 0), title, fill=(0, 0, 0))
     for row, index in enumerate(chosen):
         top = CAPTION + MARGIN + row * step_y
         for column in range(epochs):

@@ -72,6 +72,8 @@ def learning_rates(
     axes.plot(rates, smooth, lw=2, label="smoothed")
     axes.axvline(suggestion, color="gray", ls="--", lw=1, label=f"suggestion: {suggestion:.2g}")
     axes.set_xscale("log")
+    # The usual labels are formulas, and nothing is drawn as one here: see _png.
+    axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}")
     known = [loss for loss in smooth if np.isfinite(loss)]
     axes.set_ylim(0, 1.2 * max(known[0], min(known) * 4))
     axes.set(xlabel="learning rate", ylabel="loss")
