@@ -188,8 +188,10 @@ def table(figures: dict[str, Any]) -> list[str]:
 
 
 def bounds(row: dict[str, Any]) -> str:
-    """Write an interval of shares."""
-    return "" if row["low"] is None else f"{percent(row['low'])} to {percent(row['high'])}"
+    """Write an interval of shares; Student's t knows nothing of their limits."""
+    if row["low"] is None:
+        return ""
+    return f"{percent(max(row['low'], 0.0))} to {percent(min(row['high'], 1.0))}"
 
 
 def render(figures: dict[str, Any]) -> str:
