@@ -6,6 +6,7 @@ No test needs the network: a server on this machine is slow, cuts off, sends wro
 import hashlib
 import http.server
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import load, save
 
 from minitl import hdf5, models
 from minitl.cli import main
@@ -43,10 +45,14 @@ def test_the_catalogue_is_sound():
         assert entry.url.startswith("https://"), name
         assert entry.license and "\n" not in entry.license
         Preprocessing.from_dict(entry.preprocessing)
-        if entry.algorithm == "sha256":  # the file's name carries it
+        if entry.stated:
+            assert entry.url == f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
+        elif entry.algorithm == "sha256":  # the file's name carries it
             assert entry.url.endswith(f"-{entry.digits}.pth"), name
     assert len({entry.url for entry in entries.values()}) == len(entries)
-    assert len({entry.digits for entry in entries.values()}) == len(entries)
+    pinned = [entry for entry in entries.values() if not entry.stated]
+    assert len({entry.digits for entry in pinned}) == len(pinned)
+    assert len(entries) - len(pinned) > 70
 
 
 def test_preprocessing_is_the_source_s():
@@ -57,6 +63,9 @@ def test_preprocessing_is_the_source_s():
     assert window("resnet50.torchvision_v2") == [232, 224, "bilinear"]
     assert window("inception_v3.torchvision_v1") == [342, 299, "bilinear"]
     assert window("resnet50.a1_in1k") == [235, 224, "bicubic"]
+    assert window("resnet50.a1h_in1k") == [195, 176, "bicubic"]
+    halves = catalogue()["resnetv2_50.a1h_in1k"].preprocessing
+    assert (halves["resize"], halves["scale"], halves["mean"]) == (235, 1 / 127.5, [1.0] * 3)
     caffe = catalogue()["resnet50.keras"].preprocessing
     assert (caffe["channel_order"], caffe["scale"]) == ("BGR", 1.0)
     tf = catalogue()["inception_v3.keras"].preprocessing
@@ -78,6 +87,7 @@ def test_there_are_as_many_class_names_as_classes():
         "[licenses]\n[weights.'../x.y']\nhash='md5:'",
         "[licenses]\n[weights.'a.b']\nhash='sha256:abc'",
         "[licenses]\n[weights.'a.b']\nhash='crc:abcd'",
+        "[licenses]\n[weights.'a.b']\nhash='sha256:'",
     ],
 )
 def test_a_broken_catalogue_is_one_error(tmp_path, text):
@@ -436,6 +446,182 @@ def test_two_at_once_get_the_same(server, tmp_path):
     assert len(files(tmp_path)) == 2
 
 
+# ---------------------------------------------------------------------------- the server states the hash
+
+
+class Hub(Handler):
+    """Answers as the Hugging Face hub does: the hash, and where the file is stored."""
+
+    def do_HEAD(self):
+        self.server.asked.append(self.path)
+        if self.server.behaviour == "silent":
+            self.server.released.wait(10)
+            return
+        self.answer()
+
+    def do_GET(self):
+        if self.path == "/storage":
+            super().do_GET()
+        else:
+            self.answer()
+
+    def answer(self):
+        if self.server.refusal:
+            self.send_error(self.server.refusal)
+            return
+        target = self.server.moved.get(self.path)
+        self.send_response(307 if target else 302)
+        self.send_header("Location", target or "/storage")
+        if self.server.stated is not None and not target:
+            self.send_header("X-Linked-ETag", self.server.stated)
+        self.end_headers()
+
+
+@pytest.fixture
+def hub(server):
+    server.RequestHandlerClass = Hub
+    model = models.create("cifar_resnet20", num_classes=1000, seed=3, width=4, shortcut="B")
+    state = {name: np.ascontiguousarray(a) for name, a in model.state_dict().items()}
+    server.content = save(state)
+    server.sha256 = hashlib.sha256(server.content).hexdigest()
+    server.stated = f'"{server.sha256}"'
+    server.asked, server.moved, server.refusal = [], {}, None
+    text = pulling.CATALOGUE.read_text()
+    text = re.sub(r"/some/.*\.pth", "/timm/resolve/main/model.safetensors", text)
+    text = re.sub(r"sha256:\w+", "stated by the hub", text)
+    pulling.CATALOGUE.write_text(text)
+    return server
+
+
+def test_the_stated_hash_is_asked_for_compared_and_kept(hub, tmp_path, capsys):
+    lines = []
+    path = pull(NAME, say=lines.append)
+    assert hub.asked == ["/timm/resolve/main/model.safetensors"]
+    assert "127.0.0.1 states sha256 " + hub.sha256 in lines[0]
+    assert "server's own word" in lines[0] and "not a file that was changed" in lines[0]
+    assert "downloading" in lines[1] and len(lines) == 3
+    contents = hdf5.read(path)
+    assert contents.source_sha256 == hub.sha256
+    assert contents.preprocessing["resize"] == 40
+    short = f"{NAME}-{hub.sha256[:16]}"
+    assert files(tmp_path) == [f"{short}.h5", f"{short}.source.safetensors"]
+
+    hub.stated = None  # it is not asked again
+    assert pull(NAME) == pull(NAME, offline=True, check=True) == path
+    path.unlink()
+    assert pull(NAME, offline=True) == path  # made anew from the source file
+    assert len(hub.asked) == hub.requests == 1
+    assert main(["pull", "--list"]) == 0
+    assert f"* {NAME}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["{}", '"{}"', 'W/"{}"'])
+def test_forms_of_the_stated_hash(hub, form):
+    hub.stated = form.format(hub.sha256)
+    assert hdf5.read(pull(NAME)).source_sha256 == hub.sha256
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        (None, ["states no hash", "X-Linked-ETag", "minitl convert"]),
+        ("", ["no SHA-256", "nothing was fetched"]),
+        ('"0123456789abcdef0123456789abcdef01234567"', ["no SHA-256", "0123456789abcdef"]),  # git's
+        (f'"{"g" * 64}"', ["no SHA-256"]),
+        (f'"{"0" * 65}"', ["no SHA-256"]),
+    ],
+)
+def test_nothing_is_fetched_without_a_hash(hub, tmp_path, stated, words):
+    hub.stated = stated
+    refused("http://127.0.0.1", *words)
+    assert files(tmp_path) == [] and hub.requests == 0
+
+
+@pytest.mark.parametrize("behaviour", ["wrong", "unmeasured", "cut", "404"])
+def test_other_bytes_than_stated_leave_nothing(hub, tmp_path, behaviour):
+    hub.behaviour = behaviour
+    words = {"cut": "cut off 2 times", "404": "answers 404"}
+    refused(words.get(behaviour, "other bytes than it states itself"))
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_what_the_hub_does_not_have(hub, tmp_path, status):
+    hub.refusal = status
+    refused(f"answers {status}", "moved or is gone")
+    assert files(tmp_path) == [] and hub.requests == 0 and len(hub.asked) == 1
+
+
+def test_a_renamed_repository_is_followed(hub):
+    hub.moved = {"/timm/resolve/main/model.safetensors": "/new/resolve/main/model.safetensors"}
+    assert hdf5.read(pull(NAME)).source_sha256 == hub.sha256
+    assert hub.asked[-1] == "/new/resolve/main/model.safetensors"
+
+
+def test_only_the_hub_is_asked_for_the_hash(hub):
+    there = f"http://localhost:{hub.server_address[1]}/elsewhere"
+    hub.moved = {"/timm/resolve/main/model.safetensors": there}
+    refused("127.0.0.1 states no hash")
+    assert len(hub.asked) == 1
+
+
+def test_a_hub_that_sends_in_circles(hub):
+    path = "/timm/resolve/main/model.safetensors"
+    hub.moved = {path: path}
+    refused("states no hash")
+    assert len(hub.asked) == 5
+
+
+def test_a_hub_that_cannot_be_asked(hub, tmp_path, monkeypatch):
+    refused("without --offline", offline=True)
+    assert hub.asked == []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    text = pulling.CATALOGUE.read_text().replace(f":{hub.server_address[1]}/", f":{port}/")
+    pulling.CATALOGUE.write_text(text)
+    refused("cannot reach 127.0.0.1", "Connection refused")
+    assert files(tmp_path) == []
+
+
+def test_a_hub_that_is_silent_when_asked(hub, tmp_path, monkeypatch):
+    hub.behaviour = "silent"
+    monkeypatch.setattr(pulling, "TIMEOUT", 0.3)
+    refused("127.0.0.1 was silent for 0.3 s")
+    assert files(tmp_path) == [] and len(hub.asked) == 2
+
+
+def test_a_damaged_source_of_the_hub_is_fetched_anew(hub):
+    path = pull(NAME)
+    source = path.with_name(path.name.replace(".h5", ".source.safetensors"))
+    source.write_bytes(source.read_bytes()[:-1000])
+    path.unlink()
+    refused("without --offline", offline=True)
+    assert pull(NAME) == path
+    assert len(hub.asked) == hub.requests == 2
+
+
+def test_damaged_files_give_way_to_what_the_hub_has_now(hub, tmp_path):
+    path = pull(NAME)
+    for name in files(tmp_path):
+        (path.parent / name).write_bytes(b"damaged")
+    hub.content = save({k: a + 1 for k, a in load(hub.content).items()})
+    hub.sha256 = hub.stated = hashlib.sha256(hub.content).hexdigest()
+    now = pull(NAME, check=True)
+    assert hdf5.read(now).source_sha256 == hub.sha256
+    assert files(tmp_path) == [now.name, now.name.replace(".h5", ".source.safetensors")]
+    assert pull(NAME, check=True, offline=True) == now != path
+
+
+def test_files_of_other_names_are_not_taken_for_the_hub_s(hub, tmp_path):
+    folder = tmp_path / "cache" / "weights"
+    folder.mkdir(parents=True)
+    for name in ("-0123abcd.h5", "-.h5", "-.source.safetensors", "-0123456789abcdef.h5.part"):
+        (folder / f"{NAME}{name}").write_bytes(b"something else")
+    refused("without --offline", offline=True)
+    assert hdf5.read(pull(NAME)).source_sha256 == hub.sha256
+
+
 # ---------------------------------------------------------------------------- names
 
 
@@ -444,6 +630,9 @@ def test_unknown_names_are_helped(tmp_path, monkeypatch):
     refused("several sources", "resnet50.torchvision_v2", "resnet50.keras", name="resnet50")
     refused("resnet50.torchvision_v1", name="resnet50.torchvison_v1")
     refused("minitl pull --list", name="perceptron")
+    refused("the original, vgg16.torchvision_v1", name="vgg16.tv_in1k")
+    refused("the original, resnet50.torchvision_v2", name="resnet50.tv2_in1k")
+    refused("does not exist", name="resnet18.tv2_in1k")  # torchvision has no second version
 
 
 def test_the_command(server, tmp_path, capsys):

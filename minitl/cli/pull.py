@@ -40,20 +40,21 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _show_list(as_json: bool) -> None:
-    from minitl.convert.pull import cache_folder, catalogue
+    from minitl.convert.pull import cache_folder, catalogue, is_cached
 
     folder = cache_folder()
-    rows = [
-        {**vars(entry), "cached": (folder / entry.weights).is_file()}
-        for entry in catalogue().values()
-    ]
+    rows = [{**vars(entry), "cached": is_cached(entry)} for entry in catalogue().values()]
     if as_json:
         print(json.dumps({"cache": str(folder), "weights": rows}, indent=2))
         return
-    print(f"kept in {folder} (choose another folder with MINITL_CACHE); * is there already\n")
-    print(f"  {'name':32}  {'architecture':16}  top-1      size  licence")
+    print(f"kept in {folder} (choose another folder with MINITL_CACHE); * is there already")
+    print("hash: what a download is compared with; hub: the server's own word, asked for first\n")
+    print(f"  {'name':40}  {'architecture':16}  hash     top-1      size  licence")
     for row in rows:
         top1 = "" if row["top1"] is None else f"{row['top1']:.1f} %"
         size = "" if row["megabytes"] is None else f"{row['megabytes']} MB"
         mark = "*" if row["cached"] else " "
-        print(f"{mark} {row['name']:32}  {row['arch']:16}  {top1:>6}  {size:>7}  {row['license']}")
+        verified = "hub" if row["stated"] else row["algorithm"]
+        print(
+            f"{mark} {row['name']:40}  {row['arch']:16}  {verified:6}  {top1:>6}  {size:>7}  {row['license']}"
+        )

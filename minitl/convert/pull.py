@@ -4,10 +4,10 @@
 
     path = pull("resnet50.torchvision_v2")
 
-The sources, with hash, licence and preprocessing, are in weights/catalogue.toml. A file is downloaded
-under another name, compared with its hash, and only then takes its place in the cache; the weights file made
-of it stays beside it. So what is there is whole, also where two programs pull at once, and nothing is
-fetched twice.
+The sources, with hash, licence and preprocessing, are in weights/catalogue.toml; where it knows no hash, the
+server is asked for it first. A file is downloaded under another name, compared with its hash, and only then
+takes its place in the cache; the weights file made of it stays beside it. So what is there is whole, also
+where two programs pull at once, and nothing is fetched twice.
 """
 
 import difflib
@@ -18,10 +18,10 @@ import secrets
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from minitl.convert.presets import preset
 from minitl.errors import UserError, WeightsFileError
@@ -31,6 +31,13 @@ from minitl.weights import CATALOGUE, IMAGENET_CLASSES
 TIMEOUT = 30.0  # seconds that a server may be silent
 RETRIES = 2  # after a connection that broke
 _HASHES = {"sha256": (8, 64), "md5": (32, 32)}  # fewest and most hexadecimal digits
+_STATED = "stated by the hub"  # in place of a hash
+# The Hugging Face hub's answer for a large file redirects to where it is stored, and this header of the same
+# answer is the file's SHA-256 (source: weights/README.md). For small files, kept in git, it is another,
+# shorter hash.
+_STATED_IN = "X-Linked-ETag"
+_HOPS = 5  # redirects within the hub: what was renamed has its old name for ever
+_IN_NAMES = 16  # digits of the hash in the names of files
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,10 @@ class Entry:
     """A line of the catalogue.
 
     name: of the weights, ARCHITECTURE.SOURCE. arch: minitl's name of the network. url: of the file.
-    algorithm, digits: its hash, "sha256" (at least the first 8 digits) or "md5". preprocessing: complete,
-    as in weights files. license: as the source states it. megabytes, top1: size, and accuracy on ImageNet
-    in percent; None where the source does not say.
+    algorithm, digits: its hash, "sha256" (at least the first 8 digits) or "md5"; no digits where only the
+    server knows them. stated: whether that is so. preprocessing: complete, as in weights files. license: as
+    the source states it. megabytes, top1: size, and accuracy on ImageNet in percent; None where the source
+    does not say.
     """
 
     name: str
@@ -48,6 +56,7 @@ class Entry:
     url: str
     algorithm: str
     digits: str
+    stated: bool
     preprocessing: dict[str, Any]
     license: str
     megabytes: int | None
@@ -57,12 +66,12 @@ class Entry:
     def file(self) -> str:
         """Name of the source file in the cache, its hash in it."""
         ending = Path(urlsplit(self.url).path).suffix
-        return f"{self.name}-{self.digits[:16]}.source{ending}"
+        return f"{self.name}-{self.digits[:_IN_NAMES]}.source{ending}"
 
     @property
     def weights(self) -> str:
         """Name of the converted file in the cache, the source's hash in it."""
-        return f"{self.name}-{self.digits[:16]}.h5"
+        return f"{self.name}-{self.digits[:_IN_NAMES]}.h5"
 
 
 def catalogue(path: Path | None = None) -> dict[str, Entry]:
@@ -87,10 +96,7 @@ def _entry(name: str, row: dict[str, Any], licenses: dict[str, str]) -> Entry:
     for field in ("arch", "url", "hash", "license"):
         if not isinstance(row[field], str):
             raise TypeError(f"{name}: {field} is no text")
-    algorithm, _, digits = row["hash"].partition(":")
-    fewest, most = _HASHES[algorithm]
-    if not re.fullmatch(rf"[0-9a-f]{{{fewest},{most}}}", digits):
-        raise ValueError(f"{name}: {row['hash']!r} is not a hash")
+    algorithm, digits = _hash_of(name, row["hash"])
     window = dict(row["preprocessing"])
     values = preset(window.pop("values"))[1]
     return Entry(
@@ -99,11 +105,23 @@ def _entry(name: str, row: dict[str, Any], licenses: dict[str, str]) -> Entry:
         url=row["url"],
         algorithm=algorithm,
         digits=digits,
+        stated=not digits,
         preprocessing=Preprocessing.from_dict(window | values).to_dict(),
         license=licenses[row["license"]],
         megabytes=row.get("megabytes"),
         top1=row.get("top1"),
     )
+
+
+def _hash_of(name: str, text: str) -> tuple[str, str]:
+    """Return algorithm and digits; no digits where the hub states them."""
+    if text == _STATED:
+        return "sha256", ""
+    algorithm, _, digits = text.partition(":")
+    fewest, most = _HASHES[algorithm]
+    if not re.fullmatch(rf"[0-9a-f]{{{fewest},{most}}}", digits):
+        raise ValueError(f"{name}: {text!r} is not a hash")
+    return algorithm, digits
 
 
 def cache_folder() -> Path:
@@ -143,6 +161,29 @@ def is_name(text: str) -> bool:
     return not Path(text).exists() and text in catalogue()
 
 
+def is_cached(entry: Entry) -> bool:
+    """Whether the weights file of an entry is in the cache."""
+    folder = cache_folder()
+    entry = _with_kept_hash(entry, folder)
+    return bool(entry.digits) and (folder / entry.weights).is_file()
+
+
+def _with_kept_hash(entry: Entry, folder: Path) -> Entry:
+    """Complete an entry whose hash the server states with that of the files in the cache, if any."""
+    if not entry.stated:
+        return entry
+    ending = Path(entry.file).suffix
+    ours = re.compile(
+        rf"{re.escape(entry.name)}-([0-9a-f]{{{_IN_NAMES}}})\.(h5|source{re.escape(ending)})"
+    )
+    found = [
+        match for path in folder.glob(f"{entry.name}-*") if (match := ours.fullmatch(path.name))
+    ]
+    # A weights file before a source, and always the same one.
+    found.sort(key=lambda match: (match[2] != "h5", match[1]))
+    return replace(entry, digits=found[0][1]) if found else entry
+
+
 def pull(
     name: str,
     *,
@@ -157,24 +198,32 @@ def pull(
     it finds out). say: gets a line for each thing done.
 
     Raises UserError in one line for an unknown name and for whatever stops the download: no network, no
-    such file, a silent server, a broken connection, other bytes than expected, no space.
+    such file, no hash stated where it should be, a silent server, a broken connection, other bytes than
+    expected, no space.
     """
     entries = catalogue()
     if name not in entries:
         raise UserError(_unknown(name, entries))
-    entry, folder = entries[name], cache_folder()
+    folder = cache_folder()
+    entry = _with_kept_hash(entries[name], folder)
     target = folder / entry.weights
-    if target.is_file() and not (check and _is_damaged(target, say)):
+    if entry.digits and target.is_file() and not (check and _is_damaged(target, say)):
         return target
     source = folder / entry.file
+    found = {source, target}  # what is there of them is damaged if it is not used below
     if not (source.is_file() and _matches(entry, _hash(source, entry.algorithm))):
         if offline or _is_offline():
             switch = "--offline" if offline else "MINITL_OFFLINE set"
             raise UserError(f"{name} is not in {folder}; run minitl pull {name} without {switch}")
+        if entry.stated:
+            entry = _with_stated_hash(entry, say)
+            source, target = folder / entry.file, folder / entry.weights
         size = f" ({entry.megabytes} MB)" if entry.megabytes else ""
         say(f"{name}: downloading {entry.url}{size}")
         _download(entry, folder)
     _convert(entry, source, target, say)
+    for path in found - {source, target}:  # the hub has another file by now, and so another hash
+        path.unlink(missing_ok=True)
     return target
 
 
@@ -186,6 +235,9 @@ def _unknown(name: str, entries: dict[str, Entry]) -> str:
     choices = [n for n, entry in entries.items() if name in (entry.arch, n.split(".")[0])]
     if choices:
         return f"{name} comes from several sources; say which: {', '.join(choices)}"
+    copy = re.fullmatch(r"(\w+)\.tv(2?)_in1k", name)  # timm's names for torchvision's weights
+    if copy and (original := f"{copy[1]}.torchvision_v{copy[2] or 1}") in entries:
+        return f"{name} is timm's copy of torchvision's weights; take the original, {original}"
     near = difflib.get_close_matches(name, entries, n=3, cutoff=0.6)
     guess = f"; is it {' or '.join(near)}?" if near else ""
     return (
@@ -210,10 +262,58 @@ def _hash(path: Path, algorithm: str) -> str:
 
 
 def _matches(entry: Entry, found: str) -> bool:
-    return found.startswith(entry.digits)
+    return bool(entry.digits) and found.startswith(entry.digits)
 
 
 # ---------------------------------------------------------------------------- downloading
+
+
+def _with_stated_hash(entry: Entry, say: Callable[[str], object]) -> Entry:
+    """Complete an entry with the SHA-256 that its server states, or raise UserError."""
+    import requests
+
+    try:
+        answer = _ask(entry.url)
+        answer.raise_for_status()
+    except requests.HTTPError as error:
+        raise UserError(_refusal(entry, error)) from error
+    except requests.RequestException as error:
+        raise UserError(_broken(entry, error)) from error
+    host, stated = urlsplit(entry.url).hostname, answer.headers.get(_STATED_IN)
+    if stated is None:
+        raise UserError(
+            f"{entry.url}: {host} states no hash of the file ({_STATED_IN}), so a download could not be "
+            "verified; try again later, or fetch the file yourself and run minitl convert"
+        )
+    digits = stated.strip().removeprefix("W/").strip('"').lower()
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        raise UserError(
+            f"{entry.url}: what {host} states as hash of the file is no SHA-256 ({shown(stated[:80])}), so a "
+            "download could not be verified; nothing was fetched"
+        )
+    say(
+        f"{entry.name}: {host} states sha256 {digits}; this is the server's own word: it shows a broken "
+        "download, not a file that was changed there"
+    )
+    return replace(entry, digits=digits)
+
+
+def _ask(url: str) -> Any:
+    """Return the server's answer about a file, before it sends one elsewhere: only that carries the hash."""
+    import requests
+
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=RETRIES))
+        for _ in range(_HOPS):
+            answer = session.head(url, allow_redirects=False, timeout=TIMEOUT)
+            if _STATED_IN in answer.headers or not answer.is_redirect:
+                break
+            target = urljoin(url, answer.headers["Location"])
+            if urlsplit(target)[:2] != urlsplit(url)[:2]:  # no longer the hub, whose word it is
+                break
+            url = target
+        return answer
 
 
 def _download(entry: Entry, folder: Path) -> None:
@@ -229,8 +329,9 @@ def _download(entry: Entry, folder: Path) -> None:
             raise UserError(_refusal(entry, error)) from error
         found = _hash(Path(output), entry.algorithm)
         if not _matches(entry, found):
+            expected = "it states itself" if entry.stated else "the catalogue expects"
             raise UserError(
-                f"{url} gave other bytes than the catalogue expects ({entry.algorithm} {found}, expected "
+                f"{url} gave other bytes than {expected} ({entry.algorithm} {found}, expected "
                 f"{entry.digits}): altered on the way, or replaced at the source; nothing was kept"
             )
 
@@ -269,8 +370,8 @@ def _broken(entry: Entry, error: Exception) -> str:
 
 
 def _refusal(entry: Entry, error: Any) -> str:
-    status = error.response.status_code
-    advice = "the file has moved or is gone" if status in (404, 410) else "try again later"
+    status = error.response.status_code  # 401: the hub's answer for what does not exist
+    advice = "the file has moved or is gone" if status in (401, 404, 410) else "try again later"
     return f"{entry.url} answers {status} {error.response.reason}; {advice}"
 
 
@@ -301,4 +402,4 @@ def _convert(entry: Entry, source: Path, target: Path, say: Callable[[str], obje
     say(f"{entry.name}: converted to {target}")
 
 
-__all__ = ["Entry", "cache_folder", "catalogue", "find_weights", "is_name", "pull"]
+__all__ = ["Entry", "cache_folder", "catalogue", "find_weights", "is_cached", "is_name", "pull"]
