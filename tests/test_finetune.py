@@ -18,6 +18,7 @@ from PIL import Image
 import minitl
 from minitl import hdf5, models
 from minitl.cli import main
+from tests.interrupts import listen_to_ctrl_c
 
 CLASSES = ("blue", "green", "red")
 
@@ -393,6 +394,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch(pictures, weights, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=listen_to_ctrl_c if os.name == "posix" else None,
     )
     deadline = time.monotonic() + 120
     while not (folder / "last.h5").exists() and time.monotonic() < deadline:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from minitl.data.decode import ImageError, decode, decode_image
 from minitl.data.folder import Sample, scan
 from minitl.data.loader import BATCHES_AHEAD, Batch, Loader
 from minitl.data.preprocessing import Preprocessing
+from tests.interrupts import listen_to_ctrl_c
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 SMALL = Preprocessing(resize=20, crop=16)
@@ -309,7 +311,13 @@ while True:
 def start(root: Path, mode: str) -> subprocess.Popen[str]:
     names = [sample.path for sample in samples()]
     command = [sys.executable, "-c", SCRIPT, str(root), mode, *names]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen_to_ctrl_c if os.name == "posix" else None,
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
