@@ -180,7 +180,7 @@ def test_any_shape_is_exact(gpu, kind, case):
 
 
 @pytest.mark.parametrize("channels, filters", [(72, 72), (72, 40), (40, 72)], ids=lambda n: str(n))
-@pytest.mark.parametrize("kind", ["tf32", "bf16"], indirect=True)
+@pytest.mark.parametrize("kind", ["float", "tf32", "bf16"], indirect=True)
 def test_large_tiles(gpu, kind, channels, filters, monkeypatch):
     monkeypatch.setattr(conv2d_plan, "ENOUGH_BLOCKS", 1)
     conv2d_plan.choose.cache_clear()
