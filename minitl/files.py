@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and the folder for what can be made again."""
 
 import contextlib
 import json
@@ -59,6 +59,14 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
     write_atomically(path, text.encode())
 
 
+def user_folder() -> Path:
+    """Return the folder for all that can be made or fetched again: $MINITL_CACHE, or the user's own."""
+    import platformdirs
+
+    chosen = os.environ.get("MINITL_CACHE")
+    return Path(chosen) if chosen else platformdirs.user_cache_path("minitl")
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the new name survive a power cut, where the system can do that (not on Windows)."""
     if not hasattr(os, "O_DIRECTORY"):
@@ -71,4 +79,4 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-__all__ = ["replaced_atomically", "write_atomically", "write_json"]
+__all__ = ["replaced_atomically", "user_folder", "write_atomically", "write_json"]

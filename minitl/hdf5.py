@@ -8,7 +8,6 @@ h5py is imported here and in keras_survey.py, which runs by itself; import this 
 read or written.
 """
 
-import difflib
 import hashlib
 import json
 import math
@@ -24,7 +23,7 @@ import numpy as np
 
 from minitl.errors import UserError, WeightsFileError
 from minitl.files import write_atomically
-from minitl.text import one_line
+from minitl.text import near_miss, one_line
 
 FORMAT = "minitl"
 FORMAT_VERSION = 1
@@ -695,8 +694,8 @@ def _table(title: str, items: list[str]) -> list[str]:
 def _with_near_miss(name: str, candidates: Sequence[str], missing: int) -> str:
     if missing > _MAX_GUESSES:  # another network, not another spelling
         return name
-    near = difflib.get_close_matches(name, candidates[:2000], n=1, cutoff=0.85)
-    return f"{name} (is it {near[0]}?)" if near else name
+    near = near_miss(name, candidates)
+    return f"{name} (is it {near}?)" if near else name
 
 
 def _advice(

@@ -16,7 +16,7 @@ import numpy as np
 
 from minitl import init, ops
 from minitl.backend import Array, is_on_gpu, like, to_host
-from minitl.changing import in_memory
+from minitl.changing_numbers import in_memory
 from minitl.device import Device, get_device
 from minitl.shapes import Padding, Pair, pair, same_padding
 from minitl.tensor import Tensor

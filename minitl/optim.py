@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minitl.backend import Array, array_module, kernels_for, like, to_host
-from minitl.changing import in_memory
+from minitl.changing_numbers import in_memory
 from minitl.tensor import Tensor
 
 Group = dict[str, Any]

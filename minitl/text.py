@@ -1,10 +1,12 @@
 """Text of unknown origin in messages: names from files, other libraries' errors, long lists."""
 
+import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 SHORT = 120  # characters of a name that is shown
+_MOST_COMPARED = 2000
 _COLOURS = {"red": 31, "green": 32, "yellow": 33}
 
 
@@ -31,6 +33,12 @@ def listed(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def near_miss(name: str, candidates: Sequence[str]) -> str:
+    """Return the candidate that `name` may be a misspelling of, or "" if none is that near."""
+    found = difflib.get_close_matches(name, candidates[:_MOST_COMPARED], n=1, cutoff=0.85)
+    return found[0] if found else ""
+
+
 def coloured(text: str, colour: str, stream: TextIO) -> str:
     """Return text in red, green or yellow if the stream is a terminal that shows colours.
 
@@ -42,4 +50,4 @@ def coloured(text: str, colour: str, stream: TextIO) -> str:
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
 
-__all__ = ["coloured", "listed", "one_line", "printable", "shown"]
+__all__ = ["coloured", "listed", "near_miss", "one_line", "printable", "shown"]

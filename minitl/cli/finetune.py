@@ -56,7 +56,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     what.add_argument(
         "--recipe",
         metavar="NAME",
-        help="settings that have proved themselves: all-layers (SGD), frozen-mlp (a dense layer of 1024 on "
+        help="settings that belong together: all-layers (SGD), frozen-mlp (a dense layer of 1024 on "
         "frozen features, Adam), frozen-vgg (the same on a VGG's flattened map), adamw-steps (all layers, "
         "rate in steps, dropout, early stopping, compared with before); other options override it",
     )

@@ -135,8 +135,8 @@ def add_batches(command: argparse.ArgumentParser) -> None:
     course.add_argument(
         "--adversarial",
         metavar="KIND:X",
-        help="train on pictures that are changed to mislead the network, by at most X of 255: pgd:2 (8 times "
-        "as slow) or fgsm:4 (twice); for robustness, at some cost of accuracy (off)",
+        help="train on pictures that are changed to mislead the network, by at most X of 255: pgd:2 (7 "
+        "passes more in each step) or fgsm:4 (one); for robustness, at some cost of accuracy (off)",
     )
     course.add_argument(
         "--class-weights",

@@ -21,7 +21,6 @@ import re
 import subprocess
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from minitl.convert import zip_archives
 from minitl.errors import WeightsFileError
 from minitl.text import one_line, shown
 
@@ -38,22 +38,8 @@ SURVEY_SECONDS = 60
 MAX_CONFIG = 16 << 20
 MAX_MEMBERS = 1000
 
-_ZIP_MAGIC = b"PK\x03\x04"
 _ZIP_WEIGHTS = "model.weights.h5"
 _ZIP_CONFIG = "config.json"
-# What zipfile raises on damaged archives.
-_ZIP_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    RuntimeError,
-    NotImplementedError,
-)
 
 # What an array is to its layer, at the end of its name: conv1/kernel:0, dense/bias, conv1_W_1:0 (Keras 1).
 _ROLE = re.compile(
@@ -136,12 +122,12 @@ def is_keras(data: bytes) -> bool:
     """Return whether a file's bytes are HDF5 or a Keras 3 model, going by their contents."""
     if data.startswith(HDF5_MAGIC):
         return True
-    if not data.startswith(_ZIP_MAGIC):
+    if not data.startswith(zip_archives.MAGIC):
         return False
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = set(archive.namelist())
-    except _ZIP_DAMAGE:
+    except zip_archives.DAMAGE:
         return False
     return _ZIP_CONFIG in names and any(name.startswith("model.weights.") for name in names)
 
@@ -154,7 +140,7 @@ def read_keras(path: str | os.PathLike[str], data: bytes) -> KerasFile:
     path = Path(path)
     config_text = None
     version = ""
-    if data.startswith(_ZIP_MAGIC):
+    if data.startswith(zip_archives.MAGIC):
         config_text, version, data = _unzipped(path, data)
     survey = _surveyed(path, data)
     attributes: dict[str, dict[str, Any]] = survey["attributes"]
@@ -210,7 +196,7 @@ def _unzipped(path: Path, data: bytes) -> tuple[str, str, bytes]:
                 version = str(metadata.get("keras_version", ""))[:40]
     except WeightsFileError:
         raise
-    except (*_ZIP_DAMAGE, RecursionError, MemoryError) as error:
+    except (*zip_archives.DAMAGE, RecursionError) as error:
         raise WeightsFileError(
             f"{path} is damaged ({one_line(error, 160)}); get it anew"
         ) from error

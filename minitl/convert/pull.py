@@ -25,6 +25,7 @@ from urllib.parse import urljoin, urlsplit
 
 from minitl.convert.presets import preset
 from minitl.errors import UserError, WeightsFileError
+from minitl.files import user_folder
 from minitl.text import shown
 from minitl.weights import CATALOGUE, IMAGENET_CLASSES
 
@@ -127,14 +128,6 @@ def _hash_of(name: str, text: str) -> tuple[str, str]:
 def cache_folder() -> Path:
     """Return where downloads are kept."""
     return user_folder() / "weights"
-
-
-def user_folder() -> Path:
-    """Return the folder for all that can be made or fetched again: $MINITL_CACHE, or the user's own."""
-    import platformdirs
-
-    chosen = os.environ.get("MINITL_CACHE")
-    return Path(chosen) if chosen else platformdirs.user_cache_path("minitl")
 
 
 def _to_stderr(line: str) -> None:

@@ -1,13 +1,12 @@
 """What became of each name in a conversion."""
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from minitl.errors import WeightsFileError
-from minitl.text import shown
+from minitl.text import near_miss, shown
 
 _MAX_ROWS = 40
 _MAX_GUESSES = 10
@@ -100,8 +99,8 @@ class Report:
         """Guess what a missing name is called in the file; where much is missing it is another network."""
         if len(self.missing) > _MAX_GUESSES:
             return ""
-        near = difflib.get_close_matches(name, self.unexpected[:2000], n=1, cutoff=0.85)
-        return f"is it {near[0]}?" if near else ""
+        near = near_miss(name, self.unexpected)
+        return f"is it {near}?" if near else ""
 
 
 class ConversionError(WeightsFileError):

@@ -17,13 +17,13 @@ import math
 import os
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minitl.convert import zip_archives
 from minitl.convert.pickles import DTYPES, PickleError, Storage, TensorRecord, read_pickle
 from minitl.errors import WeightsFileError
 
@@ -31,23 +31,6 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_FILE = 16 << 30
 MAX_MEMBERS = 200_000
-
-_ZIP_MAGIC = b"PK\x03\x04"
-# What zipfile raises on damaged archives.
-_ZIP_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    RuntimeError,
-    NotImplementedError,
-    MemoryError,
-)
 
 
 class TorchFile:
@@ -115,7 +98,7 @@ def read_torch(path: str | os.PathLike[str], data: bytes | None = None) -> Torch
     path = Path(path)
     if data is None:
         data = read_bytes(path)
-    if data.startswith(_ZIP_MAGIC):
+    if data.startswith(zip_archives.MAGIC):
         return _read_zip(path, data)
     if data[:1] == b"\x80":
         return _read_legacy(path, data)
@@ -176,7 +159,7 @@ def _read_zip(path: Path, data: bytes) -> TorchFile:
             contents = {name: archive.read(member) for name, member in members.items()}
     except WeightsFileError:
         raise
-    except _ZIP_DAMAGE as error:
+    except zip_archives.DAMAGE as error:
         reason = " ".join(str(error).split())[:120]
         raise WeightsFileError(
             f"{path} is a damaged or cut-off zip archive ({reason}); get it anew"

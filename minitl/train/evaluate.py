@@ -10,12 +10,12 @@ from minitl.convert.pull import find_weights
 from minitl.data.labels import find_dataset
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.views import ViewLoader, Views
-from minitl.device import check_precision, get_device
 from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.train.attack import Attack
+from minitl.train.computing import prepare_device
 from minitl.train.config import Config
-from minitl.train.console import Progress, announce_compilation
+from minitl.train.console import Progress
 from minitl.train.metrics import classification_metrics
 from minitl.train.robustness import under_attack
 from minitl.train.view_probabilities import probabilities
@@ -98,10 +98,7 @@ def evaluate(
     samples = [s for p in parts.values() for s in p] if part == "all" else parts[part]
     if not samples:
         raise UserError(f"{data} has no {part} part; use --part all")
-    where = get_device(device)
-    check_precision(where, precision)
-    where.kernels.set_threads(threads)
-    announce_compilation(where)
+    where = prepare_device(device, precision, threads)
     loader = ViewLoader(
         samples,
         data,

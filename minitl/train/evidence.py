@@ -13,18 +13,17 @@ from typing import Any
 
 from minitl import hdf5, models
 from minitl.data.folder import Dataset, load_split
-from minitl.data.loader import Loader
-from minitl.data.preprocessing import Preprocessing
-from minitl.device import Device, check_precision, get_device
+from minitl.device import Device
 from minitl.errors import UserError
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.train import plots
+from minitl.train.computing import prepare_device
 from minitl.train.config import Config
-from minitl.train.console import Progress, announce_compilation
+from minitl.train.console import Progress
 from minitl.train.evaluate import check_preprocessing
 from minitl.train.feature_cache import FeatureCache
-from minitl.train.forward import EVALUATION_BATCH, Forward
+from minitl.train.forward import Forward, evaluation_loader
 from minitl.train.metrics import classification_metrics
 from minitl.train.report import Judged, render
 
@@ -47,14 +46,7 @@ def judge(
     for part, samples in (("val", dataset.val), ("test", dataset.test)):
         if not samples:
             continue
-        loader = Loader(
-            samples,
-            dataset.root,
-            Preprocessing.from_dict(model.preprocessing),
-            EVALUATION_BATCH,
-            workers=workers,
-            normalise=device.kind == "cpu",
-        )
+        loader = evaluation_loader(model, samples, dataset.root, workers, device)
         label = f"{part}, best epoch"
         forward = Forward(model, loader, cut, label, device, precision, cache)
         with Progress(label, len(samples)) as progress:
@@ -124,12 +116,9 @@ def report(
     progress = hdf5.read(folder / "last.h5").progress
     if progress is None:
         raise UserError(f"{folder / 'last.h5'} holds weights only, no history of a run")
-    where = get_device(device)
-    check_precision(where, precision)
+    where = prepare_device(device, precision, threads)
     model = models.load_model(folder / "best.h5")
     check_preprocessing(config.preprocessing, model, folder / "best.h5", folder / "config.toml")
-    announce_compilation(where)
-    where.kernels.set_threads(threads)
     with where.computing(precision):
         judged = judge(model.to(where), dataset, workers, where, precision)
     write_evidence(folder, dataset, progress["history"], judged, _seconds(folder))

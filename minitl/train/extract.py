@@ -16,15 +16,15 @@ import numpy as np
 from minitl import models
 from minitl.convert.pull import find_weights
 from minitl.data.folder import Dataset, Sample
-from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
-from minitl.device import check_precision, get_device
 from minitl.errors import UserError
 from minitl.feature_file import KEY_BYTES, FeatureFile, write
 from minitl.models import Classifier
-from minitl.train.console import Progress, announce_compilation, say
+from minitl.train.computing import prepare_device
+from minitl.train.console import Progress, say
 from minitl.train.feature_cache import FeatureCache, describe, file_digests, weights_digest
 from minitl.train.features import Features, megabytes, numbers_of
+from minitl.train.forward import evaluation_loader
 
 PARTS = ("train", "val", "test")
 
@@ -46,9 +46,7 @@ def extract(
 
     Raises UserError for weights, a cut, a picture or a place to write that is not good.
     """
-    where = get_device(device)
-    check_precision(where, precision)
-    where.kernels.set_threads(threads)
+    where = prepare_device(device, precision, threads)
     path = find_weights(weights, say)
     model = models.load_model(path).eval().to(where)
     if not model.preprocessing:
@@ -57,8 +55,7 @@ def extract(
     preprocessing = Preprocessing.from_dict(model.preprocessing)
     parts = {part: getattr(dataset, part) for part in PARTS}
     samples = [sample for part in parts.values() for sample in part]
-    host = where.kind == "cpu"
-    loader = Loader(samples, dataset.root, preprocessing, 32, workers=workers, normalise=host)
+    loader = evaluation_loader(model, samples, dataset.root, workers, where)
     numbers = {"device": where.kind, "precision": precision, "conv": "auto"}
     about = describe(model, stages, preprocessing, numbers) | {
         "weights_file": str(path.absolute()),
@@ -71,7 +68,6 @@ def extract(
         "class_names": dataset.classes,
     }
     keys = np.frombuffer(b"".join(file_digests(dataset.root, samples, workers)), np.uint8)
-    announce_compilation(where)
     with where.computing(precision), Progress("features", len(samples)) as progress:
         features = Features(model, stages, loader, "features", where, numbers_of(precision))
         shape = features.row_shape()

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitl.backend import to_host
-from minitl.convert.pull import user_folder
 from minitl.data.folder import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile, write
+from minitl.files import user_folder
 from minitl.models import Classifier
 from minitl.train.config import AUTO, OFF, Config
 from minitl.train.console import say

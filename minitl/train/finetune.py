@@ -29,7 +29,7 @@ from minitl.convert.golden import make_golden
 from minitl.convert.pull import find_weights
 from minitl.data.decode import check_images
 from minitl.data.doctor import quick_findings
-from minitl.data.folder import Dataset, Sample, load_split
+from minitl.data.folder import Dataset, load_split
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device, get_device
@@ -50,7 +50,7 @@ from minitl.train.evaluate import check_preprocessing
 from minitl.train.evidence import judge, write_evidence
 from minitl.train.feature_cache import FeatureCache, open_cache
 from minitl.train.features import frozen_stages
-from minitl.train.forward import EVALUATION_BATCH, Forward, backbone_is_frozen
+from minitl.train.forward import Forward, backbone_is_frozen, evaluation_loader
 from minitl.train.freezing import apply_freeze, table
 from minitl.train.heads import replace_head
 from minitl.train.metrics import classification_metrics
@@ -387,7 +387,9 @@ def forwards(run: Run) -> tuple[Forward, Forward]:
     train = Forward(
         run.model, train_loader, apart, "train", *where, cache, config.cached_views or 1
     )
-    val_loader = _evaluation_loader(run, run.dataset.val)
+    val_loader = evaluation_loader(
+        run.model, run.dataset.val, run.dataset.root, config.workers, run.device
+    )
     val = Forward(run.model, val_loader, cut, "validation", *where, cache)
     return train, val
 
@@ -457,18 +459,6 @@ def _front(config: Config, model: Classifier) -> tuple[int, FeatureCache | None]
         return cut, open_cache(config, model, cut)
     rows = extract.FeatureRows(config.features)
     return extract.check_weights(rows.file, model, "the settings say"), rows
-
-
-def _evaluation_loader(run: Run, samples: list[Sample]) -> Loader:
-    preprocessing = Preprocessing.from_dict(run.model.preprocessing)
-    return Loader(
-        samples,
-        run.dataset.root,
-        preprocessing,
-        EVALUATION_BATCH,
-        workers=run.config.workers,
-        normalise=run.device.kind == "cpu",
-    )
 
 
 def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, float]:

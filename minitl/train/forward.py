@@ -5,11 +5,14 @@ every epoch. They are computed once and kept on disk (features.py); each epoch c
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from minitl.data.folder import Sample
 from minitl.data.loader import Loader
+from minitl.data.preprocessing import Preprocessing
 from minitl.device import CPU, Device
 from minitl.models import Classifier
 from minitl.tensor import Tensor, no_grad
@@ -25,6 +28,20 @@ Count = Callable[[int], object]
 def backbone_is_frozen(model: Classifier) -> bool:
     """Whether only the head trains."""
     return not any(parameter.requires_grad for parameter in model.backbone_parameters().values())
+
+
+def evaluation_loader(
+    model: Classifier, samples: Sequence[Sample], root: Path, workers: int | None, device: Device
+) -> Loader:
+    """Return a loader that prepares pictures for a model to be judged on, in their order."""
+    return Loader(
+        samples,
+        root,
+        Preprocessing.from_dict(model.preprocessing),
+        EVALUATION_BATCH,
+        workers=workers,
+        normalise=device.kind == "cpu",
+    )
 
 
 class Forward:

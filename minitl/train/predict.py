@@ -7,9 +7,8 @@ from typing import Any
 from minitl.data.folder import Sample, list_pictures
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.views import ViewLoader, Views
-from minitl.device import check_precision, get_device
 from minitl.train.batches import decoding_threads
-from minitl.train.console import announce_compilation
+from minitl.train.computing import prepare_device
 from minitl.train.evaluate import load
 from minitl.train.view_probabilities import probabilities
 
@@ -43,10 +42,7 @@ def predictions(
     model = load(run_or_weights)
     assert model.class_names is not None
     samples = [Sample(str(path), 0) for path in list_pictures(images)]
-    where = get_device(device)
-    check_precision(where, precision)
-    where.kernels.set_threads(threads)
-    announce_compilation(where)
+    where = prepare_device(device, precision, threads)
     loader = ViewLoader(
         samples,
         Path(),

@@ -3,7 +3,7 @@
 The first steps of a shape run as code. They compile what is needed and fill a memory pool that belongs to
 the step alone; the next one is run once more as code, but only recorded, with all its memory from that
 pool, whose addresses the graph keeps. Inputs are copied to where the recorded step reads them, and
-numbers that change (see minitl/changing.py) are written to device memory before each launch.
+numbers that change (see minitl/changing_numbers.py) are written to device memory before each launch.
 
 Both ways run the same kernels with the same values, so they give the same bits.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minitl.backend import Array
-from minitl.changing import held_in
+from minitl.changing_numbers import held_in
 from minitl.device import cupy
 from minitl.train.batches import pinned_like
 
