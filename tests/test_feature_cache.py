@@ -21,7 +21,7 @@ from minitl.errors import UserError
 from minitl.train import feature_cache
 from minitl.train.feature_cache import FeatureCache, describe
 from minitl.train.features import FEATURE_BATCH, Features, frozen_stages
-from tests.test_finetune import expect_error, write_pictures
+from tests.test_finetune import expect_error, write_pictures, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "w.h5"
-    minitl.save_model(models.cifar_resnet20(num_classes=5, width=4, seed=1), path)
-    return path
+    return write_weights(tmp_path_factory.mktemp("weights") / "w.h5")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from minitl.data.folder import scan
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile
-from tests.test_finetune import expect_error, write_pictures
+from tests.test_finetune import expect_error, write_pictures, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "w.h5"
-    minitl.save_model(models.cifar_resnet20(num_classes=5, width=4, seed=1), path)
-    return path
+    return write_weights(tmp_path_factory.mktemp("weights") / "w.h5")
 
 
 @pytest.fixture

@@ -35,6 +35,12 @@ def write_pictures(folder, per_class=8, seed=0):
     return folder
 
 
+def write_weights(path, **options):
+    """Write a small network with a head for other classes."""
+    minitl.save_model(models.cifar_resnet20(num_classes=5, width=4, seed=1, **options), path)
+    return path
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp("data") / "colours")
@@ -42,10 +48,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A small network with a head for other classes."""
-    path = tmp_path_factory.mktemp("weights") / "w.h5"
-    minitl.save_model(models.cifar_resnet20(num_classes=5, width=4, shortcut="B", seed=1), path)
-    return path
+    return write_weights(tmp_path_factory.mktemp("weights") / "w.h5", shortcut="B")
 
 
 @pytest.fixture

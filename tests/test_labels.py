@@ -8,14 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import minitl
-from minitl import models
 from minitl.cli import main
 from minitl.data.folder import load_split, scan
 from minitl.data.labels import find_dataset, labels_from_names, read_labels
 from minitl.errors import UserError
 from tests.test_data_folder import fill
-from tests.test_finetune import expect_error, write_pictures
+from tests.test_finetune import expect_error, write_pictures, write_weights
 
 NAMES = ["a b.png", "sub/c.png", 'q"uote.png', "comma, two.png", "ü.png"]
 LABELS = ["cat", "dog", "cat", "dog; big", "cät"]
@@ -204,9 +202,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "w.h5"
-    minitl.save_model(models.cifar_resnet20(num_classes=5, width=4, shortcut="B", seed=1), path)
-    return path
+    return write_weights(tmp_path_factory.mktemp("weights") / "w.h5", shortcut="B")
 
 
 def command(*parts):

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import tomli_w
 
-from minitl import hdf5, models, save_model
+from minitl import hdf5
 from minitl.cli import main
 from minitl.errors import UserError
 from minitl.train import finetune
 from minitl.train.checkpoint import SavingTimer, parse_interval
 from minitl.train.step import TrainingStep
-from tests.test_finetune import pictures, write_pictures
+from tests.test_finetune import pictures, write_pictures, write_weights
 
 __all__ = ["pictures"]  # a fixture
 
@@ -37,9 +37,7 @@ CLOCKS = ("seconds", "images_per_second")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "w.h5"
-    save_model(models.cifar_resnet20(num_classes=5, width=4, shortcut="B", seed=1), path)
-    return path
+    return write_weights(tmp_path_factory.mktemp("weights") / "w.h5", shortcut="B")
 
 
 def command(data, weights, folder, options):
