@@ -96,7 +96,7 @@ def write_start(path: Path, weights: Path, data: Path, seed: int) -> str:
 def run_ours(task: Task, data: Path, weights: Path, seed: int, folder: Path) -> dict[str, Any]:
     """Run `minitl finetune`; return seconds, memory, accuracy and where the time went."""
     run = folder / "run"
-    command = [sys.executable, "-m", "minitl.cli", "finetune", str(data), "--weights", str(weights)]
+    command = [sys.executable, "-m", "minitl", "finetune", str(data), "--weights", str(weights)]
     command += ["--out", str(run), "--seed", str(seed), "--epochs", str(task.epochs)]
     command += ["--batch-size", str(BATCH), "--lr", str(task.lr), "--weight-decay", "0"]
     command += ["--schedule", "step", "--step-epochs", "7", "--gamma", "0.1", "--no-report"]

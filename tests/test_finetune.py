@@ -390,7 +390,7 @@ def test_a_full_disk_keeps_the_checkpoint(run, capsys, monkeypatch, tmp_path):
 
 def test_ctrl_c_in_the_middle_of_an_epoch(pictures, weights, tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "minitl.cli", "finetune", pictures, "--weights", weights]
+    command = [sys.executable, "-m", "minitl", "finetune", pictures, "--weights", weights]
     options = ["--out", folder, "--epochs", "10000", "--batch-size", "6", "--lr", "0.001"]
     process = subprocess.Popen(
         [str(part) for part in (*command, *options)],

@@ -39,6 +39,7 @@ ALLOWED["convert"] = ALLOWED["models"] | {"models", "data", "text"}
 ALLOWED["train"] = set(ALLOWED) - {"kernels"}
 ALLOWED["serve"] = ALLOWED["train"] | {"train"}
 ALLOWED["cli"] = set(ALLOWED) | {""}
+ALLOWED["__main__"] = {"cli"}  # python -m minitl
 ALLOWED["recipes"] = ALLOWED["train"] | {"train"}  # programs in weights/, which nothing imports
 ALLOWED[""] = {"tensor", "ops", "nn", "models", "optim"}  # minitl/__init__.py itself
 

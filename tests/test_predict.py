@@ -180,7 +180,7 @@ def test_an_attack_leaves_fewer_right(
 def test_a_reader_that_has_seen_enough_is_no_error(place: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "minitl.cli", "predict", "w.h5", "data"]
+    command = [sys.executable, "-m", "minitl", "predict", "w.h5", "data"]
     done = subprocess.run(
         command, cwd=place, stdout=write, stderr=subprocess.PIPE, text=True, check=False
     )

@@ -109,7 +109,7 @@ def address(model: models.Classifier, tmp_path: Path):
     command = [
         sys.executable,
         "-m",
-        "minitl.cli",
+        "minitl",
         "serve",
         str(tmp_path / "model.h5"),
         "--port",
@@ -143,7 +143,7 @@ def test_a_busy_port_is_said(address: str, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "minitl.cli",
+        "minitl",
         "serve",
         str(tmp_path / "model.h5"),
         "--port",

@@ -42,7 +42,7 @@ class Stage:
 def stages(folder: Path) -> list[Stage]:
     """Return the stages, in order: first whether it is right, then how fast it is."""
     python = sys.executable
-    doctor = (python, "-m", "minitl.cli", "doctor")
+    doctor = (python, "-m", "minitl", "doctor")
     sanitizer = ("compute-sanitizer", "--error-exitcode", "7", "--tool")
     goldens = folder / "ptx_goldens.json"
     return [

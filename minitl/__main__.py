@@ -1,4 +1,4 @@
-"""`python -m minitl.cli`, the same as `minitl`."""
+"""`python -m minitl`, the same as `minitl`."""
 
 import sys
 
