@@ -6,9 +6,11 @@ signatures and a few more lines here. Kernel modules are imported on first use, 
 somebody asks for a GPU, so that `import minitl` stays quick.
 """
 
-import importlib
+import hashlib
+import importlib.util
 import sys
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +26,19 @@ BFLOAT16 = np.dtype(np.uint16)
 def kernel_module(device: str) -> ModuleType:
     """Return the kernel module of a kind of device, "cpu" or "cuda"; for its settings."""
     return importlib.import_module(f"minitl.kernels.{device}")
+
+
+@cache
+def kernel_sources(device: str) -> str:
+    """Return the SHA-256 of all files that a kind of device's kernels are made of."""
+    spec = importlib.util.find_spec(f"minitl.kernels.{device}")
+    assert spec is not None and spec.origin is not None
+    digest = hashlib.sha256()
+    for source in sorted(Path(spec.origin).parent.iterdir()):
+        if source.suffix in (".py", ".cu", ".cuh"):
+            digest.update(f"{source.name}\n".encode())
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def is_on_gpu(array: Array) -> bool:

@@ -1,16 +1,19 @@
 """Features of frozen layers on disk: the same bits as without, and never those of something else."""
 
 import functools
+import importlib.util
 import json
 import multiprocessing
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minitl
 from minitl import feature_file, hdf5, models
+from minitl.backend import kernel_sources
 from minitl.cli import main
 from minitl.data.augment import Augmentation
 from minitl.data.folder import scan
@@ -19,7 +22,8 @@ from minitl.data.preprocessing import Preprocessing
 from minitl.device import CPU
 from minitl.errors import UserError
 from minitl.train import feature_cache
-from minitl.train.feature_cache import FeatureCache, describe
+from minitl.train.config import Config
+from minitl.train.feature_cache import FeatureCache, describe, open_cache
 from minitl.train.features import FEATURE_BATCH, Features, frozen_stages
 from tests.test_finetune import expect_error, write_pictures, write_weights
 
@@ -202,6 +206,21 @@ def test_other_weights_cut_preprocessing_and_numbers_share_nothing(
     assert FeatureCache(tmp_path, one).folder != FeatureCache(tmp_path, other).folder
     shorter = describe(model, cut - 1, preprocessing, {"conv": "auto"})
     assert FeatureCache(tmp_path, one).folder != FeatureCache(tmp_path, shorter).folder
+
+
+def test_other_kernels_have_other_features(model, tmp_path, monkeypatch):
+    config = Config("data", "w.h5", feature_cache=str(tmp_path))
+    before = open_cache(config, model, 2).folder
+    assert open_cache(config, model, 2).folder == before
+    changed = tmp_path / "kernels"
+    shutil.copytree(Path(importlib.util.find_spec("minitl.kernels.cpu").origin).parent, changed)
+    digest = kernel_sources.__wrapped__("cpu")
+    (changed / "linear.py").write_text((changed / "linear.py").read_text() + "\n")
+    spec = importlib.util.spec_from_file_location("kernels", changed / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert kernel_sources.__wrapped__("cpu") != digest
+    monkeypatch.setattr(feature_cache, "kernel_sources", kernel_sources.__wrapped__)
+    assert open_cache(config, model, 2).folder != before
 
 
 def test_views_are_those_of_the_loader(model, pictures, tmp_path):

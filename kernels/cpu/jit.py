@@ -11,6 +11,8 @@ import numba
 import platformdirs
 from numba.core import event
 
+from minitl.backend import kernel_sources
+
 config: Any = (
     numba.config
 )  # its settings come into being at run time, which type checkers cannot see
@@ -30,9 +32,8 @@ def cache_folder() -> Path:
     Numba's own cache looks only at the file of the function it compiles; an edited helper in another
     file would go unnoticed.
     """
-    digest = hashlib.sha256(f"{numba.__version__} {EVERY_WIDTH}".encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    state = f"{numba.__version__} {EVERY_WIDTH} {kernel_sources('cpu')}"
+    digest = hashlib.sha256(state.encode())
     return platformdirs.user_cache_path("minitl") / f"kernels-cpu-{digest.hexdigest()[:16]}"
 
 

@@ -1,10 +1,10 @@
 """Features of frozen layers, computed once and kept on disk for later epochs and later runs.
 
 The cache is a folder with one folder for each thing that computes features: the frozen layers' names and
-weights, the preprocessing, the kind of numbers, and the release of minitl. All this goes into the folder's
-name, so features of other weights or another preprocessing are never found. Inside, a row is found by its
-key, made of the picture file's content; a file that changes has another key. Nothing is looked up by name
-or date.
+weights, the preprocessing, the kind of numbers, the kernels' sources, and the release of minitl. All this
+goes into the folder's name, so features of other weights or another preprocessing are never found. Inside,
+a row is found by its key, made of the picture file's content; a file that changes has another key. Nothing
+is looked up by name or date.
 
 Folders hold files that appear whole and never change (see feature_file.py), so any number of processes
 may use the cache at once. Two that compute the same at the same time both add a file; one of them is read.
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitl.backend import to_host
+from minitl.backend import kernel_sources, to_host
 from minitl.data.folder import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
@@ -47,6 +47,7 @@ def open_cache(config: Config, model: Classifier, cut: int) -> "FeatureCache | N
     folder = cache_folder() if config.feature_cache == AUTO else Path(config.feature_cache)
     kind = config.device.split(":")[0]
     numbers = {"device": kind, "precision": config.precision, "conv": config.conv}
+    numbers["kernels"] = kernel_sources(kind)
     preprocessing = Preprocessing.from_dict(model.preprocessing)
     return FeatureCache(folder, describe(model, cut, preprocessing, numbers))
 
@@ -56,7 +57,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return all that the features of a network's first `cut` stages depend on, beside the pictures.
 
-    numbers: how they are computed: device, precision, algorithm.
+    numbers: how they are computed: device, precision, algorithm, kernels.
     """
     stages = model.stages()[:cut]
     return {
