@@ -90,8 +90,9 @@ def resumed_after(monkeypatch, arguments, folder, step):
         ("--freeze", "backbone", "--no-augment"),
         ("--freeze-until", "layer3", "--no-augment", "--micro-batch", 3, "--class-weights", "none"),
         ("--schedule", "one-cycle", "--nesterov", "--seed", 3),
+        ("--adversarial", "pgd:4"),
     ],
-    ids=["plain", "everything", "kept features", "frozen front", "one-cycle"],
+    ids=["plain", "everything", "kept features", "frozen front", "one-cycle", "adversarial"],
 )
 def test_killed_before_any_step(monkeypatch, tmp_path, pictures, weights, options):
     options = (*SMALL, *options)

@@ -80,6 +80,8 @@ COLUMNS = (
     "seconds",
 )
 
+_DROPOUT = 3  # what a random stream is for, see data/loader.py
+
 
 @dataclasses.dataclass
 class Run:
@@ -246,9 +248,13 @@ def make_model(config: Config, dataset: Dataset) -> Classifier:
 
 
 def prepare_to_train(model: Classifier, config: Config) -> None:
-    """Add dropout before the head, and freeze what never trains."""
+    """Add dropout before the head, seed all dropout, and freeze what never trains."""
     if config.dropout:
-        model.drop_before_head(config.dropout, seed=config.seed)
+        model.drop_before_head(config.dropout)
+    for number, (_, layer) in enumerate(_dropouts(model)):
+        # Streams of their own: with equal seeds, layers of equal size would drop the same places.
+        sequence = np.random.SeedSequence(config.seed, spawn_key=(_DROPOUT, number))
+        layer.seed = int(sequence.generate_state(1, np.uint64)[0])
     if config.unfreeze_schedule:
         late = [
             f"{p}:{e}" for p, e in parse_schedule(config.unfreeze_schedule) if e >= config.epochs
@@ -477,7 +483,8 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
         progress.update(part.images)
         for number, inputs in enumerate(forward.inputs(run.epoch, part.steps), part.steps):
             run.optimizer.lr_factor = schedule(first + number)
-            step(mixed(_attacked(inputs, run, number), config, run.epoch, number))
+            inputs = _attacked(inputs, run, number, step)
+            step(mixed(inputs, config, run.epoch, number))
             if run.average is not None:
                 run.average.update()
             last = number == steps - 1
@@ -505,7 +512,7 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
     }
 
 
-def _attacked(inputs: Inputs, run: Run, number: int) -> Inputs:
+def _attacked(inputs: Inputs, run: Run, number: int, step: TrainingStep) -> Inputs:
     """Return a batch changed against the network as it is now, if the settings want that."""
     config = run.config
     if config.adversarial is None:
@@ -513,7 +520,11 @@ def _attacked(inputs: Inputs, run: Run, number: int) -> Inputs:
     seed = np.random.SeedSequence((config.seed, run.epoch, number)).generate_state(1)[0]
     attack = Attack.parse(config.adversarial, int(seed))
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
-    return inputs._replace(x=attack(run.model, inputs.x, inputs.host_labels, preprocessing))
+
+    def attempt() -> Any:
+        return attack(run.model, inputs.x, inputs.labels, preprocessing, step.micro_batch)
+
+    return inputs._replace(x=step.within_memory(len(inputs.labels), attempt))
 
 
 def mixed(inputs: Inputs, config: Config, epoch: int, number: int) -> Inputs:
