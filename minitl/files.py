@@ -1,6 +1,7 @@
 """Writing files whole or not at all, and the folder for what can be made again."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -47,10 +48,19 @@ def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another place "
-            "(an earlier file of that name is unchanged)"
+            f"cannot write {path}: {error.strerror or error}; {advice(error)} (an earlier file of that "
+            "name is unchanged)"
         ) from error
     _sync_folder(target.parent)
+
+
+def advice(error: OSError) -> str:
+    """Return what to do about a file that could not be written."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return "make the folder first, or choose another place"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose a place where you may write"
+    return "free some space or choose another place"
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
@@ -79,4 +89,4 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-__all__ = ["replaced_atomically", "user_folder", "write_atomically", "write_json"]
+__all__ = ["advice", "replaced_atomically", "user_folder", "write_atomically", "write_json"]

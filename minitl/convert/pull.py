@@ -25,7 +25,7 @@ from urllib.parse import urljoin, urlsplit
 
 from minitl.convert.presets import preset
 from minitl.errors import UserError, WeightsFileError
-from minitl.files import user_folder
+from minitl.files import advice, user_folder
 from minitl.text import shown
 from minitl.weights import CATALOGUE, IMAGENET_CLASSES
 
@@ -340,8 +340,8 @@ def _download(entry: Entry, folder: Path) -> None:
         raise UserError(_broken(entry, error)) from error
     except OSError as error:
         raise UserError(
-            f"cannot keep the download in {folder}: {error.strerror or error}; free some space, or choose "
-            "another folder with MINITL_CACHE"
+            f"cannot keep the download in {folder}: {error.strerror or error}; {advice(error)}; "
+            "MINITL_CACHE names another folder"
         ) from error
 
 
