@@ -52,10 +52,10 @@ class _Flat:
             self.state[name] = array_module(self.data).zeros(self.data.shape, self.data.dtype)
         return self.state[name]
 
-    def runs(self) -> Iterator[tuple[int, int]]:
+    def runs(self, *, of_equal_steps: bool = True) -> Iterator[tuple[int, int]]:
         """Yield (first, end) of neighbouring parameters that have a gradient and took equally many steps.
 
-        Usually that is the whole group.
+        Usually that is the whole group. Their gradients then lie in `grad`.
         """
         first: int | None = None
         for i, p in enumerate(self.parameters):
@@ -65,7 +65,9 @@ class _Flat:
                 p.data = data
             if p.grad is not None and p.grad is not grad:
                 grad[...] = p.grad
-            if first is not None and (p.grad is None or self.steps[i] != self.steps[first]):
+                p.grad = grad
+            apart = of_equal_steps and first is not None and self.steps[i] != self.steps[first]
+            if first is not None and (p.grad is None or apart):
                 yield first, i
                 first = None
             if p.grad is not None and first is None:
@@ -161,6 +163,21 @@ class Optimizer:
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
+
+    def clip_norm(self, most: float) -> None:
+        """Scale all gradients by one factor so that their norm together is at most `most`.
+
+        As PyTorch's clip_grad_norm_. Squares are summed in float64 and always in the same order. Nothing
+        waits for a GPU. A gradient that is not finite leaves NaNs, so that the next loss tells.
+        """
+        flats = [flat for flat in self._flats if flat is not None]
+        gradients = [
+            flat.grad[flat.part(first, end)]
+            for flat in flats
+            for first, end in flat.runs(of_equal_steps=False)
+        ]
+        if gradients:
+            kernels_for(gradients[0]).clip_norm(gradients, most)
 
     def step(self) -> None:
         """Update each parameter that has a gradient; the others, and their state, stay as they are.
@@ -483,26 +500,6 @@ def plateau(
     return factor
 
 
-def clip_norm(parameters: Iterable[Tensor], most: float) -> None:
-    """Scale all gradients by one factor so that their norm together is at most `most`.
-
-    As PyTorch's clip_grad_norm_. Squares are summed in float64 and always in the same order. Nothing
-    waits for a GPU. A gradient that is not finite makes all of them NaN, so the next loss tells.
-    """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
-        return
-    total: Any = 0.0
-    for grad in grads:
-        wide = grad.astype(np.float64)
-        total = total + (wide * wide).sum()
-    xp = array_module(grads[0])
-    factor = xp.minimum(most / (xp.sqrt(total) + 1e-6), 1.0).astype(grads[0].dtype)
-    with np.errstate(invalid="ignore"):
-        for grad in grads:
-            grad *= factor
-
-
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(getattr(value, "shape", ()))
 
@@ -517,7 +514,6 @@ __all__ = [
     "AdamW",
     "Optimizer",
     "Schedule",
-    "clip_norm",
     "constant",
     "cosine",
     "exponential",

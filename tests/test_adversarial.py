@@ -57,7 +57,6 @@ def test_what_parse_reads() -> None:
         {"freeze": ("backbone",), "augment": False},
         {"freeze": ("backbone",), "cached_views": 2},
         {"features": "f.h5", "augment": False},
-        {"device": "cuda"},
         {"adversarial": "no:2"},
     ],
 )

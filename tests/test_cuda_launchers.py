@@ -26,6 +26,8 @@ FLIP, PLACES = np.array([True, False]), np.array([1, 2], np.int32)
 WINDOW = (2, 2), (2, 2), padding2d(0)
 BATCHES = RNG.integers(0, 256, (2, 6, 7, 3), np.uint8)
 WIDE = X.astype(np.float64)
+PICTURES = X[..., :3].copy()
+BOX, DARKEST, BRIGHTEST = (0.1, 0.2, 0.3), (-1.0, -1.5, -2.0), (1.0, 1.5, 2.0)
 
 # A function of the backend and its arguments, as many ways to call it as it has kernels.
 CALLS = [
@@ -71,6 +73,12 @@ CALLS = [
     ("sgd_step", (A.copy(), B, None, 0.1, 0.0, 0.1, False, False)),
     ("sgd_step", (A.copy(), B, C.copy(), RATE, 0.9, 0.1, True, NUMBER)),
     ("average_step", (A.copy(), B, 0.25)),
+    ("clip_norm", ([A.copy(), X.copy().reshape(-1)], 0.5)),
+    ("scale_forward", (X, RATE)),
+    ("mixup_forward", (X, 0.25)),
+    ("cutmix_forward", (X, 1, 3, 0, 2)),
+    ("attack_start", (PICTURES, BOX, DARKEST, BRIGHTEST, 7)),
+    ("attack_step", (PICTURES, -PICTURES, PICTURES, BOX, BOX, DARKEST, BRIGHTEST)),
     ("adam_step", (A.copy(), B, A.copy(), C.copy(), NUMBER, RATE, 0.9, 0.99, 1e-8, 0.1, True)),
     (
         "normalize_images",

@@ -91,6 +91,28 @@ def test_average(dtype, size):
     close(average, expected, dtype)
 
 
+@pytest.mark.parametrize("most", [0.5, 1e3])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_clipping(dtype, most):
+    gradients = [arrays(size, dtype, 1)[0] for size in (1, 67, 40_001)]
+    before = [g.copy() for g in gradients]
+    norm = np.sqrt(sum((g.astype("d") ** 2).sum() for g in gradients))
+    cuda.clip_norm(gradients, most)
+    for found, given in zip(gradients, before, strict=True):
+        close(found, given.astype("d") * min(1, most / (norm + 1e-6)), dtype)
+        assert most < 1 or np.array_equal(found, given)
+
+
+def test_clipping_has_no_limit_below_that_of_double_and_shows_a_nan():
+    huge = np.array([3e30, 4e30], np.float32)
+    cuda.clip_norm([huge], 5.0)
+    np.testing.assert_allclose(huge, [3, 4], rtol=1e-6)
+    for bad in (np.nan, np.inf):
+        gradient = np.array([bad, 1], np.float32)
+        cuda.clip_norm([np.ones(3, np.float32), gradient], 1.0)
+        assert np.isnan(gradient).any()
+
+
 def test_a_number_on_the_device_must_be_one_of_its_type():
     p, g = arrays(4, np.float32, 2)
     with pytest.raises(TypeError, match="lr on the device must be one float32; got 1 of float64"):

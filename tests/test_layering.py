@@ -208,6 +208,11 @@ INTERFACE = {
     "mean_squared_error_dx": "dloss difference",
     "sgd_step": "param grad velocity lr momentum weight_decay nesterov first",
     "average_step": "average value share",
+    "clip_norm": "gradients most",
+    "mixup_forward": "x share",
+    "cutmix_forward": "x top bottom left right",
+    "attack_start": "images box darkest brightest seed",
+    "attack_step": "x gradient images move box darkest brightest",
     "adam_step": "param grad m v step lr beta1 beta2 eps weight_decay decoupled",
 }
 

@@ -318,10 +318,14 @@ def test_clipping_equals_pytorchs(most):
     grads = [random.normal(size=shape).astype(np.float32) for shape in ((7, 3), (5,), (2, 3, 3, 4))]
     ours = [Tensor(np.zeros_like(g), requires_grad=True) for g in grads]
     theirs = [torch.zeros(g.shape, requires_grad=True) for g in grads]
-    for grad, p, q in zip(grads, ours, theirs, strict=True):
-        p.grad, q.grad = grad.copy(), torch.tensor(grad)
+    for grad, q in zip(grads, theirs, strict=True):
+        q.grad = torch.tensor(grad)
     unused = Tensor(np.zeros(3, np.float32), requires_grad=True)
-    optim.clip_norm([*ours, unused], most)
+    groups = [{"params": [ours[0], unused, ours[1]]}, {"params": [ours[2]]}]
+    optimizer = optim.SGD(groups)
+    for grad, p in zip(grads, ours, strict=True):
+        p.grad = grad.copy()
+    optimizer.clip_norm(most)
     torch.nn.utils.clip_grad_norm_(theirs, most)
     for grad, p, q in zip(grads, ours, theirs, strict=True):
         np.testing.assert_allclose(p.grad, q.grad.numpy(), rtol=1e-5)
@@ -331,6 +335,25 @@ def test_clipping_equals_pytorchs(most):
 
 def test_clipping_shows_what_is_not_finite():
     p = Tensor(np.zeros(2, np.float32), requires_grad=True)
-    p.grad = np.array([np.inf, 1], np.float32)
-    optim.clip_norm([p], 1.0)
-    assert np.isnan(p.grad).any()
+    optimizer = optim.SGD([p])
+    for bad in (np.inf, np.nan):
+        p.grad = np.array([bad, 1], np.float32)
+        optimizer.clip_norm(1.0)
+        assert np.isnan(p.grad).any()
+
+
+def test_clipping_without_gradients_does_nothing():
+    p = Tensor(np.zeros(2, np.float32), requires_grad=True)
+    optim.SGD([p]).clip_norm(1.0)
+    assert p.grad is None
+
+
+def test_what_is_clipped_is_what_the_step_takes():
+    """A gradient that somebody put there himself, and a second step of only some parameters."""
+    p, q = (Tensor(np.zeros(2, np.float32), requires_grad=True) for _ in range(2))
+    optimizer = optim.SGD([p, q], lr=1.0)
+    p.grad = np.array([3, 4], np.float32)
+    optimizer.clip_norm(0.5)
+    optimizer.step()
+    np.testing.assert_allclose(p.data, [-0.3, -0.4], rtol=1e-5)
+    assert not q.data.any()

@@ -1,5 +1,6 @@
 """CPU kernels. The names and signatures here are the backend interface: every backend has the same."""
 
+from minitl.kernels.cpu.attack import attack_start, attack_step
 from minitl.kernels.cpu.batchnorm import (
     batchnorm_apply,
     batchnorm_coefficients,
@@ -42,7 +43,8 @@ from minitl.kernels.cpu.loss import (
     softmax_cross_entropy_forward,
 )
 from minitl.kernels.cpu.memory import release as release_memory
-from minitl.kernels.cpu.optim import adam_step, average_step, sgd_step
+from minitl.kernels.cpu.mixing import cutmix_forward, mixup_forward
+from minitl.kernels.cpu.optim import adam_step, average_step, clip_norm, sgd_step
 from minitl.kernels.cpu.pool import (
     adaptive_avgpool2d_dx,
     adaptive_avgpool2d_forward,
@@ -61,6 +63,8 @@ __all__ = [
     "adaptive_avgpool2d_dx",
     "adaptive_avgpool2d_forward",
     "add_forward",
+    "attack_start",
+    "attack_step",
     "average_step",
     "avgpool2d_dx",
     "avgpool2d_forward",
@@ -73,6 +77,7 @@ __all__ = [
     "batchnorm_relu_maxpool_forward",
     "batchnorm_statistics",
     "cast",
+    "clip_norm",
     "concat_dx",
     "concat_forward",
     "conv2d_db",
@@ -81,6 +86,7 @@ __all__ = [
     "conv2d_forward",
     "conv2d_scale_shift_forward",
     "conv2d_statistics_forward",
+    "cutmix_forward",
     "dropout_dx",
     "dropout_forward",
     "global_avgpool2d_dx",
@@ -93,6 +99,7 @@ __all__ = [
     "maxpool2d_forward",
     "mean_squared_error_dx",
     "mean_squared_error_forward",
+    "mixup_forward",
     "on_first_compile",
     "release_memory",
     "relu_dx",

@@ -5,11 +5,14 @@ arrays' own type first; corrections that need more digits are computed before th
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numba import prange
 
 from minitl.kernels.cpu.jit import kernel
+
+BLOCK = 1 << 16  # elements whose squares are held in float64 at a time
 
 
 @kernel(parallel=True)
@@ -104,3 +107,19 @@ def adam_step(
 def average_step(average: np.ndarray, value: np.ndarray, share: float) -> None:
     """Move an average towards a value by this share of the way; both of one shape."""
     average += share * (value - average)
+
+
+def clip_norm(gradients: Sequence[np.ndarray], most: float) -> None:
+    """Scale flat arrays, in place, by one factor so that the norm of all together is at most `most`.
+
+    Squares are summed in float64, always in the same order. A NaN makes all of them NaN.
+    """
+    total = 0.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        for gradient in gradients:
+            for start in range(0, gradient.size, BLOCK):
+                total += float(np.square(gradient[start : start + BLOCK], dtype=np.float64).sum())
+        factor = most / (math.sqrt(total) + 1e-6)
+        if factor <= 1 or math.isnan(factor):
+            for gradient in gradients:
+                gradient *= gradient.dtype.type(factor)

@@ -4,6 +4,7 @@ Activations are float32, float64 or bfloat16 (held as uint16); everything else i
 beside float64. Functions start kernels on CuPy's current stream and return at once.
 """
 
+from minitl.kernels.cuda.attack import attack_start, attack_step
 from minitl.kernels.cuda.avgpool import (
     adaptive_avgpool2d_dx,
     adaptive_avgpool2d_forward,
@@ -53,7 +54,8 @@ from minitl.kernels.cuda.loss import (
     softmax_cross_entropy_dx,
     softmax_cross_entropy_forward,
 )
-from minitl.kernels.cuda.optim import adam_step, average_step, sgd_step
+from minitl.kernels.cuda.mixing import cutmix_forward, mixup_forward
+from minitl.kernels.cuda.optim import adam_step, average_step, clip_norm, sgd_step
 from minitl.kernels.cuda.pool import (
     global_avgpool2d_dx,
     global_avgpool2d_forward,
@@ -68,6 +70,8 @@ __all__ = [
     "adaptive_avgpool2d_dx",
     "adaptive_avgpool2d_forward",
     "add_forward",
+    "attack_start",
+    "attack_step",
     "average_step",
     "avgpool2d_dx",
     "avgpool2d_forward",
@@ -80,6 +84,7 @@ __all__ = [
     "batchnorm_relu_maxpool_forward",
     "batchnorm_statistics",
     "cast",
+    "clip_norm",
     "concat_dx",
     "concat_forward",
     "conv2d_db",
@@ -88,6 +93,7 @@ __all__ = [
     "conv2d_forward",
     "conv2d_scale_shift_forward",
     "conv2d_statistics_forward",
+    "cutmix_forward",
     "dropout_dx",
     "dropout_forward",
     "global_avgpool2d_dx",
@@ -100,6 +106,7 @@ __all__ = [
     "maxpool2d_forward",
     "mean_squared_error_dx",
     "mean_squared_error_forward",
+    "mixup_forward",
     "normalize_images",
     "on_first_compile",
     "release_memory",

@@ -6,6 +6,7 @@
 //
 // Dropout keeps no mask: 10 rounds of Philox for 4 elements cost less than reading one would.
 #include "common.cuh"
+#include "philox.cuh"
 
 #ifndef FROM
 
@@ -22,7 +23,10 @@ extern "C" __global__ void add_forward(const T* __restrict__ x, const T* __restr
   });
 }
 
-extern "C" __global__ void scale_forward(const T* __restrict__ x, real factor, T* __restrict__ out, i64 n) {
+// factor_at: where the factor is read from, or null for the number given.
+extern "C" __global__ void scale_forward(const T* __restrict__ x, real factor,
+                                         const float* __restrict__ factor_at, T* __restrict__ out, i64 n) {
+  if (factor_at) factor = *factor_at;
   for_each<Width<T>::value>(n, aligned16(x, out), [&](i64 i, auto count) {
     constexpr int N = decltype(count)::value;
     real v[N];
@@ -55,25 +59,6 @@ extern "C" __global__ void relu_dx(const T* __restrict__ dy, const T* __restrict
     for (int j = 0; j < N; j++) g[j] = v[j] > 0 ? g[j] : 0;
     store_real(dx + i, g);
   });
-}
-
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
-// four random words from a counter, here the block's number, and a key, the seed. The same stream as on
-// the CPU.
-DEVICE void philox4x32(u64 counter, u64 key, u32 (&words)[4]) {
-  u32 c0 = (u32)counter, c1 = (u32)(counter >> 32), c2 = 0, c3 = 0;
-  u32 k0 = (u32)key, k1 = (u32)(key >> 32);
-#pragma unroll
-  for (int round = 0; round < 10; round++) {
-    const u64 product0 = (u64)0xD2511F53u * c0, product1 = (u64)0xCD9E8D57u * c2;
-    c0 = (u32)(product1 >> 32) ^ c1 ^ k0;
-    c1 = (u32)product1;
-    c2 = (u32)(product0 >> 32) ^ c3 ^ k1;
-    c3 = (u32)product0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
 }
 
 // Element i takes number offset + i of the stream, word (offset + i) % 4 of block (offset + i) / 4.

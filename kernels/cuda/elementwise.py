@@ -39,11 +39,12 @@ def add_forward(x: Array, y: Array) -> Array:
     return _launch("add_forward", out, contiguous(x), contiguous(y), out, np.int64(out.size))
 
 
-def scale_forward(x: Array, factor: float) -> Array:
-    """Return factor * x."""
+def scale_forward(x: Array, factor: float | Array) -> Array:
+    """Return factor * x. factor: may be a float32 array of one element on the device."""
     out = empty(x.shape, x.dtype)
-    number = real(x.dtype).type(factor)
-    return _launch("scale_forward", out, contiguous(x), number, out, np.int64(out.size))
+    value, at = runtime.number_or_array(factor, np.float32, "factor")
+    number = real(x.dtype).type(value)
+    return _launch("scale_forward", out, contiguous(x), number, at, out, np.int64(out.size))
 
 
 def relu_forward(x: Array) -> Array:

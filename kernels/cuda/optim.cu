@@ -9,7 +9,11 @@
 // The order of operations is PyTorch's, as on the CPU. Numbers that change from step to step are given or
 // read from device memory (the pointers ..._at; null: the number given holds), so that a recorded step
 // follows them.
+//
+// Clipping reads the gradients once for their norm, and once more, to write them, only if that is too large.
 #include "common.cuh"
+
+#define THREADS 256
 
 extern "C" __global__ void sgd_step(T* __restrict__ param, const T* __restrict__ grad, i64 n, T lr,
                                     const float* __restrict__ lr_at, T weight_decay) {
@@ -98,5 +102,47 @@ extern "C" __global__ void average_step(T* __restrict__ average, const T* __rest
 #pragma unroll
     for (int k = 0; k < N; k++) a[k] += share * (v[k] - a[k]);
     store_real(average + i, a);
+  });
+}
+
+// ---- all gradients scaled by one factor, so that their norm together is at most `most` ----
+
+// A block's sum of squares, in double: squares of large numbers are beyond float. Elements are dealt to
+// threads by the size of the array and of the grid alone.
+extern "C" __global__ void sum_of_squares(const T* __restrict__ gradient, i64 n,
+                                          double* __restrict__ partial) {
+  double sum = 0;
+  for_each<Width<T>::value>(n, aligned16(gradient), [&](i64 i, auto count) {
+    constexpr int N = decltype(count)::value;
+    double g[N];
+    load_real(gradient + i, g);
+#pragma unroll
+    for (int k = 0; k < N; k++) sum += g[k] * g[k];
+  });
+  sum = block_sum<THREADS>(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// For one block of THREADS. A NaN among the gradients makes the factor NaN.
+extern "C" __global__ void clip_factor(const double* __restrict__ partial, int count, double most,
+                                       double* __restrict__ factor) {
+  double sum = 0;
+  for (int i = threadIdx.x; i < count; i += THREADS) sum += partial[i];
+  sum = block_sum<THREADS>(sum);
+  const double share = most / (sqrt(sum) + 1e-6);
+  if (threadIdx.x == 0) *factor = share > 1 ? 1 : share;
+}
+
+extern "C" __global__ void scale_gradient(T* __restrict__ gradient, i64 n,
+                                          const double* __restrict__ factor) {
+  const T by = (T)*factor;
+  if (by == 1) return;
+  for_each<Width<T>::value>(n, aligned16(gradient), [&](i64 i, auto count) {
+    constexpr int N = decltype(count)::value;
+    T g[N];
+    load_real(gradient + i, g);
+#pragma unroll
+    for (int k = 0; k < N; k++) g[k] *= by;
+    store_real(gradient + i, g);
   });
 }

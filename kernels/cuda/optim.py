@@ -4,21 +4,34 @@ Each function is as its namesake in kernels/cpu/optim.py; the kernels are in opt
 from step to step may be arrays of one element on the device: lr float32, step and first int64.
 """
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 
 from minitl.kernels.cuda import runtime
-from minitl.kernels.cuda.runtime import Array, Defines, blocks, contiguous, ctype, number_or_array
+from minitl.kernels.cuda.runtime import (
+    Array,
+    Defines,
+    blocks,
+    contiguous,
+    ctype,
+    empty,
+    number_or_array,
+)
 
-THREADS = 256
+THREADS = 256  # as in optim.cu
+SUMMING_BLOCKS = 1024  # at most, fixed: the rounding of sums depends on it
 
 VARIANTS = ({"T": "float"}, {"T": "double"})
 
 
-def _launch(name: str, param: Array, *args: object) -> None:
+def _launch(name: str, param: Array, *args: object, count: int | None = None) -> None:
+    """Start a kernel with so many blocks, or enough for 16 bytes of `param` a thread."""
     defines: Defines = {"T": ctype(param.dtype)}
     if defines not in VARIANTS:
         raise TypeError(f"parameters are float32 or float64, not {defines['T']}")
-    grid = (blocks(param.nbytes, 16 * THREADS),)
+    grid = (count or blocks(param.nbytes, 16 * THREADS),)
     runtime.launch("optim", name, grid, (THREADS,), args, **defines)
 
 
@@ -103,3 +116,20 @@ def average_step(average: Array, value: Array, share: float) -> None:
     """Move an average towards a value by this share of the way; both of one shape."""
     number = average.dtype.type(share)
     _launch("average_step", average, average, contiguous(value), np.int64(average.size), number)
+
+
+def clip_norm(gradients: Sequence[Array], most: float) -> None:
+    """Scale arrays, in place, by one factor so that the norm of all together is at most `most`.
+
+    The factor never leaves the device.
+    """
+    counts = [blocks(g.nbytes, 64 * THREADS, SUMMING_BLOCKS) for g in gradients]
+    ends = list(itertools.accumulate(counts, initial=0))
+    partial, factor = empty((ends[-1],), np.float64), empty((1,), np.float64)
+    for gradient, (start, end) in zip(gradients, itertools.pairwise(ends), strict=True):
+        args = gradient, np.int64(gradient.size), partial[start:end]
+        _launch("sum_of_squares", gradient, *args, count=end - start)
+    args = partial, np.int32(ends[-1]), np.float64(most), factor
+    _launch("clip_factor", gradients[0], *args, count=1)
+    for gradient in gradients:
+        _launch("scale_gradient", gradient, gradient, np.int64(gradient.size), factor)

@@ -56,8 +56,8 @@ def add_attack(command: Any) -> None:
     command.add_argument(
         "--attack",
         choices=("fgsm", "pgd"),
-        help="judge pictures that are changed to mislead the network as well: by one step, or by several; "
-        "slow, on the CPU",
+        help="judge pictures that are changed to mislead the network as well: by one step, or by "
+        "several; slow",
     )
     command.add_argument(
         "--epsilon",

@@ -1,6 +1,6 @@
 """A number times a tensor, as the loss of a second head counts for less."""
 
-from minitl.backend import Array
+from minitl.backend import Array, is_on_gpu
 from minitl.tensor import Op, Tensor
 
 
@@ -9,7 +9,7 @@ class Scale(Op):
 
     saves = ("factor",)
 
-    def forward(self, x: Array, factor: float) -> Array:
+    def forward(self, x: Array, factor: float | Array) -> Array:
         """Compute y."""
         self.factor = factor
         return self.kernels.scale_forward(x, factor)
@@ -20,6 +20,6 @@ class Scale(Op):
         return (self.kernels.scale_forward(dy, self.factor),)
 
 
-def scale(x: Tensor, factor: float) -> Tensor:
-    """Return factor * x; any shape."""
-    return Scale.apply(x, factor=float(factor))
+def scale(x: Tensor, factor: float | Array) -> Tensor:
+    """Return factor * x; any shape. factor: on a GPU also a float32 array of one element there."""
+    return Scale.apply(x, factor=factor if is_on_gpu(factor) else float(factor))

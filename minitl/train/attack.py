@@ -15,10 +15,12 @@ from typing import Self
 import numpy as np
 
 from minitl import ops
+from minitl.backend import Array, array_module, kernels_for
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.tensor import Tensor
+from minitl.train.batches import parts_of
 
 ATTACKS = ("fgsm", "pgd")
 
@@ -64,54 +66,58 @@ class Attack:
     def __call__(
         self,
         model: Classifier,
-        images: np.ndarray,
-        labels: np.ndarray,
+        images: Array,
+        labels: Array,
         preprocessing: Preprocessing,
-    ) -> np.ndarray:
-        """Return pictures near `images` that raise the loss: (N, H, W, 3) float32.
+        at_once: int | None = None,
+    ) -> Array:
+        """Return pictures near `images` that raise the loss, of the same shape and type.
 
-        images: prepared as for the network. labels: (N,) integers. The model is used in evaluation mode
-        and left in the mode it was in; its gradients are not touched.
+        images: (N, H, W, 3), prepared as for the network, where the model is. labels: (N,) integers, there
+        as well. at_once: pictures that the network sees at a time, at most; that changes nothing but
+        roundings. The model is used in evaluation mode and left in the mode it was in; its gradients are not
+        touched. On a GPU nothing here waits for it.
         """
-        level = (preprocessing.scale / np.array(preprocessing.std)).astype(np.float32)
-        darkest = (-np.array(preprocessing.mean) / preprocessing.std).astype(np.float32)
-        low = np.maximum(images - self.epsilon * level, darkest)
-        high = np.minimum(images + self.epsilon * level, darkest + 255 * level)
-        was_training = model.training
+        level = preprocessing.scale / np.array(preprocessing.std)
+        darkest = -np.array(preprocessing.mean) / preprocessing.std
+        limits = self.epsilon * level, darkest, darkest + 255 * level
+        was_training, kernels = model.training, kernels_for(images)
+
+        def moved(x: Array, by: float) -> Array:
+            gradient = _gradient(model, x, labels, at_once)
+            return kernels.attack_step(x, gradient, images, by * level, *limits)
+
         model.eval()
         try:
             if self.kind == "fgsm":
-                step: np.ndarray = self.epsilon * level * _sign(model, images, labels)
-                return _clipped(images + step, low, high)
-            rng = np.random.default_rng(self.seed)
-            moved: np.ndarray = rng.uniform(low, high).astype(np.float32)
-            size = self.step_size or 2.5 * self.epsilon / self.steps
+                return moved(images, self.epsilon)
+            x = kernels.attack_start(images, *limits, self.seed)
             for _ in range(self.steps):
-                moved = _clipped(moved + size * level * _sign(model, moved, labels), low, high)
-            return moved
+                x = moved(x, self.step_size or 2.5 * self.epsilon / self.steps)
+            return x
         finally:
             model.train(was_training)
 
 
-def _clipped(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    clipped: np.ndarray = np.clip(values, low, high)
-    return clipped
-
-
-def _sign(model: Classifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the sign of the loss's gradient with respect to the pictures."""
+def _gradient(model: Classifier, images: Array, labels: Array, at_once: int | None) -> Array:
+    """Return the loss's gradient with respect to the pictures; of parts, each as if it were alone."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:  # only the pictures' gradient is asked for
         parameter.requires_grad = False
     try:
-        x = Tensor(images, requires_grad=True)
-        ops.softmax_cross_entropy(model(x), labels).backward()
+        parts = parts_of(len(images), at_once)
+        gradient = array_module(images).empty(images.shape, images.dtype) if parts[1:] else None
+        for start, end in parts:
+            x = Tensor(images[start:end], requires_grad=True)
+            ops.softmax_cross_entropy(model(x), labels[start:end]).backward()
+            assert x.grad is not None
+            if gradient is None:
+                return x.grad
+            gradient[start:end] = x.grad
+        return gradient
     finally:
         for parameter in trained:
             parameter.requires_grad = True
-    assert x.grad is not None
-    sign: np.ndarray = np.sign(x.grad)
-    return sign
 
 
 __all__ = ["ATTACKS", "Attack"]

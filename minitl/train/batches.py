@@ -6,6 +6,8 @@ busy with the step before: two buffers take turns, and events say when each is f
 only if it is two batches ahead.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -110,6 +112,13 @@ class _Buffer:
         self._images, self._labels = (
             cupy().empty(host.shape, host.dtype) for host in (self._host_images, self._host_labels)
         )
+
+
+def parts_of(n: int, most: int | None) -> list[tuple[int, int]]:
+    """Return (start, end) of about equal parts of n pictures, of at most so many (None: all of them)."""
+    parts = math.ceil(n / (most or n))
+    edges = [n * i // parts for i in range(parts + 1)]
+    return list(itertools.pairwise(edges))
 
 
 def pinned_like(array: np.ndarray) -> np.ndarray:

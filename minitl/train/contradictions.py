@@ -79,12 +79,6 @@ def refuse_contradictions(config: "Config") -> None:
         reason = _against_attacks(config)
         if reason:
             raise UserError(f"--adversarial changes pictures in each step, and {reason}")
-    if config.device != "cpu":
-        for name in ("adversarial", "mixup", "cutmix", "clip_norm"):
-            if getattr(config, name):
-                raise UserError(
-                    f"--{_option(name)} works on the CPU only so far; leave it out, or use --device cpu"
-                )
 
 
 def _against_attacks(config: "Config") -> str:

@@ -129,6 +129,13 @@ def evaluate(
         good = [samples[i] for i in kept]
         with Progress(f"attacking {part}", len(good)) as progress:
             figures["attack"] = under_attack(
-                model, good, data, attack, workers=workers, progress=progress.update
+                model,
+                good,
+                data,
+                attack,
+                workers=workers,
+                device=where,
+                precision=precision,
+                progress=progress.update,
             )
     return figures

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from minitl.backend import kernels_for, like
 from minitl.train.batches import Inputs, Mixed
 
 _MIXING = 2  # what a random stream is for: 0 and 1 are the loader's
@@ -20,7 +21,7 @@ _MIXING = 2  # what a random stream is for: 0 and 1 are the loader's
 def mix(
     inputs: Inputs, mixup: float, cutmix: float, *, seed: int, epoch: int, batch: int
 ) -> Inputs:
-    """Return the batch mixed with itself in reverse; on the CPU.
+    """Return the batch mixed with itself in reverse, where it lies.
 
     mixup, cutmix: the parameter a of each one's Beta distribution; 0: never.
     """
@@ -29,26 +30,28 @@ def mix(
     cut = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)
     strength = cutmix if cut else mixup
     share = float(rng.beta(strength, strength))
+    kernels = kernels_for(inputs.x)
     if cut:
-        x, share = _cut(inputs.x, share, rng)
+        _, height, width, _ = inputs.x.shape
+        box, share = _box(height, width, share, rng)
+        x = kernels.cutmix_forward(inputs.x, *box)
     else:
-        x = np.float32(share) * inputs.x + np.float32(1 - share) * inputs.x[::-1]
-    other = np.ascontiguousarray(inputs.labels[::-1])
+        x = kernels.mixup_forward(inputs.x, share)
+    other = like(x, np.ascontiguousarray(inputs.host_labels[::-1]))
     return inputs._replace(x=x, mixed=Mixed(other, share))
 
 
-def _cut(x: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Return the pictures with a rectangle of the others, and which share of the area is their own."""
-    _, height, width, _ = x.shape
+def _box(
+    height: int, width: int, share: float, rng: np.random.Generator
+) -> tuple[tuple[int, int, int, int], float]:
+    """Return top, bottom, left and right of a rectangle, and which share of the area lies outside."""
     side = math.sqrt(1 - share)
     middle = rng.integers(height), rng.integers(width)
     (top, bottom), (left, right) = (
         (max(0, int(at - side * size / 2)), min(size, int(at + side * size / 2)))
         for at, size in zip(middle, (height, width), strict=True)
     )
-    mixed = x.copy()
-    mixed[:, top:bottom, left:right] = x[::-1, top:bottom, left:right]
-    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+    return (top, bottom, left, right), 1 - (bottom - top) * (right - left) / (height * width)
 
 
 __all__ = ["mix"]

@@ -27,13 +27,14 @@ MOST_PLACES = 4096
 
 # (loss, logits) of each part of a batch
 Outputs = list[tuple[Array, Array]]
-Compute = Callable[[Array, Array], Outputs]
+Inputs = tuple[Array, ...]
+Compute = Callable[..., Outputs]
 
 
 class Recorder:
     """Takes training steps on a GPU: as code at first, then as a graph.
 
-    compute: one whole step for (x, labels): all that it launches, and nothing that waits.
+    compute: one whole step for these inputs: all that it launches, and nothing that waits.
     """
 
     def __init__(self, compute: Compute) -> None:
@@ -68,32 +69,33 @@ class Recorder:
         """Whether a step with this key would be the recorded one."""
         return self._step is not None and key == self._key
 
-    def step(self, key: Hashable, x: Array, labels: Array) -> Outputs:
-        """Take a step. key: all that tells two recordings apart.
+    def step(self, key: Hashable, *inputs: Array) -> Outputs:
+        """Take a step. key: all that tells two recordings apart. inputs: of one picture each row.
 
         The one that is recorded is that of the largest batch; others run as code.
         """
-        if len(labels) > self._size or (len(labels) == self._size and key != self._key):
+        size = len(inputs[0])
+        if size > self._size or (size == self._size and key != self._key):
             self.forget(self.allowed)
-            self._key, self._size = key, len(labels)
+            self._key, self._size = key, size
         if key != self._key or not self.allowed:
-            return self._run(x, labels)
+            return self._run(inputs)
         if self._step is not None:
-            return self._step.replay(x, labels)
+            return self._step.replay(inputs)
         if self._eager_left:
             self._eager_left -= 1
             with cupy().cuda.using_allocator(self._pool.malloc):
-                outputs = self._run(x, labels)
+                outputs = self._run(inputs)
             self._shapes = [[(a.shape, a.dtype) for a in part] for part in outputs]
             return outputs
         self._driver.recording = True
-        self._step = _Recorded(self._compute, x, labels, self._pool, self._shapes)
+        self._step = _Recorded(self._compute, inputs, self._pool, self._shapes)
         self._driver.recording = False
         return self._step.first
 
-    def _run(self, x: Array, labels: Array) -> Outputs:
+    def _run(self, inputs: Inputs) -> Outputs:
         with held_in(_Fresh()):
-            return self._compute(x, labels)
+            return self._compute(*inputs)
 
 
 class _Driver:
@@ -135,11 +137,11 @@ class _Recorded:
     """One recorded step. It is taken for the first time when it is made: `first` is what came out."""
 
     def __init__(
-        self, compute: Compute, x: Array, labels: Array, pool: Any, shapes: list[list[Any]]
+        self, compute: Compute, inputs: Inputs, pool: Any, shapes: list[list[Any]]
     ) -> None:
         self._pool = pool  # the graph works on its memory
         self._shapes = shapes
-        self._x, self._labels = x.copy(), labels.copy()
+        self._inputs = tuple(array.copy() for array in inputs)
         self._numbers = _Numbers()
         self.first = self._room()
         stream = cupy().cuda.get_current_stream()
@@ -148,15 +150,15 @@ class _Recorded:
             held_in(self._numbers),
             _capture(stream) as captured,
         ):
-            self._outputs = compute(self._x, self._labels)
+            self._outputs = compute(*self._inputs)
         self._graph = captured[0]
         self._launch(self.first)
 
-    def replay(self, x: Array, labels: Array) -> Outputs:
+    def replay(self, inputs: Inputs) -> Outputs:
         """Take the step with other inputs and the numbers of now."""
         outputs = self._room()  # first, as it is all that can fail for lack of memory
-        self._x[...] = x
-        self._labels[...] = labels
+        for read, given in zip(self._inputs, inputs, strict=True):
+            read[...] = given
         self._numbers.find_again()
         self._launch(outputs)
         return outputs

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from minitl.backend import Array
 from minitl.data.folder import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.views import ViewLoader
-from minitl.device import CPU
+from minitl.device import CPU, Device
 from minitl.models import Classifier
 from minitl.tensor import Tensor, no_grad
 from minitl.train.attack import Attack
+from minitl.train.batches import on_device
+from minitl.train.features import numbers_of
 
 
 def under_attack(
@@ -23,36 +26,34 @@ def under_attack(
     attack: Attack,
     *,
     workers: int = 1,
-    skip_bad: bool = False,
+    device: Device = CPU,
+    precision: str = "float32",
     progress: Callable[[int], object] = lambda pictures: None,
 ) -> dict[str, Any]:
     """Return {"kind", "epsilon", ..., "images", "accuracy"}: the share right although attacked.
 
     A picture counts only if the network was right about it before too, so this is at most the accuracy
-    without attack; it is an upper bound, as a stronger attack may find more. Computed on the CPU, to
-    where the model is moved.
+    without attack; it is an upper bound, as a stronger attack may find more. The model is moved to the
+    device. Raises ImageError for a picture that cannot be read.
     """
     preprocessing = Preprocessing.from_dict(model.preprocessing)
-    loader = ViewLoader(samples, root, preprocessing, skip_bad=skip_bad, workers=workers)
-    model.to("cpu").eval()
+    loader = ViewLoader(
+        samples, root, preprocessing, workers=workers, normalise=device.kind == "cpu"
+    )
+    model.to(device).eval()
     right: list[np.ndarray] = []
-    with CPU.computing("float32"):
-        for batch in loader.epoch(0):
-            good = np.array([int(index) not in loader.bad for index in batch.indices])
-            images, labels = batch.images[good], batch.labels[good]
-            progress(len(good))
-            if not len(images):
-                continue
-            moved = attack(model, images, labels, preprocessing)
-            right.append(
-                (_predicted(model, images) == labels) & (_predicted(model, moved) == labels)
-            )
+    with device.computing(precision):
+        batches = on_device(loader.epoch(0), preprocessing, device, numbers_of(precision))
+        for x, labels, truth, _ in batches:
+            moved = attack(model, x, labels, preprocessing)
+            right.append((_predicted(model, x) == truth) & (_predicted(model, moved) == truth))
+            progress(len(truth))
     flags = np.concatenate(right)
     return {**asdict(attack), "images": len(flags), "accuracy": float(flags.mean())}
 
 
 @no_grad()
-def _predicted(model: Classifier, images: np.ndarray) -> np.ndarray:
+def _predicted(model: Classifier, images: Array) -> np.ndarray:
     predicted: np.ndarray = model(Tensor(images)).numpy().argmax(axis=1)
     return predicted
 

@@ -9,26 +9,36 @@ On a GPU nothing here waits for it: losses stay there until somebody reads them.
 """
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from minitl import nn, ops, optim
 from minitl.backend import BFLOAT16, Array, array_module, to_host, widen
+from minitl.changing_numbers import in_memory
 from minitl.device import Device, cupy
 from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.tensor import Tensor
-from minitl.train.batches import Inputs, Mixed
+from minitl.train.batches import Inputs, parts_of
 from minitl.train.console import say
 from minitl.train.recording import Outputs, Recorder
 
 UNREAD = 32  # steps at most whose results are still on the device
 SECONDS = 1.0  # and how long they may be
+
+Result = TypeVar("Result")
+
+
+class _Other(NamedTuple):
+    """What else is in mixed pictures: these labels; how much their own ones count, and these."""
+
+    labels: Array
+    own_share: Any
+    share: Any
 
 
 class StepResult(NamedTuple):
@@ -65,6 +75,7 @@ class TrainingStep:
         self._label_smoothing, self._clip_norm = label_smoothing, clip_norm
         self._class_weights = None if class_weights is None else device.array(class_weights)
         self._seeds: dict[float, Array] = {}
+        self._share = 1.0  # of a mixed batch's own pictures
         self._unread: list[tuple[Outputs, np.ndarray]] = []
         self._last_reading = time.monotonic()
         self._recorder: Recorder | None = None
@@ -76,14 +87,20 @@ class TrainingStep:
 
     def __call__(self, inputs: Inputs) -> None:
         """Take a step. Raises UserError where a GPU's memory does not even hold one picture's."""
-        outputs = None
-        while outputs is None:
+        outputs = self.within_memory(len(inputs.labels), lambda: self._attempt(inputs))
+        self._unread.append((outputs, inputs.host_labels))
+
+    def within_memory(self, n: int, attempt: Callable[[], Result]) -> Result:
+        """Return what `attempt` gives; where it runs out of a GPU's memory, once more with less.
+
+        It takes `micro_batch` pictures of n at a time, which becomes smaller until that fits. Raises
+        UserError where not even a single picture does.
+        """
+        while True:
             # Out of the block before going on: the error holds on to the arrays of the failed attempt.
             with contextlib.suppress(*self._out_of_memory):
-                outputs = self._attempt(inputs)
-            if outputs is None:
-                self._take_less_memory(len(inputs.labels))
-        self._unread.append((outputs, inputs.host_labels))
+                return attempt()
+            self._take_less_memory(n)
 
     @property
     def due(self) -> bool:
@@ -104,42 +121,51 @@ class TrainingStep:
             self._recorder.forget()
 
     def _attempt(self, inputs: Inputs) -> Outputs:
+        arrays: tuple[Array, ...] = (inputs.x, inputs.labels)
+        if inputs.mixed is not None:
+            arrays, self._share = (*arrays, inputs.mixed.labels), inputs.mixed.share
         if self._recorder is None:
-            return self._compute(inputs.x, inputs.labels, inputs.mixed)
+            return self._compute(*arrays)
         key = self._key(inputs)
         if self._recorder.replays(key):
-            return self._recorder.step(key, inputs.x, inputs.labels)
+            return self._recorder.step(key, *arrays)
         with self._undone_on_failure(), self._optimizer.counts_undone_on_failure():
-            return self._recorder.step(key, inputs.x, inputs.labels)
+            return self._recorder.step(key, *arrays)
 
-    def _compute(self, x: Array, labels: Array, mixed: Mixed | None = None) -> Outputs:
-        """Do all that a step does; return the loss and the logits of each part."""
+    def _compute(self, x: Array, labels: Array, others: Array | None = None) -> Outputs:
+        """Do all that a step does; return the loss and the logits of each part.
+
+        others: of mixed pictures the other labels, which count for what `_share` leaves.
+        """
         n = len(labels)
-        parts = math.ceil(n / (self.micro_batch or n))
-        edges = [n * i // parts for i in range(parts + 1)]
         outputs: Outputs = []
-        for start, end in itertools.pairwise(edges):
-            other = mixed and Mixed(mixed.labels[start:end], mixed.share)
+        if others is not None:
+            shares = (
+                in_memory(lambda: self._share, np.float32),
+                in_memory(lambda: 1 - self._share, np.float32),
+            )
+        for start, end in parts_of(n, self.micro_batch):
+            other = None if others is None else _Other(others[start:end], *shares)
             logits, loss = self._forward(Tensor(x[start:end]), labels[start:end], other)
             loss.backward(self._seed((end - start) / n, loss.data))
             outputs.append((loss.data, logits.data))
         if self._clip_norm is not None:
-            optim.clip_norm(self._model.parameters(), self._clip_norm)
+            self._optimizer.clip_norm(self._clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return outputs
 
     def _forward(
-        self, x: Tensor, labels: Array, mixed: Mixed | None = None
+        self, x: Tensor, labels: Array, other: _Other | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return logits and loss; a second head's loss is part of it."""
 
         def loss_of(logits: Tensor) -> Tensor:
             own = self._loss(logits, labels)
-            if mixed is None:
+            if other is None:
                 return own
-            other = ops.scale(self._loss(logits, mixed.labels), 1 - mixed.share)
-            return ops.add(ops.scale(own, mixed.share), other)
+            theirs = ops.scale(self._loss(logits, other.labels), other.share)
+            return ops.add(ops.scale(own, other.own_share), theirs)
 
         network = self._network
         if not isinstance(network, Classifier):
@@ -173,7 +199,10 @@ class TrainingStep:
             for group in self._optimizer.param_groups
         ]
         trained = tuple(p.requires_grad for p in self._model.parameters())
-        return inputs.x.shape, str(inputs.x.dtype), self.micro_batch, trained, repr(options)
+        return (
+            *(inputs.x.shape, str(inputs.x.dtype), inputs.mixed is None),
+            *(self.micro_batch, trained, repr(options)),
+        )
 
     @contextlib.contextmanager
     def _undone_on_failure(self) -> Iterator[None]:

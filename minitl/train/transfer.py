@@ -19,6 +19,7 @@ import numpy as np
 from minitl import models
 from minitl.convert.pull import find_weights
 from minitl.data.folder import load_split
+from minitl.device import get_device
 from minitl.files import write_atomically, write_json
 from minitl.train import plots
 from minitl.train.attack import Attack
@@ -108,6 +109,8 @@ def _attacked(run: Path, config: Config, part: str, attack: Attack) -> float:
             dataset.root,
             attack,
             workers=config.workers,
+            device=get_device(config.device),
+            precision=config.precision,
             progress=progress.update,
         )
     return float(found["accuracy"])
