@@ -349,7 +349,7 @@ def test_split_names_a_picture_that_is_gone(saved: tuple[Dataset, Path]) -> None
     ("change", "message"),
     [
         (lambda c: c.update(format="other"), "not a split written by minitl"),
-        (lambda c: c.update(format_version=2), "version 2"),
+        (lambda c: c.update(format_version=3), "version 3"),
         (lambda c: c.pop("classes"), "`classes`"),
         (lambda c: c.update(classes=["a", "a"]), "`classes`"),
         (lambda c: c.update(seed="x"), "`seed`"),

@@ -30,9 +30,10 @@ ALLOWED = {
     "files": {"errors"},
     "hdf5": {"errors", "files", "text"},
     "feature_file": {"errors", "files"},
-    "data": {"errors", "files", "text"},
+    "tasks": {"errors", "text"},
+    "data": {"errors", "files", "text", "tasks"},
     "weights": set(),  # where the shipped files are
-    "models": LOW | {"tensor", "ops", "init", "nn", "files", "hdf5", "weights"},
+    "models": LOW | {"tensor", "ops", "init", "nn", "files", "hdf5", "tasks", "weights"},
 }
 ALLOWED["doctor"] = LOW | {"tensor", "ops", "optim", "device", "data"}
 ALLOWED["convert"] = ALLOWED["models"] | {"models", "data", "text"}

@@ -44,6 +44,27 @@ def add_labels(command: Any) -> None:
     )
 
 
+def add_threshold(command: Any) -> None:
+    """Add --threshold."""
+    command.add_argument(
+        "--threshold",
+        type=share,
+        metavar="X",
+        help="probability from which on a label is predicted, where pictures have several (0.5)",
+    )
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
 def count(text: str) -> int:
     """Read a number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -6,7 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_attack, add_device, add_labels, add_threads, count, make_attack
+from minitl.cli.arguments import (
+    add_attack,
+    add_device,
+    add_labels,
+    add_threads,
+    add_threshold,
+    count,
+    make_attack,
+)
 
 CONFUSIONS = 3
 
@@ -39,6 +47,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--tta", metavar="VIEWS", help="mean over views of each picture, as in minitl predict"
     )
+    add_threshold(command)
     add_attack(command)
     add_labels(command)
     add_threads(command)
@@ -68,9 +77,13 @@ def run(options: argparse.Namespace) -> None:
         options.tta and Views.parse(options.tta),
         options.skip_bad,
         make_attack(options),
+        options.threshold,
     )
     if options.json:
         print(json.dumps(figures, indent=2))
+        return
+    if "tasks" in figures:
+        _show_tasks(figures)
         return
     width = max(len(printable(name)) for name in [*figures["per_class"], "class"])
     print(f"{'class':{width}}  images  precision  recall      F1")
@@ -96,6 +109,24 @@ def run(options: argparse.Namespace) -> None:
             f"under {attack['kind'].upper()} with changes up to {attack['epsilon']:g} of 255: "
             f"accuracy {percent(attack['accuracy'])}"
         )
+    for path, reason in figures["left_out"].items():
+        print(printable(f"left out {path}: {reason}"), file=sys.stderr)
+
+
+def _show_tasks(figures: dict[str, Any]) -> None:
+    from minitl.text import printable
+    from minitl.train.figures import in_words, per_class
+
+    for name, task in figures["tasks"].items():
+        header, rows = per_class(task)
+        if rows:
+            width = max(len(printable(row[0])) for row in [header, *rows])
+            header[0] = f"{header[0]:{width}}"
+            print(printable(f"{name}, {task['kind']}:"))
+            for row in [header, *rows]:
+                cells = (f"{c:>{len(h)}}" for h, c in zip(header[1:], row[1:], strict=True))
+                print(f"  {printable(row[0]):{width}}  {'  '.join(cells)}")
+    print(f"{figures['part']}: {figures['images']} pictures, {in_words(figures)}")
     for path, reason in figures["left_out"].items():
         print(printable(f"left out {path}: {reason}"), file=sys.stderr)
 

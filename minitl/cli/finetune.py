@@ -13,6 +13,7 @@ from minitl.cli.settings import (
     add_optimizer,
     add_pictures,
     add_rate,
+    add_tasks,
 )
 from minitl.errors import UserError
 
@@ -84,6 +85,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     add_batches(command)
     add_augmentation(command)
     add_pictures(command)
+    add_tasks(command)
     add_computing(command)
     return command
 

@@ -12,6 +12,7 @@ from minitl.cli.settings import (
     add_model,
     add_optimizer,
     add_pictures,
+    add_tasks,
 )
 
 
@@ -46,6 +47,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     add_batches(command)
     add_augmentation(command)
     add_pictures(command)
+    add_tasks(command)
     add_computing(command)
     return command
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import csv
+import itertools
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from minitl.cli.arguments import add_device, add_threads, count
+from minitl.cli.arguments import add_device, add_threads, add_threshold, count, share
 from minitl.errors import UserError
 
 FORMATS = ("table", "csv", "jsonl")
@@ -42,10 +43,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--unknown-below",
-        type=_share,
+        type=share,
         metavar="X",
         help="call a picture unknown where the best class has a lower probability than this, 0 to 1",
     )
+    add_threshold(command)
     command.add_argument(
         "--skip-bad", action="store_true", help="go on without unreadable pictures"
     )
@@ -95,6 +97,7 @@ def run(options: argparse.Namespace) -> None:
             options.top,
             views=options.tta and Views.parse(options.tta),
             unknown_below=options.unknown_below,
+            threshold=options.threshold,
             skip_bad=options.skip_bad,
             on_bad=left_out,
             on_batch=progress.update if progress else lambda pictures: None,
@@ -106,8 +109,13 @@ def run(options: argparse.Namespace) -> None:
         if options.json:
             out.write(json.dumps(list(results), indent=2, ensure_ascii=False) + "\n")
             return
-        write = _writer(options.format or "table", out, options.top)
-        for result in results:
+        first = next(results, None)
+        form = options.format or "table"
+        if first is not None and "tasks" in first:
+            write = _task_writer(form, out, first)
+        else:
+            write = _writer(form, out, options.top)
+        for result in itertools.chain([] if first is None else [first], results):
             write(result)
     if bad and len(bad) == total:
         raise UserError(f"none of the {total} pictures could be read")
@@ -160,16 +168,29 @@ def _writer(form: str, out: TextIO, top: int) -> Callable[[dict[str, Any]], obje
     return line
 
 
+def _task_writer(
+    form: str, out: TextIO, first: dict[str, Any]
+) -> Callable[[dict[str, Any]], object]:
+    """Return what writes predictions of several tasks. first: one of them, which says the columns."""
+    from minitl.text import printable
+    from minitl.train.task_predictions import as_columns, in_words
+
+    if form == "jsonl":
+        return lambda result: out.write(json.dumps(result) + "\n")
+    if form == "csv":
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow([_text(name) for name in as_columns(first)])
+        return lambda result: table.writerow(
+            [_text(v) if isinstance(v, str) else v for v in as_columns(result).values()]
+        )
+
+    def line(result: dict[str, Any]) -> None:
+        said = "; ".join(f"{name} {in_words(one)}" for name, one in result["tasks"].items())
+        out.write(printable(f"{result['image']}: {said}") + "\n")
+
+    return line
+
+
 def _text(name: str) -> str:
     """Return a name so that any output takes it: what is not text is escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value

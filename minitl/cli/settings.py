@@ -249,6 +249,24 @@ def add_pictures(command: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, metavar="N", help="threads that decode pictures (1)")
 
 
+def add_tasks(command: argparse.ArgumentParser) -> None:
+    """Add what the columns of a table of labels are, where there are several."""
+    group = command.add_argument_group("several labels or tasks for each picture")
+    group.add_argument(
+        "--task",
+        action="append",
+        metavar="COLUMN=KIND",
+        help="a column of --labels to learn, once for each: classes (one of them), labels (any number of "
+        "them, with | between; - for none) or number; an empty cell: not known",
+    )
+    group.add_argument(
+        "--task-weight",
+        action="append",
+        metavar="COLUMN=W",
+        help="how much a task's loss counts (1)",
+    )
+
+
 def add_computing(command: argparse.ArgumentParser) -> None:
     """Add where and how it is computed."""
     group = command.add_argument_group("computing")

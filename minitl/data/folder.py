@@ -19,8 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
 
+import numpy as np
+
+from minitl.data.targets import from_lists, in_words, known_counts, to_lists
 from minitl.errors import UserError
 from minitl.files import write_json
+from minitl.tasks import Task, from_dicts, output_names
 from minitl.text import listed
 
 # fmt: off
@@ -36,7 +40,10 @@ SPLIT_FORMAT = "minitl split"
 
 
 class Sample(NamedTuple):
-    """One picture: its path relative to the dataset's root (forward slashes) and its class number."""
+    """One picture: its path relative to the dataset's root (forward slashes) and its class number.
+
+    In a dataset of several tasks `label` is the number of its row of targets.
+    """
 
     path: str
     label: int
@@ -51,6 +58,8 @@ class Dataset:
     train, val, test: samples, ordered by class and path. Parts that are not there are empty.
     seed, val_fraction: how val was drawn; None where the folders say it.
     notes: what was seen, and what was left out, in sentences for the user.
+    tasks, targets: where there are several tasks: what they are, and what is known of each picture, see
+        targets.py; `classes` then names the network's outputs.
     """
 
     root: Path
@@ -61,14 +70,30 @@ class Dataset:
     seed: int | None = None
     val_fraction: float | None = None
     notes: list[str] = field(default_factory=list)
+    tasks: tuple[Task, ...] = ()
+    targets: np.ndarray | None = None
 
     def counts(self, part: str) -> list[int]:
-        """Return the number of pictures of each class in "train", "val" or "test"."""
+        """Return the number of pictures of each class in "train", "val" or "test".
+
+        Of several tasks: those that have a class, label or number.
+        """
         labels = [sample.label for sample in getattr(self, part)]
+        if self.targets is not None:
+            return known_counts(self.tasks, self.targets[labels])
         return [labels.count(label) for label in range(len(self.classes))]
+
+    def label_of(self, sample: Sample) -> str:
+        """Return a picture's class, or all that is known of it, in words."""
+        if self.targets is not None:
+            return in_words(self.tasks, self.targets[sample.label])
+        return self.classes[sample.label]
 
     def save_split(self, path: str | Path) -> None:
         """Write which picture is in which part, as JSON; `load_split` reads it. Atomic."""
+        if self.targets is not None:
+            write_json(path, self._task_split(self.targets))
+            return
         parts = {
             part: {
                 name: [sample.path for sample in getattr(self, part) if sample.label == label]
@@ -86,6 +111,22 @@ class Dataset:
             **parts,
         }
         write_json(path, content)
+
+    def _task_split(self, targets: np.ndarray) -> dict[str, Any]:
+        parts = {}
+        for part in ("train", "val", "test"):
+            samples = getattr(self, part)
+            rows = to_lists(targets[[sample.label for sample in samples]])
+            parts[part] = {sample.path: row for sample, row in zip(samples, rows, strict=True)}
+        return {
+            "format": SPLIT_FORMAT,
+            "format_version": 2,
+            "seed": self.seed,
+            "val_fraction": self.val_fraction,
+            "tasks": [task.to_dict() for task in self.tasks],
+            "notes": self.notes,
+            **parts,
+        }
 
 
 def scan(
@@ -135,7 +176,7 @@ def scan(
 
     if not parts:
         found = {"train" if classes is None else "test": found[""]}
-    drawn = classes is None and _draw(found, val_fraction, test_fraction, seed)
+    drawn = classes is None and draw_parts(found, val_fraction, test_fraction, seed)
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
     if not drawn:
         return Dataset(root, names, train, val, test, notes=scanner.notes())
@@ -179,7 +220,7 @@ def from_labels(
         raise UserError(
             f"the labels of {root} name {len(names)} class(es) ({listed(names)}); at least two are needed"
         )
-    drawn = classes is None and _draw(found, val_fraction, test_fraction, seed)
+    drawn = classes is None and draw_parts(found, val_fraction, test_fraction, seed)
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
     if classes is None:
         _require_training(root, names, train, val)
@@ -232,17 +273,23 @@ def load_split(path: str | Path, root: str | Path) -> Dataset:
         raise UserError(f"{path} cannot be read as a split: {error}") from error
     if not isinstance(content, dict) or content.get("format") != SPLIT_FORMAT:
         raise UserError(f"{path} is not a split written by minitl; give the split.json of a run")
-    if content.get("format_version") != 1:
+    if content.get("format_version") not in (1, 2):
         raise UserError(
             f"{path} has version {content.get('format_version')} of the split format; "
-            "this release reads version 1"
+            "this release reads versions 1 and 2"
         )
-    classes = content.get("classes")
-    if not _strings(classes) or len(set(classes)) != len(classes):
-        raise UserError(f"{path} is damaged: `classes` is not a list of different names")
-    train, val, test = (
-        _part_of_split(path, content, part, classes) for part in ("train", "val", "test")
-    )
+    tasks: tuple[Task, ...] = ()
+    targets = None
+    classes: Any = content.get("classes")
+    if content["format_version"] == 2:
+        tasks, targets, (train, val, test) = _parts_with_targets(path, content)
+        classes = output_names(tasks)
+    else:
+        if not _strings(classes) or len(set(classes)) != len(classes):
+            raise UserError(f"{path} is damaged: `classes` is not a list of different names")
+        train, val, test = (
+            _part_of_split(path, content, part, classes) for part in ("train", "val", "test")
+        )
     everything = [sample.path for sample in train + val + test]
     if len(set(everything)) != len(everything):
         twice = next(name for name in everything if everything.count(name) > 1)
@@ -259,7 +306,7 @@ def load_split(path: str | Path, root: str | Path) -> Dataset:
     notes = content.get("notes", [])
     if not _strings(notes):
         raise UserError(f"{path} is damaged: `notes` is not a list of sentences")
-    return Dataset(root, classes, train, val, test, seed, fraction, notes)
+    return Dataset(root, classes, train, val, test, seed, fraction, notes, tasks, targets)
 
 
 def _part_of_split(path: Path, content: Any, part: str, classes: list[str]) -> list[Sample]:
@@ -272,6 +319,26 @@ def _part_of_split(path: Path, content: Any, part: str, classes: list[str]) -> l
             raise UserError(f"{path} is damaged: {part!r}, class {name!r} is not a list of paths")
         samples += [Sample(_safe_relative(file, str(path)), label) for file in by_class[name]]
     return samples
+
+
+def _parts_with_targets(
+    path: Path, content: Any
+) -> tuple[tuple[Task, ...], np.ndarray, list[list[Sample]]]:
+    """Return the tasks, the targets and the parts of a split with several tasks."""
+    samples: list[list[Sample]] = []
+    rows: list[Any] = []
+    try:
+        tasks = from_dicts(content.get("tasks"))
+        for part in ("train", "val", "test"):
+            known = content.get(part)
+            if not isinstance(known, dict):
+                raise ValueError(f"{part!r} does not map paths to targets")
+            names = [_safe_relative(file, str(path)) for file in known]
+            samples.append([Sample(name, len(rows) + n) for n, name in enumerate(names)])
+            rows += known.values()
+        return tasks, from_lists(tasks, rows), samples
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def _strings(value: Any) -> TypeGuard[list[str]]:
@@ -491,7 +558,9 @@ def _require_training(root: Path, names: list[str], train: list[Sample], val: li
         raise UserError(f"the labels of {root} leave no picture for validation; say which, or more")
 
 
-def _draw(found: dict[str, dict[str, dict[str, str]]], val: float, test: float, seed: int) -> bool:
+def draw_parts(
+    found: dict[str, dict[str, dict[str, str]]], val: float, test: float, seed: int
+) -> bool:
     """Take parts that are not there out of the training pictures; return whether any was drawn.
 
     Both come from the same order of a class's pictures, test before validation.
@@ -550,6 +619,7 @@ __all__ = [
     "SUFFIXES",
     "Dataset",
     "Sample",
+    "draw_parts",
     "from_labels",
     "list_inside",
     "list_pictures",

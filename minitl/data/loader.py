@@ -40,7 +40,8 @@ _ORDER, _PICTURE = 0, 1  # 2: minitl/train/mixing.py, 3: dropout, in minitl/trai
 class Batch(NamedTuple):
     """Pictures and their labels.
 
-    images: (n, crop, crop, 3) float32, or uint8 from a loader that does not normalise. labels: (n,) int64.
+    images: (n, crop, crop, 3) float32, or uint8 from a loader that does not normalise. labels: (n,) int64,
+        or the rows of targets (n, columns) float64.
     indices: (n,) int64, into the samples.
     """
 
@@ -66,6 +67,7 @@ class Loader:
 
     normalise: turn bytes into the network's numbers; else leave that to who takes the batches, whose
         channels are then in the network's order all the same.
+    targets: rows that the samples' labels are the numbers of, where there are several tasks.
 
     wait_seconds: how long the consumer has waited for batches so far. Where this is a good part of the
         time, decoding is what limits.
@@ -86,6 +88,7 @@ class Loader:
         cache_bytes: int = 512 * 2**20,
         normalise: bool = True,
         balanced: bool = False,
+        targets: np.ndarray | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
@@ -112,7 +115,8 @@ class Loader:
         self.normalise = normalise
         self.workers = min(usable_cores(), 8) if workers is None else workers
         self.wait_seconds = 0.0
-        self._labels = np.array([sample.label for sample in self.samples], np.int64)
+        numbers = np.array([sample.label for sample in self.samples], np.int64)
+        self.labels = numbers if targets is None else targets[numbers]
         self._min_side = _min_side(preprocessing, augment)
         self._cache = _Cache(cache_bytes)
 
@@ -131,13 +135,11 @@ class Loader:
 
     def _balanced_order(self, rng: np.random.Generator) -> np.ndarray:
         """Draw equally many indices of each class, none of them again before all of its class were drawn."""
-        classes = rng.permutation(
-            np.unique(self._labels)
-        )  # the first ones get what does not divide
+        classes = rng.permutation(np.unique(self.labels))  # the first ones get what does not divide
         share, rest = divmod(len(self.samples), len(classes))
         drawn = []
         for number, label in enumerate(classes):
-            own, wanted = np.flatnonzero(self._labels == label), share + (number < rest)
+            own, wanted = np.flatnonzero(self.labels == label), share + (number < rest)
             rounds = [rng.permutation(own) for _ in range(-(-wanted // len(own)))]
             drawn += [np.concatenate(rounds)[:wanted]] if wanted else []
         return rng.permutation(np.concatenate(drawn)).astype(np.int64)
@@ -208,7 +210,7 @@ class Loader:
         crop = self.preprocessing.crop
         kind = np.float32 if self.normalise else np.uint8
         images = np.empty((len(indices), crop, crop, 3), kind)
-        return Batch(images, self._labels[indices], indices)
+        return Batch(images, self.labels[indices], indices)
 
     def _fill(self, batch: Batch, epoch: int, start: int, stop: int) -> None:
         """Prepare the pictures start..stop of a batch in their places."""

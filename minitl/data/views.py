@@ -94,7 +94,7 @@ class ViewLoader(Loader):
         crop, count = self.preprocessing.crop, self.views.count
         kind = np.float32 if self.normalise else np.uint8
         images = np.empty((len(indices) * count, crop, crop, 3), kind)
-        return Batch(images, np.repeat(self._labels[indices], count), indices)
+        return Batch(images, np.repeat(self.labels[indices], count, axis=0), indices)
 
     def _fill(self, batch: Batch, epoch: int, start: int, stop: int) -> None:
         count = self.views.count

@@ -72,6 +72,7 @@ from minitl.models.vgg import (
     vgg19,
     vgg19_bn,
 )
+from minitl.tasks import from_dicts
 
 ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
     make.__name__: make
@@ -126,7 +127,8 @@ def create(
 
     num_classes: None for the architecture's usual number. seed: of the initial weights; None leaves
     zeros, for weights that are to be loaded. options: the architecture's own (`arch_options`), and
-    head: the widths of dense layers before the last one.
+    head: the widths of dense layers before the last one; tasks: what the outputs stand for, as
+    `Task.to_dict` describes it, which also says their number.
 
     Raises ValueError for an unknown name or option.
     """
@@ -137,12 +139,17 @@ def create(
             raise ValueError(f"num_classes must be at least 1; got {num_classes}")
         options["num_classes"] = num_classes
     hidden = options.pop("head", ())
+    tasks = from_dicts(options.pop("tasks")) if "tasks" in options else ()
+    if tasks:
+        options["num_classes"] = sum(task.outputs for task in tasks)
     try:
         model = ARCHITECTURES[arch](seed=seed, **options)
     except TypeError as error:
         raise ValueError(f"{arch} does not take these options: {options} ({error})") from None
     if hidden:
         model.replace_head(model.num_classes, seed=seed, hidden=hidden)
+    if tasks:
+        model.set_tasks(tasks)
     return model
 
 

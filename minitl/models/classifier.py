@@ -8,6 +8,7 @@ import numpy as np
 
 from minitl import init, nn
 from minitl.models.options import whole
+from minitl.tasks import Task, from_dicts, output_names
 from minitl.tensor import Tensor
 
 MOST_HIDDEN = 8  # dense layers before the last one
@@ -57,7 +58,7 @@ class Classifier(nn.Module):
     """A trunk that turns pictures into one feature vector each, and a head for the classes.
 
     The head is a dense layer, or several with ReLU between them; their widths but for the last are then
-    `arch_options["head"]`.
+    `arch_options["head"]`. Its outputs are classes, or what `arch_options["tasks"]` says (minitl/tasks.py).
 
     arch, arch_options: the registered name and options that `models.create` makes the same network of.
     class_names: the head's classes in order, if known.
@@ -103,6 +104,20 @@ class Classifier(nn.Module):
         """Number of classes the head distinguishes."""
         last: nn.Linear = self._at(self.last_name.split("."))
         return last.weight.shape[0]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What the outputs stand for, where they are not simply classes."""
+        return from_dicts(self.arch_options["tasks"]) if "tasks" in self.arch_options else ()
+
+    def set_tasks(self, tasks: Sequence[Task]) -> None:
+        """Say what the outputs stand for. Raises ValueError where there are more or fewer of them."""
+        names = output_names(tasks)
+        if len(names) != self.num_classes:
+            raise ValueError(f"tasks with {len(names)} outputs, a head with {self.num_classes}")
+        described = [task.to_dict() for task in tasks]
+        self.arch_options = self.arch_options | {"tasks": described}
+        self.class_names = names
 
     def stages(self) -> list[Stage]:
         """Return the steps of the trunk in order; each is given what the one before it returned."""
@@ -172,7 +187,8 @@ class Classifier(nn.Module):
         new.train(self.training)
         *path, name = self.head_name.split(".")
         setattr(self._at(path), name, new)
-        self.arch_options = {k: v for k, v in self.arch_options.items() if k != "head"}
+        of_old = ("head", "tasks")
+        self.arch_options = {k: v for k, v in self.arch_options.items() if k not in of_old}
         if hidden:
             self.arch_options["head"] = list(hidden)
         self.class_names = None

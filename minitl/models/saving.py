@@ -54,7 +54,9 @@ def from_weights_file(contents: WeightsFile, what: str) -> Classifier:
 
     model = empty_model(contents.arch, contents.arch_options, what)
     head = contents.state.get(f"{model.last_name}.weight")
-    if head is not None and head.ndim == 2:
+    if (
+        head is not None and head.ndim == 2 and not model.tasks
+    ):  # tasks say the number of outputs themselves
         model.replace_head(len(head), hidden=contents.arch_options.get("head", ()))
     check_state(
         {name: array.shape for name, array in model.state_dict().items()}, contents.state, what

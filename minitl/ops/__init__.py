@@ -18,6 +18,7 @@ from minitl.ops.relu import relu
 from minitl.ops.scale import scale
 from minitl.ops.sigmoid_binary_cross_entropy import sigmoid_binary_cross_entropy
 from minitl.ops.softmax_cross_entropy import softmax_cross_entropy
+from minitl.ops.take import take
 
 __all__ = [
     "adaptive_avgpool2d",
@@ -40,4 +41,5 @@ __all__ = [
     "scale",
     "sigmoid_binary_cross_entropy",
     "softmax_cross_entropy",
+    "take",
 ]

@@ -13,6 +13,7 @@ from minitl.data.augment import Augmentation
 from minitl.device import check_precision, parse_device
 from minitl.errors import UserError
 from minitl.files import write_atomically
+from minitl.tasks import parse as parse_tasks
 from minitl.train.attack import Attack
 from minitl.train.batches import decoding_threads
 from minitl.train.checkpoint import parse_interval
@@ -46,6 +47,7 @@ class Config:
     augment: random crops, mirrored pictures if `flip`, and what comes after it, see `Augmentation`.
         color_jitter: brightness, contrast, saturation, hue.
     labels: a table of labels; label_from_name: a pattern; see data/labels.py.
+    task, task_weight: the columns of `labels` that are tasks, and how much each counts, see `tasks.parse`.
     features: a file of minitl features, whose pictures and frozen layers these are.
     feature_cache: folder for what frozen layers compute, or "auto" for the user's own, or "off".
     cached_views: variations of each picture that are kept there; 0 for a new one in each epoch.
@@ -108,6 +110,8 @@ class Config:
     cutmix: float = 0.0
     labels: str | None = None
     label_from_name: str | None = None
+    task: tuple[str, ...] = ()
+    task_weight: tuple[str, ...] = ()
     val_fraction: float = 0.2
     test_fraction: float = 0.0
     seed: int = 0
@@ -164,6 +168,7 @@ class Config:
         self.augmentation()
         parse_interval(self.save_every)
         parse_head(self.head)
+        parse_tasks(self.task, self.task_weight)
         if self.adversarial is not None:
             Attack.parse(self.adversarial)
         refuse_contradictions(self)
@@ -253,6 +258,8 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     if given.get("feature_cache", OFF) not in (AUTO, OFF):
         given = given | {"feature_cache": str(Path(given["feature_cache"]).absolute())}
     given = dict(given)
+    for name in given.keys() & {"task", "task_weight"}:
+        given[name] = tuple(given[name])
     recipe = given.pop("recipe", None)
     if recipe is not None and file is not None:
         raise UserError("--recipe and --config both bring settings; choose one of them")

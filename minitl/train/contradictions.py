@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from minitl.errors import UserError
+from minitl.tasks import parse
 
 if TYPE_CHECKING:
     from minitl.train.config import Config
@@ -67,6 +68,10 @@ def refuse_contradictions(config: "Config") -> None:
         )
     if config.labels is not None and config.label_from_name is not None:
         raise UserError("--labels and --label-from-name both say the labels; give one of them")
+    if config.task or config.task_weight:
+        reason = _against_tasks(config)
+        if reason:
+            raise UserError(f"--task takes labels from a table's columns, and {reason}")
     if config.cached_views:
         reason = _against_views(config)
         if reason:
@@ -79,6 +84,28 @@ def refuse_contradictions(config: "Config") -> None:
         reason = _against_attacks(config)
         if reason:
             raise UserError(f"--adversarial changes pictures in each step, and {reason}")
+
+
+def _against_tasks(config: "Config") -> str:
+    """Say what stands against several tasks, if anything does."""
+    if config.labels is None:
+        return "there is none: give --labels FILE.csv"
+    if not config.task:
+        return "--task-weight alone names none; give --task NAME=KIND as well"
+    if config.class_weights != "none" or config.sampler != "shuffle":
+        option = "--class-weights" if config.class_weights != "none" else "--sampler"
+        return f"{option} balances the classes of one task alone; leave it out, see --task-weight"
+    if config.label_smoothing and not any(one.kind == "classes" for one in parse(config.task)):
+        return (
+            "--label-smoothing spreads a class over others, and no --task has classes; leave it out"
+        )
+    if config.features is not None:
+        return "--features brings labels of its own; leave it out, frozen features are kept anyway"
+    if config.adversarial is not None:
+        return "--adversarial attacks the prediction of one class; leave it out"
+    if config.device != "cpu":
+        return "their loss is computed on the CPU only so far; leave --device out"
+    return ""
 
 
 def _against_attacks(config: "Config") -> str:

@@ -7,8 +7,10 @@ import numpy as np
 
 from minitl import models
 from minitl.convert.pull import find_weights
+from minitl.data.folder import Dataset
 from minitl.data.labels import find_dataset
 from minitl.data.preprocessing import Preprocessing
+from minitl.data.task_table import task_dataset_for
 from minitl.data.views import ViewLoader, Views
 from minitl.errors import UserError
 from minitl.models import Classifier
@@ -18,6 +20,7 @@ from minitl.train.config import Config
 from minitl.train.console import Progress
 from minitl.train.metrics import classification_metrics
 from minitl.train.robustness import under_attack
+from minitl.train.task_metrics import THRESHOLD, task_metrics
 from minitl.train.view_probabilities import probabilities
 
 
@@ -60,6 +63,33 @@ def check_preprocessing(
         )
 
 
+def check_options(model: Classifier, **given: Any) -> None:
+    """Raise UserError for an option with a value, by its name, that means nothing to the model."""
+    kinds = [task.kind for task in model.tasks] or ["classes"]
+    meant = {
+        "threshold": ("labels", "several labels for a picture"),
+        "unknown_below": ("classes", "one class for a picture"),
+    }
+    for name, (kind, words) in meant.items():
+        if given.get(name) is not None and kind not in kinds:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is for models with {words}, and this is none; leave it out")
+    if model.tasks and given.get("attack") is not None:
+        raise UserError("--attack misleads about one class, and this model has tasks; leave it out")
+
+
+def _task_dataset(
+    model: Classifier, data: Path, labels: str | None, label_from_name: str | None
+) -> Dataset:
+    names = ", ".join(task.name for task in model.tasks)
+    if labels is None or label_from_name is not None:
+        raise UserError(
+            f"this model has the tasks {names}: give --labels FILE.csv with a column for each, and no "
+            "--label-from-name"
+        )
+    return task_dataset_for(data, labels, model.tasks)
+
+
 def evaluate(
     run_or_weights: Path,
     data: Path,
@@ -73,6 +103,7 @@ def evaluate(
     views: Views | None = None,
     skip_bad: bool = False,
     attack: Attack | None = None,
+    threshold: float | None = None,
 ) -> dict[str, Any]:
     """Compare a model's predictions with the labels of an image folder.
 
@@ -82,6 +113,7 @@ def evaluate(
     labels, label_from_name: as for `find_dataset`.
     views: judge the mean over several views of each picture. skip_bad: leave out unreadable pictures.
 
+    threshold: probability from which on a label is predicted, in a model with several of them (0.5).
     attack: judge changed pictures as well, see `under_attack`.
 
     Returns the metrics, with "part", "left_out" (path -> reason) and perhaps "attack" added. Raises
@@ -89,9 +121,13 @@ def evaluate(
     """
     model = load(run_or_weights)
     assert model.class_names is not None
-    dataset = find_dataset(
-        data, labels=labels, label_from_name=label_from_name, classes=model.class_names
-    )
+    check_options(model, threshold=threshold, attack=attack)
+    if model.tasks:
+        dataset = _task_dataset(model, data, labels, label_from_name)
+    else:
+        dataset = find_dataset(
+            data, labels=labels, label_from_name=label_from_name, classes=model.class_names
+        )
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     if part is None:
         part = "test" if dataset.test else "val"
@@ -116,14 +152,19 @@ def evaluate(
     kept = [i for i in range(len(samples)) if i not in loader.bad]
     if not kept:
         raise UserError(f"none of the {len(samples)} pictures of {data} could be read")
-    # The logarithm of probabilities is as good as the logits they came from: softmax gives them back.
-    tiny = np.finfo(np.float32).tiny
-    logits = np.log(np.maximum(np.concatenate(rows)[kept], tiny))
     truth = np.array([samples[i].label for i in kept], np.int64)
+    said = np.concatenate(rows)[kept]
+    if dataset.targets is not None:
+        cut = THRESHOLD if threshold is None else threshold
+        metrics = task_metrics(said, dataset.targets[truth], model.tasks, cut)
+    else:
+        # The logarithm of probabilities is as good as the logits they came from: softmax gives them back.
+        logits = np.log(np.maximum(said, np.finfo(np.float32).tiny))
+        metrics = classification_metrics(logits, truth, model.class_names)
     figures = {
         "part": part,
         "left_out": {samples[i].path: reason for i, reason in sorted(loader.bad.items())},
-        **classification_metrics(logits, truth, model.class_names),
+        **metrics,
     }
     if attack is not None:
         good = [samples[i] for i in kept]

@@ -23,8 +23,8 @@ from minitl.train.config import Config
 from minitl.train.console import Progress
 from minitl.train.evaluate import check_preprocessing
 from minitl.train.feature_cache import FeatureCache
+from minitl.train.figures import best_of, metrics_of
 from minitl.train.forward import Forward, evaluation_loader
-from minitl.train.metrics import classification_metrics
 from minitl.train.report import Judged, render
 
 
@@ -46,13 +46,12 @@ def judge(
     for part, samples in (("val", dataset.val), ("test", dataset.test)):
         if not samples:
             continue
-        loader = evaluation_loader(model, samples, dataset.root, workers, device)
+        loader = evaluation_loader(model, samples, dataset, workers, device)
         label = f"{part}, best epoch"
         forward = Forward(model, loader, cut, label, device, precision, cache)
         with Progress(label, len(samples)) as progress:
             logits, labels = forward.logits(progress.update)
-        metrics = classification_metrics(logits, labels, dataset.classes)
-        judged.append(Judged(part, list(samples), logits, metrics))
+        judged.append(Judged(part, list(samples), logits, metrics_of(dataset, logits, labels)))
     return judged
 
 
@@ -69,7 +68,7 @@ def write_evidence(
     """
     model = models.load_model(folder / "best.h5")
     config = Config.load(folder / "config.toml")
-    best = max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    best = best_of(history)
     confusion = plots.confusion(judged[-1].metrics["confusion"], dataset.classes)
     html = render(
         title=folder.resolve().name,

@@ -55,7 +55,7 @@ def extract(
     preprocessing = Preprocessing.from_dict(model.preprocessing)
     parts = {part: getattr(dataset, part) for part in PARTS}
     samples = [sample for part in parts.values() for sample in part]
-    loader = evaluation_loader(model, samples, dataset.root, workers, where)
+    loader = evaluation_loader(model, samples, dataset, workers, where)
     numbers = {"device": where.kind, "precision": precision, "conv": "auto"}
     about = describe(model, stages, preprocessing, numbers) | {
         "weights_file": str(path.absolute()),

@@ -33,6 +33,7 @@ from minitl.train.config import AUTO, OFF, Config
 from minitl.train.console import say
 
 FILE_BYTES = 256 << 20  # of a file, about: what an interruption can cost
+OF_HEAD = ("num_classes", "head", "tasks")  # options that say nothing of what lies before the head
 
 
 def cache_folder() -> Path:
@@ -74,7 +75,7 @@ def weights_digest(model: Classifier, cut: int) -> str:
     """Return the SHA-256 of all weights and statistics in the first `cut` stages, and of their options."""
     stages = model.stages()[:cut]
     prefixes = tuple(f"{name}." for stage in stages for name in stage.modules)
-    options = {k: v for k, v in model.arch_options.items() if k != "num_classes"}
+    options = {k: v for k, v in model.arch_options.items() if k not in OF_HEAD}
     digest = hashlib.sha256(json.dumps([model.arch, options, stages[-1].name]).encode())
     for name, array in model.state_dict().items():
         if name.startswith(prefixes):

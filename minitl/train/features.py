@@ -124,7 +124,7 @@ class Features:
         self.prepare(quietly=True)
         loader, size = self._loader, self._loader.batch_size
         chosen = loader.order(epoch)[start_batch * size : len(loader) * size]
-        labels = np.array([sample.label for sample in loader.samples], np.int64)[chosen]
+        labels = loader.labels[chosen]
         if self._keys is None or self._cache is None:
             parts = self._streamed(epoch, chosen)
         else:
@@ -208,7 +208,11 @@ def _filled_up(batch: Batch) -> Batch:
     if not lacking:
         return batch
     images = np.concatenate([batch.images, np.zeros_like(batch.images[:1]).repeat(lacking, axis=0)])
-    return Batch(images, np.zeros(FEATURE_BATCH, np.int64), batch.indices)
+    return Batch(
+        images,
+        np.zeros((FEATURE_BATCH, *batch.labels.shape[1:]), batch.labels.dtype),
+        batch.indices,
+    )
 
 
 def numbers_of(precision: str) -> np.dtype:

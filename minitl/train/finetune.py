@@ -5,7 +5,8 @@ A run folder holds
     split.json     which picture was used for training and which for validation
     last.h5        the state when it was last saved, after an epoch or within one, with all that resuming
                    needs to come to the same result as without an interruption
-    best.h5        the weights of the epoch with the highest validation accuracy; of equals, the lowest loss
+    best.h5        the weights of the epoch with the highest validation accuracy (of several tasks: score,
+                   see task_metrics.py); of equals, the lowest loss
     metrics.csv    a line for each epoch
     summary.json   the result
     report.html, curves.png, confusion.png, classes.json    the evidence, see evidence.py
@@ -50,10 +51,18 @@ from minitl.train.evaluate import check_preprocessing
 from minitl.train.evidence import judge, write_evidence
 from minitl.train.feature_cache import FeatureCache, open_cache
 from minitl.train.features import frozen_stages
+from minitl.train.figures import (
+    best_of,
+    columns,
+    history_figures,
+    in_words,
+    main_figure,
+    metrics_of,
+    tasks_in_words,
+)
 from minitl.train.forward import Forward, backbone_is_frozen, evaluation_loader
 from minitl.train.freezing import apply_freeze, table
 from minitl.train.heads import replace_head
-from minitl.train.metrics import classification_metrics
 from minitl.train.mixing import mix
 from minitl.train.optimisation import (
     class_weights,
@@ -67,18 +76,6 @@ from minitl.train.source import dataset_of
 from minitl.train.step import TrainingStep, statistics_note
 from minitl.train.unfreezing import parse as parse_schedule
 from minitl.train.unfreezing import unfreeze_for
-
-COLUMNS = (
-    "epoch",
-    "lr",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "val_macro_f1",
-    "images_per_second",
-    "seconds",
-)
 
 _DROPOUT = 3  # what a random stream is for, see data/loader.py
 
@@ -121,7 +118,7 @@ class Run:
     @property
     def best(self) -> dict[str, float]:
         """The line of the epoch that best.h5 holds."""
-        return max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        return best_of(self.history)
 
 
 def finetune(config: Config, folder: Path) -> dict[str, Any]:
@@ -230,19 +227,21 @@ def make_model(config: Config, dataset: Dataset) -> Classifier:
         check_preprocessing(config.preprocessing, model, config.weights, "the settings")
         if config.from_scratch:
             preprocessing = model.preprocessing
-            model = models.create(
-                model.arch, num_classes=classes, seed=config.seed, **model.arch_options
-            )
+            options = {n: v for n, v in model.arch_options.items() if n != "tasks"}
+            model = models.create(model.arch, num_classes=classes, seed=config.seed, **options)
             model.preprocessing = preprocessing
             replace_head(model, config.head, classes, config.seed, fresh=True)
             say(f"{model.arch} as in {config.weights}, but from scratch (seed {config.seed})")
         else:
             say(
                 f"{model.arch} from {config.weights}; its head for {model.num_classes} classes is "
-                f"replaced by a new one for {classes} (seed {config.seed})"
+                f"replaced by a new one for {f'{len(dataset.tasks)} tasks' if dataset.tasks else classes} "
+                f"(seed {config.seed})"
             )
             replace_head(model, config.head, classes, config.seed)
     model.class_names = list(dataset.classes)
+    if dataset.tasks:
+        model.set_tasks(dataset.tasks)
     prepare_to_train(model, config)
     return model
 
@@ -284,9 +283,14 @@ def _load(weights: str, arch: str | None) -> Classifier:
 def _say_data(dataset: Dataset) -> None:
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     counts = ", ".join(f"{len(samples)} {part}" for part, samples in parts.items() if samples)
-    say(f"{dataset.root}: {len(dataset.classes)} classes, {counts} pictures")
-    names = ", ".join(dataset.classes[:10])
-    say(f"  classes: {names}{', ...' if len(dataset.classes) > 10 else ''}")
+    what = f"{len(dataset.tasks)} tasks" if dataset.tasks else f"{len(dataset.classes)} classes"
+    say(f"{dataset.root}: {what}, {counts} pictures")
+    if dataset.tasks:
+        for task in dataset.tasks:
+            say(f"  {task.name}: {printable(task.in_words())}")
+    else:
+        names = ", ".join(dataset.classes[:10])
+        say(f"  classes: {names}{', ...' if len(dataset.classes) > 10 else ''}")
     for note in dataset.notes:
         say(f"  {note}")
 
@@ -384,6 +388,7 @@ def forwards(run: Run) -> tuple[Forward, Forward]:
         workers=config.workers,
         normalise=run.device.kind == "cpu",
         balanced=config.sampler == "balanced",
+        targets=run.dataset.targets,
         # A rest of one picture has no batch statistics; kept features need none.
         drop_last=not (apart and backbone_is_frozen(run.model))
         and len(run.dataset.train) % config.batch_size == 1
@@ -394,7 +399,7 @@ def forwards(run: Run) -> tuple[Forward, Forward]:
         run.model, train_loader, apart, "train", *where, cache, config.cached_views or 1
     )
     val_loader = evaluation_loader(
-        run.model, run.dataset.val, run.dataset.root, config.workers, run.device
+        run.model, run.dataset.val, run.dataset, config.workers, run.device
     )
     val = Forward(run.model, val_loader, cut, "validation", *where, cache)
     return train, val
@@ -412,6 +417,7 @@ def training_step(run: Run, train: Forward) -> TrainingStep:
         micro_batch=run.micro_batch,
         class_weights=class_weights(config, run.dataset),
         clip_norm=config.clip_norm,
+        tasks=run.dataset.tasks,
     )
 
 
@@ -433,10 +439,10 @@ def _train_on_device(run: Run) -> dict[str, Any]:
             with run.clock.measure("training"):
                 row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train, step)}
             with run.clock.measure("validation"), run.judged():
-                metrics = _evaluate(val, run.dataset.classes)
+                metrics = _evaluate(val, run.dataset)
             waited = train.loader.wait_seconds + val.loader.wait_seconds - waited
             run.clock.add("of both, waiting for decoded pictures", waited)
-            row |= {f"val_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
+            row |= history_figures(metrics)
             row["seconds"] = time.monotonic() - started
             run.history.append(row)
             run.partial = Partial()
@@ -497,17 +503,20 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
                 part.correct += result.correct
                 part.images += result.images
                 recent = np.mean(part.losses[-20:])
-                figures = f"loss {recent:.3f}, accuracy {percent(part.correct / part.images)}"
+                figures = f"loss {recent:.3f}"
+                if not run.dataset.tasks:
+                    figures += f", accuracy {percent(part.correct / part.images)}"
                 progress.update(result.images, figures)
             if save:
                 part.seconds = time.monotonic() - started
                 run.micro_batch = step.micro_batch
                 _save_state(run)
     run.micro_batch = step.micro_batch
+    accuracy = {} if run.dataset.tasks else {"train_accuracy": part.correct / part.images}
     return {
         "lr": lr * schedule(first + steps - 1),
         "train_loss": float(np.mean(part.losses)),
-        "train_accuracy": part.correct / part.images,
+        **accuracy,
         "images_per_second": part.images / (time.monotonic() - started),
     }
 
@@ -543,10 +552,10 @@ def _diverged(run: Run, loss: float, step: int, lr: float, factor: float) -> Use
     )
 
 
-def _evaluate(forward: Forward, classes: list[str]) -> dict[str, Any]:
+def _evaluate(forward: Forward, dataset: Dataset) -> dict[str, Any]:
     with Progress(forward.label, len(forward.loader.samples)) as progress:
         logits, labels = forward.logits(progress.update)
-    return classification_metrics(logits, labels, classes)
+    return metrics_of(dataset, logits, labels)
 
 
 def _save(run: Run) -> None:
@@ -590,9 +599,10 @@ def _save_state(run: Run) -> None:
 
 def _write_metrics(run: Run) -> None:
     table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    names = columns(run.dataset.tasks)
+    writer = csv.DictWriter(table, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{row[name]:.6g}" for name in COLUMNS} for row in run.history)
+    writer.writerows({name: f"{row[name]:.6g}" for name in names} for row in run.history)
     write_atomically(run.folder / "metrics.csv", table.getvalue().encode())
 
 
@@ -611,10 +621,15 @@ def _source(run: Run) -> str:
 
 def _say_epoch(run: Run) -> None:
     row = run.history[-1]
+    accuracy = {
+        part: "" if run.dataset.tasks else f"  accuracy {percent(row[f'{part}_accuracy'])}"
+        for part in ("train", "val")
+    }
+    tasks = f"  {tasks_in_words(row, run.dataset.tasks)}" if run.dataset.tasks else ""
     say(
         f"epoch {run.epoch:3d}/{run.config.epochs}  "
-        f"train loss {row['train_loss']:.4f}  accuracy {percent(row['train_accuracy'])}   "
-        f"val loss {row['val_loss']:.4f}  accuracy {percent(row['val_accuracy'])}   "
+        f"train loss {row['train_loss']:.4f}{accuracy['train']}   "
+        f"val loss {row['val_loss']:.4f}{accuracy['val']}{tasks}   "
         f"{row['images_per_second']:.0f} img/s  {duration(row['seconds'])}"
         f"{coloured('   best so far', 'green', sys.stdout) if run.best is row else ''}"
     )
@@ -625,8 +640,9 @@ def _judge_before(run: Run) -> dict[str, Any]:
     config = run.config
     front = _front(config, run.model)
     judged = judge(run.model, run.dataset, config.workers, run.device, config.precision, *front)
-    figures = {name: judged[-1].metrics[name] for name in ("accuracy", "macro_f1", "loss")}
-    return {"part": judged[-1].part, **figures}
+    metrics = judged[-1].metrics
+    names = ("score", "loss") if run.dataset.tasks else ("accuracy", "macro_f1", "loss")
+    return {"part": judged[-1].part, **{name: metrics[name] for name in names}}
 
 
 def _finish(run: Run) -> dict[str, Any]:
@@ -637,6 +653,7 @@ def _finish(run: Run) -> dict[str, Any]:
         "device": run.config.device,
         "precision": run.config.precision,
         "classes": run.dataset.classes,
+        **({"tasks": [t.to_dict() for t in run.dataset.tasks]} if run.dataset.tasks else {}),
         "epochs": run.epoch,
         "best_epoch": int(run.best["epoch"]),
         "seconds": round(sum(row["seconds"] for row in run.history), 3),
@@ -657,14 +674,15 @@ def _finish(run: Run) -> dict[str, Any]:
         if part in summary:
             figures = summary[part]
             say(
-                f"{part}: accuracy {percent(figures['accuracy'])}, macro F1 {percent(figures['macro_f1'])} "
-                f"on {figures['images']} pictures (epoch {summary['best_epoch']})"
+                f"{part}: {in_words(figures)} on {figures['images']} pictures "
+                f"(epoch {summary['best_epoch']})"
             )
     if run.before is not None:
         part = run.before["part"]
-        before, after = run.before["accuracy"], summary[part]["accuracy"]
+        name = main_figure(run.before)
+        before, after = run.before[name], summary[part][name]
         say(
-            f"{part}, before and after: accuracy {percent(before)} -> {percent(after)} "
+            f"{part}, before and after: {name} {percent(before)} -> {percent(after)} "
             f"({100 * (after - before):+.1f} points)"
         )
     if run.config.report:

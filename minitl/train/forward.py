@@ -6,11 +6,10 @@ every epoch. They are computed once and kept on disk (features.py); each epoch c
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from minitl.data.folder import Sample
+from minitl.data.folder import Dataset, Sample
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import CPU, Device
@@ -31,16 +30,21 @@ def backbone_is_frozen(model: Classifier) -> bool:
 
 
 def evaluation_loader(
-    model: Classifier, samples: Sequence[Sample], root: Path, workers: int | None, device: Device
+    model: Classifier,
+    samples: Sequence[Sample],
+    dataset: Dataset,
+    workers: int | None,
+    device: Device,
 ) -> Loader:
-    """Return a loader that prepares pictures for a model to be judged on, in their order."""
+    """Return a loader that prepares a dataset's pictures for a model to be judged on, in their order."""
     return Loader(
         samples,
-        root,
+        dataset.root,
         Preprocessing.from_dict(model.preprocessing),
         EVALUATION_BATCH,
         workers=workers,
         normalise=device.kind == "cpu",
+        targets=dataset.targets,
     )
 
 
@@ -93,7 +97,7 @@ class Forward:
 
     @no_grad()
     def logits(self, on_batch: Count = lambda images: None) -> tuple[np.ndarray, np.ndarray]:
-        """Return logits (N, K) and labels (N,) in evaluation mode, in the loader's order.
+        """Return logits (N, K) and labels (N,), or targets, in evaluation mode, in the loader's order.
 
         Calls `on_batch` with the size of each batch. The model is left in the mode it was in.
         """

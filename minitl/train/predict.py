@@ -9,10 +9,10 @@ from minitl.data.preprocessing import Preprocessing
 from minitl.data.views import ViewLoader, Views
 from minitl.train.batches import decoding_threads
 from minitl.train.computing import prepare_device
-from minitl.train.evaluate import load
+from minitl.train.evaluate import check_options, load
+from minitl.train.task_metrics import THRESHOLD
+from minitl.train.task_predictions import UNKNOWN, prediction
 from minitl.train.view_probabilities import probabilities
-
-UNKNOWN = "unknown"
 
 
 def predictions(
@@ -22,6 +22,7 @@ def predictions(
     *,
     views: Views | None = None,
     unknown_below: float | None = None,
+    threshold: float | None = None,
     skip_bad: bool = False,
     on_bad: Callable[[str, str], object] = lambda image, reason: None,
     on_batch: Callable[[int], object] = lambda pictures: None,
@@ -32,15 +33,20 @@ def predictions(
 ) -> Iterator[dict[str, Any]]:
     """Yield for each picture {"image", "class", "probability", "top": [[class, probability], ...]}.
 
+    Of a model with several tasks {"image", "tasks"}, the latter as `prediction` gives it.
+
     images: files, and folders of them; "image" is the path as it was given. top: classes in "top". views:
     probabilities are the mean over these. unknown_below: where the best class has less, "class" is
-    "unknown"; "top" still names the classes. skip_bad: leave out pictures that cannot be read, and call
+    "unknown"; "top" still names the classes. threshold: probability from which on a label is predicted,
+    0.5. skip_bad: leave out pictures that cannot be read, and call
     `on_bad` with path and reason of each. on_batch: called with the number of pictures done, after each few.
 
-    Raises UserError for a path that is not there, and without skip_bad naming the first bad picture.
+    Raises UserError for a path that is not there, for options that mean nothing to the model, and without
+    skip_bad naming the first bad picture.
     """
     model = load(run_or_weights)
     assert model.class_names is not None
+    check_options(model, threshold=threshold, unknown_below=unknown_below)
     samples = [Sample(str(path), 0) for path in list_pictures(images)]
     where = prepare_device(device, precision, threads)
     loader = ViewLoader(
@@ -57,6 +63,13 @@ def predictions(
         for index, row in enumerate(rows, start=done):
             if index in loader.bad:
                 on_bad(samples[index].path, loader.bad[index])
+                continue
+            if model.tasks:
+                cut = THRESHOLD if threshold is None else threshold
+                said = prediction(
+                    model.tasks, row, top=top, threshold=cut, unknown_below=unknown_below
+                )
+                yield {"image": samples[index].path, "tasks": said}
                 continue
             order = (-row).argsort(kind="stable")[:top]
             best = [[model.class_names[i], round(float(row[i]), 6)] for i in order]

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from minitl.data.folder import Dataset
 from minitl.data.labels import find_dataset
+from minitl.data.task_table import task_dataset
 from minitl.feature_file import FeatureFile
+from minitl.tasks import parse
 from minitl.train import extract
 from minitl.train.config import Config
 
@@ -16,6 +18,15 @@ def dataset_of(config: Config) -> Dataset:
     """
     if config.features is not None:
         return extract.dataset_of(FeatureFile(config.features))
+    if config.task and config.labels is not None:
+        return task_dataset(
+            Path(config.data),
+            Path(config.labels),
+            parse(config.task, config.task_weight),
+            val_fraction=config.val_fraction,
+            test_fraction=config.test_fraction,
+            seed=config.seed,
+        )
     return find_dataset(
         Path(config.data),
         labels=config.labels,

@@ -11,7 +11,7 @@ On a GPU nothing here waits for it: losses stay there until somebody reads them.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,10 +22,12 @@ from minitl.changing_numbers import in_memory
 from minitl.device import Device, cupy
 from minitl.errors import UserError
 from minitl.models import Classifier
+from minitl.tasks import Task
 from minitl.tensor import Tensor
 from minitl.train.batches import Inputs, parts_of
 from minitl.train.console import say
 from minitl.train.recording import Outputs, Recorder
+from minitl.train.task_loss import TaskLoss
 
 UNREAD = 32  # steps at most whose results are still on the device
 SECONDS = 1.0  # and how long they may be
@@ -54,6 +56,7 @@ class TrainingStep:
 
     network: what computes logits from inputs, the model or a part of it. model: owns the parameters.
     micro_batch: pictures at a time, at most; None for whole batches.
+    tasks: where there are several; labels are then targets, see task_loss.py.
     class_weights: (K,), as in `softmax_cross_entropy`. clip_norm: the most that the norm of all gradients
         together may be.
     """
@@ -69,11 +72,13 @@ class TrainingStep:
         micro_batch: int | None = None,
         class_weights: np.ndarray | None = None,
         clip_norm: float | None = None,
+        tasks: Sequence[Task] = (),
     ) -> None:
         self.micro_batch = micro_batch
         self._network, self._model, self._optimizer = network, model, optimizer
         self._label_smoothing, self._clip_norm = label_smoothing, clip_norm
         self._class_weights = None if class_weights is None else device.array(class_weights)
+        self._tasks = TaskLoss(tasks, label_smoothing) if tasks else None
         self._seeds: dict[float, Array] = {}
         self._share = 1.0  # of a mixed batch's own pictures
         self._unread: list[tuple[Outputs, np.ndarray]] = []
@@ -138,6 +143,8 @@ class TrainingStep:
         others: of mixed pictures the other labels, which count for what `_share` leaves.
         """
         n = len(labels)
+        if self._tasks is not None:
+            self._tasks.begin(labels)
         outputs: Outputs = []
         if others is not None:
             shares = (
@@ -179,6 +186,8 @@ class TrainingStep:
         return logits, loss
 
     def _loss(self, logits: Tensor, labels: Array) -> Tensor:
+        if self._tasks is not None:
+            return self._tasks(logits, labels)
         return ops.softmax_cross_entropy(
             logits,
             labels,
@@ -269,6 +278,7 @@ def _result(outputs: Outputs, labels: np.ndarray) -> StepResult:
             logits = widen(logits)
         end = start + len(logits)
         loss += float(to_host(part_loss)) * ((end - start) / len(labels))
-        correct += int((logits.argmax(axis=1) == labels[start:end]).sum())
+        if labels.ndim == 1:  # of several tasks there is no such number
+            correct += int((logits.argmax(axis=1) == labels[start:end]).sum())
         start = end
     return StepResult(loss, correct, len(labels))

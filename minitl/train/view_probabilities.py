@@ -1,5 +1,6 @@
 """What a network says of pictures, batch by batch, as the mean over several views of each."""
 
+import functools
 from collections import deque
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from minitl.models import Classifier
 from minitl.tensor import Tensor, no_grad
 from minitl.train.batches import on_device
 from minitl.train.forward import softmax
+from minitl.train.task_metrics import answers
 
 LATE = 2  # batches whose results may still be on a GPU
 
@@ -21,15 +23,17 @@ def probabilities(
 ) -> Iterator[np.ndarray]:
     """Yield probabilities (n, K) of the loader's pictures in order, n at a time; means over their views.
 
+    Of a model with several tasks: what `answers` gives, means as well.
     The model is put into evaluation mode.
     """
     model.eval()
+    said = functools.partial(answers, model.tasks) if model.tasks else softmax
     dtype = BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
     late: deque[Tensor] = deque()
 
     def read() -> np.ndarray:
         logits = late.popleft().numpy()
-        views = softmax(logits.astype(np.float32)).reshape(-1, loader.views.count, logits.shape[1])
+        views = said(logits.astype(np.float32)).reshape(-1, loader.views.count, logits.shape[1])
         mean: np.ndarray = views.mean(axis=1)
         return mean
 

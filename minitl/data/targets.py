@@ -1,0 +1,88 @@
+"""What is known of pictures in several tasks: rows of targets, see minitl/tasks.py.
+
+targets: (N, columns of all tasks) float64; NaN where something is not known
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minitl.tasks import Task, target_slices
+
+SEPARATOR = "|"  # between labels
+NONE = "-"  # in place of labels: it is known that there are none
+
+
+def known_counts(tasks: Sequence[Task], targets: np.ndarray) -> list[int]:
+    """Return for each output of the network how many pictures have that class, label, or a number."""
+    counts: list[int] = []
+    for task, columns in zip(tasks, target_slices(tasks), strict=True):
+        own = targets[:, columns]
+        if task.kind == "classes":
+            counts += [int((own == number).sum()) for number in range(task.outputs)]
+        elif task.kind == "labels":
+            counts += (own == 1).sum(axis=0).tolist()
+        else:
+            counts.append(int((~np.isnan(own)).sum()))
+    return counts
+
+
+def in_words(tasks: Sequence[Task], row: np.ndarray) -> str:
+    """Return what is known of a picture: "kind cat; tags red|round; age 3.5"."""
+    words = []
+    for task, columns in zip(tasks, target_slices(tasks), strict=True):
+        own = row[columns]
+        if not np.isnan(own[0]):
+            words.append(f"{task.name} {value_in_words(task, own)}")
+    return "; ".join(words)
+
+
+def value_in_words(task: Task, own: np.ndarray) -> str:
+    """Return what a table would say in this task's cell. own: the task's columns, known."""
+    if task.kind == "classes":
+        return task.classes[int(own[0])]
+    if task.kind == "labels":
+        names = [name for name, there in zip(task.classes, own, strict=True) if there]
+        return SEPARATOR.join(names) or NONE
+    return f"{own[0]:.6g}"
+
+
+def to_lists(targets: np.ndarray) -> list[list[float | None]]:
+    """Return rows as JSON can hold them."""
+    return [[None if np.isnan(value) else float(value) for value in row] for row in targets]
+
+
+def from_lists(tasks: Sequence[Task], rows: Sequence[Any]) -> np.ndarray:
+    """Return the targets that `to_lists` gave. Raises ValueError for rows that do not fit the tasks."""
+    width = sum(task.columns for task in tasks)
+    for row in rows:
+        fits = isinstance(row, list) and len(row) == width
+        if not fits or not all(isinstance(value, float | int | None) for value in row):
+            raise ValueError(f"a row of targets must be {width} numbers or nulls")
+    given = [[np.nan if value is None else value for value in row] for row in rows]
+    targets = np.array(given, np.float64).reshape(-1, width)
+    for task, columns in zip(tasks, target_slices(tasks), strict=True):
+        own = targets[:, columns]
+        known = own[~np.isnan(own).any(axis=1)]
+        most = {"classes": task.outputs - 1, "labels": 1, "number": np.inf}[task.kind]
+        whole = task.kind == "number" or (known == known.round()).all()
+        least = -np.inf if task.kind == "number" else 0
+        if not whole or not ((known >= least) & (known <= most)).all() or np.isinf(known).any():
+            raise ValueError(f"a target of the task {task.name!r} is out of range")
+        if np.isnan(own).any(axis=1).sum() != np.isnan(own).all(axis=1).sum():
+            raise ValueError(f"a target of the task {task.name!r} is known in part")
+    if np.isnan(targets).all(axis=1).any():
+        raise ValueError("nothing is known of a picture")
+    return targets
+
+
+__all__ = [
+    "NONE",
+    "SEPARATOR",
+    "from_lists",
+    "in_words",
+    "known_counts",
+    "to_lists",
+    "value_in_words",
+]
