@@ -2,7 +2,8 @@
 
 report.html      everything on one page, which opens without a network
 curves.png       loss and accuracy over the epochs
-confusion.png    which classes are taken for which, on the test part if there is one, else on validation
+confusion.png    which classes are taken for which, on the test part if there is one, else on validation;
+                 of several tasks they are in the report
 classes.json     the classes' names in the order of the network's outputs
 """
 
@@ -69,7 +70,6 @@ def write_evidence(
     model = models.load_model(folder / "best.h5")
     config = Config.load(folder / "config.toml")
     best = best_of(history)
-    confusion = plots.confusion(judged[-1].metrics["confusion"], dataset.classes)
     html = render(
         title=folder.resolve().name,
         lead=f"{model.arch}, {_origin(config)}; judged by the weights of epoch {best['epoch']:.0f} of "
@@ -83,7 +83,9 @@ def write_evidence(
     )
     write_json(folder / "classes.json", dataset.classes)
     write_atomically(folder / "curves.png", plots.curves(history))
-    write_atomically(folder / "confusion.png", confusion)
+    if not dataset.tasks:
+        confusion = plots.confusion(judged[-1].metrics["confusion"], dataset.classes)
+        write_atomically(folder / "confusion.png", confusion)
     write_atomically(folder / "report.html", html.encode("utf-8", "backslashreplace"))
 
 

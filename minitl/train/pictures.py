@@ -2,9 +2,17 @@
 
 import base64
 import io
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from minitl.data.decode import decode
+from minitl.data.preprocessing import Preprocessing
+from minitl.models import Classifier
+from minitl.tensor import Tensor
+from minitl.train.activation_map import activation_maps
 
 SIDE = 160  # pixels, at most
 
@@ -36,4 +44,26 @@ def data_uri(content: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-__all__ = ["SIDE", "data_uri", "jpeg", "overlaid"]
+def seen_and_mapped(
+    model: Classifier, root: Path, paths: Sequence[str], outputs: np.ndarray
+) -> list[dict[str, str]]:
+    """Return {"path", "seen", "map"} of pictures: as the network saw it, and where it saw an output's cause.
+
+    outputs: which output of the network, for each picture. Raises UserError for one that cannot be read.
+    """
+    if not len(paths):
+        return []
+    preprocessing = Preprocessing.from_dict(model.preprocessing)
+    crops = [preprocessing.evaluation_crop(decode(root / path)) for path in paths]
+    maps = activation_maps(model, Tensor(preprocessing.normalise(np.stack(crops))), outputs)
+    return [
+        {
+            "path": path,
+            "seen": data_uri(jpeg(crop), "jpeg"),
+            "map": data_uri(jpeg(overlaid(crop, heat)), "jpeg"),
+        }
+        for path, crop, heat in zip(paths, crops, maps, strict=True)
+    ]
+
+
+__all__ = ["SIDE", "data_uri", "jpeg", "overlaid", "seen_and_mapped"]

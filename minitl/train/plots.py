@@ -10,12 +10,20 @@ NAMED = 40  # classes whose names fit at the axes of a confusion matrix
 
 
 def curves(history: Sequence[dict[str, float]]) -> bytes:
-    """Draw loss and accuracy over the epochs, training beside validation; return a PNG."""
+    """Draw loss and accuracy over the epochs, training beside validation; return a PNG.
+
+    Of several tasks the score in place of the accuracy, which training does not have.
+    """
     figure, (left, right) = _figure(1, 2, (9, 3.2))
     epochs = [row["epoch"] for row in history]
-    for axes, name in ((left, "loss"), (right, "accuracy")):
-        for part, label in (("train", "training"), ("val", "validation")):
-            axes.plot(epochs, [row[f"{part}_{name}"] for row in history], "o-", ms=3, label=label)
+    for axes, name in (
+        (left, "loss"),
+        (right, "score" if "val_score" in history[0] else "accuracy"),
+    ):
+        for part, label, colour in (("train", "training", "C0"), ("val", "validation", "C1")):
+            if f"{part}_{name}" in history[0]:
+                values = [row[f"{part}_{name}"] for row in history]
+                axes.plot(epochs, values, "o-", ms=3, label=label, color=colour)
         axes.set_xlabel("epoch")
         axes.set_title(name)
         axes.grid(alpha=0.3)
@@ -59,6 +67,17 @@ def reliability(calibration: dict[str, Any]) -> bytes:
     axes.plot(sure, right, lw=1, alpha=0.5)
     axes.scatter(sure, right, s=[20 + 200 * n / sum(images) for n in images])  # area: pictures
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def numbers(true: np.ndarray, said: np.ndarray) -> bytes:
+    """Draw predicted against true numbers; return a PNG."""
+    figure, axes = _figure(1, 1, (3.2, 3.2))
+    ends = [min(true.min(), said.min()), max(true.max(), said.max())]
+    axes.plot(ends, ends, color="gray", lw=1, ls="--")
+    axes.scatter(true, said, s=8, alpha=0.5)
+    axes.set(xlabel="true", ylabel="predicted")
     axes.grid(alpha=0.3)
     return _png(figure)
 

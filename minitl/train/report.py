@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from minitl.data.decode import decode
 from minitl.data.folder import Dataset, Sample
-from minitl.data.preprocessing import Preprocessing
 from minitl.models import Classifier
-from minitl.tensor import Tensor
 from minitl.train import plots
-from minitl.train.activation_map import activation_maps
 from minitl.train.console import duration, percent
 from minitl.train.forward import softmax
-from minitl.train.pictures import data_uri, jpeg, overlaid
+from minitl.train.pictures import data_uri, seen_and_mapped
+from minitl.train.task_report import sections, tiles
 
 SHOWN = 8  # pictures in each group
 PART_NAMES = {"val": "validation"}
@@ -26,7 +23,7 @@ PART_NAMES = {"val": "validation"}
 class Judged:
     """The final model's predictions for one part of the data.
 
-    samples: N pictures. logits: (N, K). metrics: what `classification_metrics` says of them.
+    samples: N pictures. logits: (N, K). metrics: what `metrics_of` says of them.
     """
 
     part: str
@@ -57,9 +54,7 @@ def render(
     template = Environment(autoescape=True).from_string(source)
     last = judged[-1].metrics
     figures = [
-        (f"accuracy on {_part_name(judged[-1])}", percent(last["accuracy"])),
-        ("macro F1", percent(last["macro_f1"])),
-        *([("among the best 5", percent(last["top5"]))] if "top5" in last else []),
+        *(tiles(last, _part_name(judged[-1])) if dataset.tasks else _tiles(judged[-1])),
         ("pictures trained on", f"{len(dataset.train):,}"),
         ("training time", duration(sum(row["seconds"] for row in history))),
     ]
@@ -84,15 +79,26 @@ def render(
     )
 
 
+def _tiles(judged: Judged) -> list[tuple[str, str]]:
+    metrics = judged.metrics
+    return [
+        (f"accuracy on {_part_name(judged)}", percent(metrics["accuracy"])),
+        ("macro F1", percent(metrics["macro_f1"])),
+        *([("among the best 5", percent(metrics["top5"]))] if "top5" in metrics else []),
+    ]
+
+
 def _part_name(judged: Judged) -> str:
     return PART_NAMES.get(judged.part, judged.part)
 
 
 def _part(judged: Judged, model: Classifier, dataset: Dataset) -> dict[str, Any]:
     metrics = judged.metrics
-    return {
-        "name": _part_name(judged),
-        "images": f"{metrics['images']:,}",
+    part = {"name": _part_name(judged), "images": f"{metrics['images']:,}"}
+    if dataset.tasks:
+        found = sections(judged.samples, judged.logits, metrics, model, dataset)
+        return part | {"tasks": found}
+    return part | {
         "confusion": data_uri(plots.confusion(metrics["confusion"], dataset.classes)),
         "reliability": data_uri(plots.reliability(metrics["calibration"])),
         "calibration_error": percent(metrics["calibration"]["expected_error"]),
@@ -137,29 +143,19 @@ def _surest(
 def _pictures(
     judged: Judged, chosen: np.ndarray, model: Classifier, dataset: Dataset
 ) -> list[dict[str, Any]]:
-    if not len(chosen):
-        return []
-    preprocessing = Preprocessing.from_dict(model.preprocessing)
     probabilities = softmax(judged.logits)[chosen]
     predicted = probabilities.argmax(axis=1)
     samples = [judged.samples[i] for i in chosen]
-    crops = [
-        preprocessing.evaluation_crop(decode(dataset.root / sample.path)) for sample in samples
-    ]
-    maps = activation_maps(model, Tensor(preprocessing.normalise(np.stack(crops))), predicted)
+    shown = seen_and_mapped(model, dataset.root, [sample.path for sample in samples], predicted)
     return [
         {
-            "seen": data_uri(jpeg(crop), "jpeg"),
-            "map": data_uri(jpeg(overlaid(crop, heat)), "jpeg"),
-            "path": sample.path,
+            **card,
             "true": dataset.classes[sample.label],
             "predicted": dataset.classes[label],
             "probability": percent(float(row[label])),
             "correct": label == sample.label,
         }
-        for sample, crop, heat, label, row in zip(
-            samples, crops, maps, predicted, probabilities, strict=True
-        )
+        for card, sample, label, row in zip(shown, samples, predicted, probabilities, strict=True)
     ]
 
 
