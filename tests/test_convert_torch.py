@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minitl import hdf5, models
+from minitl.cli import main
 from minitl.convert import (
     ConversionError,
     Report,
@@ -780,6 +781,20 @@ def test_all_that_does_not_fit_is_reported_together(path, tmp_path):
     assert report.misshapen == {"conv1.weight": ((16, 1, 3, 3), (16, 3, 3, 3))}
     assert str(path) in str(caught.value) and "is it bn1.weigth?" in str(caught.value)
     assert not (tmp_path / "w.h5").exists()
+
+
+def test_a_conversion_that_fails_ends_with_a_line_that_says_why(path, tmp_path, capsys):
+    target = tmp_path / "w.h5"
+    for changes, words in (
+        ({"aux.weight": torch.zeros(3)}, "1 unexpected; --drop-unexpected"),
+        ({"conv1.weight": torch.zeros(16, 1, 3, 3)}, "1 misshapen; if it is another network"),
+    ):
+        save(cifar_state() | changes, path)
+        assert main(["convert", str(path), str(target)]) == 1
+        *above, last = capsys.readouterr().err.splitlines()
+        assert last.startswith(f"minitl: {path} does not fit cifar_resnet20: {words}")
+        assert any(next(iter(changes)) in line for line in above)
+    assert not target.exists()
 
 
 def test_what_is_left_over_is_dropped_only_when_asked(path, tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +61,26 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
-    from minitl.convert import convert
+    from minitl.convert import ConversionError, convert
 
-    report = convert(
-        options.source,
-        options.target,
-        arch=options.arch,
-        arch_options=dict(_name_value(text) for text in options.arch_option),
-        class_names=options.class_names and _lines(options.class_names),
-        preprocessing=options.preprocessing,
-        license=options.license,
-        entry=options.entry,
-        new_head=options.new_head,
-        drop_unexpected=options.drop_unexpected,
-        overwrite=options.overwrite,
-        dry_run=options.dry_run,
-    )
+    try:
+        report = convert(
+            options.source,
+            options.target,
+            arch=options.arch,
+            arch_options=dict(_name_value(text) for text in options.arch_option),
+            class_names=options.class_names and _lines(options.class_names),
+            preprocessing=options.preprocessing,
+            license=options.license,
+            entry=options.entry,
+            new_head=options.new_head,
+            drop_unexpected=options.drop_unexpected,
+            overwrite=options.overwrite,
+            dry_run=options.dry_run,
+        )
+    except ConversionError as error:
+        print(error.report, file=sys.stderr)
+        raise UserError(error.summary) from error
     print(report)
 
 

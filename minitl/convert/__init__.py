@@ -194,11 +194,20 @@ def _matched(
         report.unexpected = []
     report.notes += _rivals(shapes, expected)
     if not report.complete:
-        headless = [name for name in report.missing if name.startswith(heads)]
-        if headless and headless == report.missing:
-            report.notes.append("the file has no head; --new-head N puts one for N classes")
-        raise ConversionError(f"{src} does not fit {model.arch}:\n{report}", report)
+        raise ConversionError(f"{src} does not fit {model.arch}: {_misfit(report, heads)}", report)
     return report
+
+
+def _misfit(report: Report, heads: tuple[str, ...]) -> str:
+    """Say in a line what does not fit, and what to do."""
+    kinds = ("missing", "unexpected", "misshapen")
+    counts = {kind: len(getattr(report, kind)) for kind in kinds}
+    found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    if report.missing and all(name.startswith(heads) for name in report.missing):
+        return f"{found}; the file has no head; --new-head N puts one for N classes"
+    if report.unexpected and not report.missing and not report.misshapen:
+        return f"{found}; --drop-unexpected goes on without"
+    return f"{found}; if it is another network, say which with --arch NAME"
 
 
 def _rivals(names: Collection[str], expected: Collection[str]) -> list[str]:

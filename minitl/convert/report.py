@@ -104,11 +104,14 @@ class Report:
 
 
 class ConversionError(WeightsFileError):
-    """A checkpoint that does not fit the network it was said to be of; `report` has the details."""
+    """A checkpoint that does not fit the network it was said to be of.
 
-    def __init__(self, message: str, report: Report) -> None:
-        super().__init__(message)
-        self.report = report
+    report: what became of each name. summary: the last line of the message, which the report precedes.
+    """
+
+    def __init__(self, summary: str, report: Report) -> None:
+        super().__init__(f"{report}\n{summary}")
+        self.summary, self.report = summary, report
 
 
 def match(
