@@ -37,6 +37,8 @@ def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise UserError(f"cannot write {path}: it exists and is not a file; choose another name")
+    if not target.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {target.parent}; make it first")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
@@ -47,17 +49,16 @@ def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
                 temporary.unlink()
             raise
     except OSError as error:
+        # HDF5 puts a paragraph in the place of the system's words.
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; {advice(error)} (an earlier file of that "
-            "name is unchanged)"
+            f"cannot write {path}: {reason}; {advice(error)} (an earlier file of that name is unchanged)"
         ) from error
     _sync_folder(target.parent)
 
 
 def advice(error: OSError) -> str:
     """Return what to do about a file that could not be written."""
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return "make the folder first, or choose another place"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "choose a place where you may write"
     return "free some space or choose another place"

@@ -202,7 +202,8 @@ def test_not_a_folder(tmp_path: Path) -> None:
 
 def test_empty_or_without_class_folders(tmp_path: Path) -> None:
     assert "is empty" in error(fill(tmp_path, "empty/") / "empty")
-    assert "no class folders" in error(fill(tmp_path / "flat", "1.jpg", "2.jpg"))
+    flat = error(fill(tmp_path / "flat", "1.jpg", "2.jpg"))
+    assert "no class folders" in flat and "--label-from-name" in flat
     assert "left out 1 files that are not pictures (.zip)" in error(fill(tmp_path / "zip", "a.zip"))
 
 

@@ -211,6 +211,12 @@ def test_evaluation_matches_folders_by_name(run, capsys, tmp_path):
     message = capsys.readouterr().err
     assert "zinnober" in message
     assert "red" in message
+    assert "--class-names" not in message
+
+
+def test_weights_that_do_not_name_their_classes_say_how_to_name_them(weights, pictures, capsys):
+    code = main(["evaluate", str(weights), str(pictures)])
+    expect_error(capsys, code, "0, 1, 2, 3, 4", "blue", "convert it again with --class-names")
 
 
 def test_a_test_part_is_judged_at_the_end(run, tmp_path, capsys):
@@ -305,6 +311,7 @@ def test_bad_weights(run, capsys, tmp_path, pictures, weights):
         (["--schedule", "square"], ["square", "cosine"]),
         (["--warmup-steps", "1000"], ["--warmup-steps", "1000"]),
         (["--demo"], ["--demo"]),
+        (["--weights", "resnet18"], ["several sources", "resnet18.torchvision_v1"]),
         (["--resume", "x"], ["--resume"]),
     ],
 )

@@ -144,14 +144,13 @@ def find_weights(text: str | os.PathLike[str], say: Callable[[str], object] = _t
         if not (path / "best.h5").is_file():
             raise UserError(f"{path} is not a run folder: it has no best.h5")
         return path / "best.h5"
-    if path.exists() or path.suffix == ".h5" or len(path.parts) > 1:
-        return path
-    return pull(str(text), say=say)
+    return pull(str(text), say=say) if is_name(text) else path
 
 
-def is_name(text: str) -> bool:
-    """Whether a text names weights of the catalogue, and no file or folder."""
-    return not Path(text).exists() and text in catalogue()
+def is_name(text: str | os.PathLike[str]) -> bool:
+    """Whether a text can only be meant as a name of the catalogue: it is no file or folder, nor like one."""
+    path = Path(text)
+    return not path.exists() and path.suffix != ".h5" and len(path.parts) == 1
 
 
 def is_cached(entry: Entry) -> bool:

@@ -487,6 +487,8 @@ def _by_class(
             what = "holds no class folders"
         raise UserError(
             f"{folder} {what}{scanner.excuse()}; make one folder per class and put its pictures inside"
+            + ("; or take the labels from a table (--labels) or from the names" if loose else "")
+            + (" of files (--label-from-name)" if loose else "")
         )
     by_class: dict[str, dict[str, str]] = {}
     for class_folder in folders:

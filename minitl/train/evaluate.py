@@ -40,7 +40,7 @@ def load(run_or_weights: Path) -> Classifier:
     if run_or_weights.is_dir() and settings.is_file():
         check_preprocessing(Config.load(settings).preprocessing, model, path, settings)
     if model.class_names is None:
-        model.class_names = [str(number) for number in range(model.num_classes)]
+        model.class_names = _numbers(model)
     return model
 
 
@@ -76,6 +76,26 @@ def check_options(model: Classifier, **given: Any) -> None:
             raise UserError(f"{option} is for models with {words}, and this is none; leave it out")
     if model.tasks and given.get("attack") is not None:
         raise UserError("--attack misleads about one class, and this model has tasks; leave it out")
+
+
+def _class_dataset(
+    model: Classifier, data: Path, labels: str | None, label_from_name: str | None
+) -> Dataset:
+    names = model.class_names
+    try:
+        return find_dataset(data, labels=labels, label_from_name=label_from_name, classes=names)
+    except UserError as error:
+        if names != _numbers(model):
+            raise
+        raise UserError(
+            f"{error}. If these numbers stand for classes that the weights file does not name: convert it "
+            "again with --class-names FILE, a name a line in the order of the network's outputs"
+        ) from error
+
+
+def _numbers(model: Classifier) -> list[str]:
+    """Return what classes are called where nobody has named them."""
+    return [str(number) for number in range(model.num_classes)]
 
 
 def _task_dataset(
@@ -125,9 +145,7 @@ def evaluate(
     if model.tasks:
         dataset = _task_dataset(model, data, labels, label_from_name)
     else:
-        dataset = find_dataset(
-            data, labels=labels, label_from_name=label_from_name, classes=model.class_names
-        )
+        dataset = _class_dataset(model, data, labels, label_from_name)
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     if part is None:
         part = "test" if dataset.test else "val"
