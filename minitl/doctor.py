@@ -113,8 +113,11 @@ def _checks(device: Device, precision: str) -> Iterator[tuple[str, Callable[[], 
         for name, optimizer in OPTIMIZERS.items():
             yield name, partial(_optimizer_error, optimizer, device)
         yield "average of weights", partial(_average_error, device)
+        yield "clipped gradients", partial(_clipping_error, device)
     if precision != "tf32":
         yield "pictures", partial(_pictures_error, device, precision)
+        for name, change in CHANGES.items():
+            yield name, partial(_change_error, change, device, precision)
 
 
 def _operation_error(check: Check, device: Device, precision: str) -> float:
@@ -178,6 +181,24 @@ def _pictures_error(device: Device, precision: str) -> float:
     return _error(Tensor(x).numpy(), p.normalise(images[:, 0:8, 2:10]))
 
 
+def _clipping_error(device: Device) -> float:
+    clipped = []
+    for where in (device, CPU):
+        gradients = [where.array(np.cos(np.arange(size, dtype=np.float32))) for size in (37, 5)]
+        where.kernels.clip_norm(gradients, 0.5)
+        clipped.append(np.concatenate([Tensor(gradient).numpy() for gradient in gradients]))
+    return _error(*clipped)
+
+
+def _change_error(change: Callable[..., Array], device: Device, precision: str) -> float:
+    given = np.random.default_rng(0).normal(size=(3, 5, 8, 3)).astype(np.float32)
+    there, here = given, given
+    if precision == "bf16":
+        there, here = narrow(given), widen(narrow(given))
+    changed = Tensor(change(device.kernels, device.array(there))).numpy()
+    return _error(changed, change(CPU.kernels, here))
+
+
 def _error(a: np.ndarray, b: np.ndarray) -> float:
     right = b.astype(np.float64)
     return float(np.sqrt(((a - right) ** 2).mean() / max((right**2).mean(), 1e-30)))
@@ -208,6 +229,15 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "SGD": optim.SGD,
     "SGD, momentum": partial(optim.SGD, momentum=0.9, nesterov=True),
     "Adam": partial(optim.Adam, weight_decay=0.1),
+}
+
+# What may be done to a batch of pictures, by the kernels of a device.
+_LIMITS = (0.1, 0.2, 0.3), (-1.0, -1.5, -2.0), (1.0, 1.5, 2.0)
+CHANGES: dict[str, Callable[..., Array]] = {
+    "mixup": lambda kernels, x: kernels.mixup_forward(x, 0.3),
+    "cutmix": lambda kernels, x: kernels.cutmix_forward(x, 1, 4, 2, 7),
+    "attack, start": lambda kernels, x: kernels.attack_start(x, *_LIMITS, 5),
+    "attack, step": lambda kernels, x: kernels.attack_step(x, x, x, (0.05, 0.1, 0.3), *_LIMITS),
 }
 
 _X = (3, 9, 7, 24)

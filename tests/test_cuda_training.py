@@ -20,8 +20,11 @@ from minitl.device import CPU, get_device
 from minitl.errors import UserError
 from minitl.tensor import Tensor
 from minitl.train import recording
+from minitl.train.attack import Attack
 from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs, on_device
+from minitl.train.mixing import mix
+from minitl.train.robustness import under_attack
 from minitl.train.step import TrainingStep
 from tests.cuda_launch import needs_checker
 from tests.cuda_on_cpu.fake_cupy import install
@@ -70,15 +73,27 @@ class Small(nn.Module):
         return self.fc(self.drop(y))
 
 
-def train(device, sizes, make=Small, optimizer="SGD", micro_batch=None, before=lambda step: None):
+def train(
+    device,
+    sizes,
+    make=Small,
+    optimizer="SGD",
+    micro_batch=None,
+    before=lambda step: None,
+    mixes=False,
+    **more,
+):
     """Take a step for each of `sizes`; return the model's state, the results, and the step."""
     model = make().to(device)
     options = {"momentum": 0.9, "nesterov": True} if optimizer == "SGD" else {}
     chosen = getattr(optim, optimizer)(model.parameters(), lr=0.05, weight_decay=1e-3, **options)
-    step = TrainingStep(model, model, chosen, device, label_smoothing=0.1, micro_batch=micro_batch)
+    more |= {"label_smoothing": 0.1, "micro_batch": micro_batch}
+    step = TrainingStep(model, model, chosen, device, **more)
     with device.computing():
         for number, n in enumerate(sizes):
             inputs = batch(device, n, seed=number)
+            if mixes:
+                inputs = mix(inputs, 0.4, 0.4, seed=0, epoch=0, batch=number)
             before(step)
             chosen.lr_factor = 1 / (1 + number)
             step(inputs)
@@ -200,6 +215,36 @@ def test_recorded_steps_equal_steps_that_run_as_code(gpu, monkeypatch, optimizer
     assert_same(ours, theirs)
     assert results == their_results
     assert len({result.loss for result in results}) == len(sizes)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_recorded_steps_with_clipped_gradients_on_mixed_pictures(gpu, monkeypatch, micro_batch):
+    """How much a picture's own label counts, and how much is clipped, changes from step to step."""
+    sizes, device = [4, 4, 4, 3, 4, 4, 4], get_device("cuda")
+    options = {"micro_batch": micro_batch, "mixes": True, "clip_norm": 0.5}
+    ours, results, step = train(device, sizes, **options)
+    assert step._recorder.recorded
+    monkeypatch.setattr(recording, "EAGER", 100)
+    theirs, their_results, step = train(device, sizes, **options)
+    assert not step._recorder.recorded
+    assert_same(ours, theirs)
+    assert results == their_results
+    on_cpu, their_results, _ = train(CPU, sizes, **options)
+    for name, value in on_cpu.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    for mine, other in zip(results, their_results, strict=True):
+        assert mine.loss == pytest.approx(other.loss, rel=1e-4)
+
+
+def test_a_mixed_batch_after_plain_ones_makes_a_new_recording(gpu):
+    device, model = get_device("cuda"), Small().to(get_device("cuda"))
+    step = TrainingStep(model, model, optim.SGD(model.parameters(), lr=0.01), device)
+    with device.computing():
+        for number in range(5):
+            step(batch(device, seed=number))
+        assert step._recorder.recorded
+        step(mix(batch(device), 0.4, 0, seed=0, epoch=0, batch=0))
+        assert not step._recorder.recorded
 
 
 def test_dropout_and_the_optimizer_count_on_in_recorded_steps(gpu):
@@ -443,6 +488,47 @@ def test_a_run_on_the_gpu_gives_the_curve_of_the_cpu(finetune, data, capsys):
     with install(mode="fast"):
         assert main(["predict", str(on_gpu), picture, "--device", "cuda"]) == 0
     assert picture in capsys.readouterr().out
+
+
+def test_clipping_mixing_and_attacks_give_the_curve_of_the_cpu(finetune):
+    options = *("--mixup", 0.4, "--cutmix", 1, "--clip-norm", 0.5), *("--adversarial", "fgsm:2")
+    options += "--epochs", 1, "--lr", 0.005, "--no-report"
+    on_cpu, _ = finetune("cpu", *options)
+    on_gpu, _ = finetune("gpu", "--device", "cuda", *options)
+    # A gradient near zero may have another sign.
+    np.testing.assert_allclose(curve(on_gpu), curve(on_cpu), rtol=5e-3)
+
+
+def test_robustness_is_that_of_the_cpu(tmp_path, weights):
+    samples, root = pictures_of(tmp_path)
+    model, attack = minitl.load_model(weights), Attack("pgd", 2.0, steps=2)
+    here = under_attack(model, samples[::3], root, attack)
+    with install(mode="fast"):
+        there = under_attack(model, samples[::3], root, attack, device=get_device("cuda"))
+    assert there == here
+    assert there["images"] == len(samples[::3])
+
+
+def test_an_attack_that_does_not_fit_into_memory_is_taken_in_parts(capsys):
+    """Each picture's attack is its own affair, so the parts' results are those of the whole."""
+    preprocessing, labels = Preprocessing(resize=8, crop=8), np.arange(8) % 5
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
+    attack = Attack("fgsm", 2.0)
+    with install(mode="fast") as gpu:
+        device = get_device("cuda")
+        model = Small().to(device)
+        step = TrainingStep(model, model, optim.SGD(model.parameters(), lr=0.1), device)
+        x, labels = device.array(x), device.array(labels)
+        whole = attack(model, x, labels, preprocessing)
+        gpu.cupy.get_default_memory_pool().free_all_blocks()
+        gpu.memory = gpu.allocated + 42_000
+        moved = step.within_memory(
+            8, lambda: attack(model, x, labels, preprocessing, step.micro_batch)
+        )
+        assert step.micro_batch == 4
+        assert "going on with at most" in capsys.readouterr().out
+        assert not any(p.grad is not None for p in model.parameters())
+        assert (moved.get() == whole.get()).mean() > 0.999
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
