@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minitl.cli.arguments import add_labels, count
+from minitl.cli.settings import add_tasks
 from minitl.errors import UserError
 
 SHOWN = 3  # pictures named for each finding
@@ -21,6 +22,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command.set_defaults(run=run)
     command.add_argument("data", metavar="DATA", type=Path, help="as for finetune")
     add_labels(command)
+    add_tasks(command)
     command.add_argument(
         "--size", type=count, default=224, metavar="N", help="side of the network's input (224)"
     )
@@ -36,11 +38,15 @@ def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
     from minitl.data.doctor import diagnose
     from minitl.data.labels import find_dataset
+    from minitl.tasks import parse
     from minitl.text import printable
     from minitl.train.console import Progress
 
     dataset = find_dataset(
-        options.data, labels=options.labels, label_from_name=options.label_from_name
+        options.data,
+        labels=options.labels,
+        label_from_name=options.label_from_name,
+        tasks=parse(options.task or (), options.task_weight or ()),
     )
     total = len(dataset.train) + len(dataset.val) + len(dataset.test)
     with Progress("looking at pictures", total) as progress:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minitl.cli.arguments import add_labels, count
-from minitl.cli.settings import add_augmentation
+from minitl.cli.settings import add_augmentation, add_tasks
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -43,6 +43,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--test-fraction", type=float, metavar="X", help="as for finetune, if DATA has no test (0)"
     )
     add_labels(what)
+    add_tasks(command)
     add_augmentation(command)
     return command
 

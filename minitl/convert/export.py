@@ -20,6 +20,7 @@ from minitl.convert.export_torch import torch_file
 from minitl.convert.names import TIMM_RESNET_V2, TIMM_VGG, to_their_names
 from minitl.errors import UserError
 from minitl.files import write_atomically
+from minitl.tasks import output_slices
 
 if TYPE_CHECKING:
     from minitl.hdf5 import WeightsFile
@@ -73,6 +74,8 @@ def export(
     write_atomically(dst, content)
     if to != "onnx" and (caveat := _caveat(model)):
         say(caveat)
+    if model.tasks:
+        say(_meanings(model))
     return to
 
 
@@ -118,6 +121,19 @@ def _caveat(model: "Classifier") -> str:
         f"beware: torchvision's or timm's {model.arch} may load these weights, but they need {options}, "
         "which it does not have as it is; change it so, or export to ONNX, which holds the network"
     )
+
+
+def _meanings(model: "Classifier") -> str:
+    """Return what the outputs mean, of which other programs know nothing."""
+    told = []
+    for task, own in zip(model.tasks, output_slices(model.tasks), strict=True):
+        what = {
+            "classes": "softmax over these",
+            "labels": "sigmoid of each",
+            "number": f"times {task.std:.6g} plus {task.mean:.6g}",
+        }[task.kind]
+        told.append(f"{own.start}-{own.stop - 1} {task.name} ({what})")
+    return f"the outputs are, as numbers of several tasks: {'; '.join(told)}"
 
 
 def metadata(contents: "WeightsFile") -> dict[str, str]:

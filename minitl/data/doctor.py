@@ -27,6 +27,7 @@ from PIL import Image
 
 from minitl.data.decode import FORMATS, ImageError, decode_image
 from minitl.data.folder import PARTS, Dataset, Sample
+from minitl.tasks import output_slices
 
 FEW = 10  # pictures of a class in training: below this its results are mostly luck
 UNEQUAL = 5.0  # times as many pictures in the largest class as in the smallest
@@ -138,7 +139,7 @@ def diagnose(
     findings = [
         Finding("error", "unreadable", f"cannot be read: {reason}", [path]) for path, reason in bad
     ]
-    findings += _copies(seen, dataset.classes)
+    findings += _copies(seen, dataset)
     findings += class_findings(dataset)
     findings += _small(seen, input_side)
     findings += _collected(seen)
@@ -154,27 +155,33 @@ def class_findings(dataset: Dataset) -> list[Finding]:
     """Say which classes have too few pictures to train on, and whether they are very unequal."""
     counts = dataset.counts("train")
     found = []
-    few = [
-        (name, count) for name, count in zip(dataset.classes, counts, strict=True) if count < FEW
-    ]
+    names = dataset.classes
+    few = [(name, count) for name, count in zip(names, counts, strict=True) if count < FEW]
     if few:
         listed = ", ".join(f"{name} ({count})" for name, count in few[:8])
         more = f" and {len(few) - 8} more" if len(few) > 8 else ""
         found.append(
             Finding("warning", "few", f"fewer than {FEW} training pictures: {listed}{more}")
         )
-    if counts and min(counts) > 0 and max(counts) / min(counts) >= UNEQUAL:
-        largest = dataset.classes[counts.index(max(counts))]
-        smallest = dataset.classes[counts.index(min(counts))]
-        found.append(
-            Finding(
-                "warning",
-                "imbalance",
-                f"{largest} has {max(counts) / min(counts):.0f} times as many training pictures as "
-                f"{smallest}; accuracy then says little about {smallest}: read the F1 scores",
-            )
-        )
+    for own in output_slices(dataset.tasks) or [
+        slice(None)
+    ]:  # a task is compared with itself alone
+        found += _imbalance(names[own], counts[own])
     return found
+
+
+def _imbalance(names: list[str], counts: list[int]) -> list[Finding]:
+    if not counts or min(counts) == 0 or max(counts) / min(counts) < UNEQUAL:
+        return []
+    largest, smallest = names[counts.index(max(counts))], names[counts.index(min(counts))]
+    return [
+        Finding(
+            "warning",
+            "imbalance",
+            f"{largest} has {max(counts) / min(counts):.0f} times as many training pictures as "
+            f"{smallest}; accuracy then says little about {smallest}: read the F1 scores",
+        )
+    ]
 
 
 def quick_findings(dataset: Dataset) -> list[Finding]:
@@ -185,7 +192,7 @@ def quick_findings(dataset: Dataset) -> list[Finding]:
     """
     by_kind: dict[str, list[Finding]] = defaultdict(list)
     for group in _equal_files(dataset):
-        finding = _copy_finding(group, dataset.classes, "the same file")
+        finding = _copy_finding(group, dataset, "the same file")
         by_kind[finding.kind].append(finding)
     return [_merged(findings) for findings in by_kind.values()] + class_findings(dataset)
 
@@ -273,31 +280,33 @@ def _thumbnail(picture: Image.Image) -> np.ndarray:
     return np.asarray(gray, np.float32)
 
 
-def _copies(seen: list[_Seen], classes: list[str]) -> list[Finding]:
+def _copies(seen: list[_Seen], dataset: Dataset) -> list[Finding]:
     """Group equal and nearly equal pictures and say what each group means."""
     equal: dict[bytes, list[_Seen]] = defaultdict(list)
     for one in seen:
         equal[one.pixels].append(one)
     found = [
-        _copy_finding([(one.sample, one.part) for one in group], classes, "the same picture")
+        _copy_finding([(one.sample, one.part) for one in group], dataset, "the same picture")
         for group in equal.values()
         if len(group) > 1
     ]
     firsts = [group[0] for group in equal.values()]
     for group in _near_groups(firsts):
         everyone = [(one.sample, one.part) for first in group for one in equal[first.pixels]]
-        found.append(_copy_finding(everyone, classes, "nearly the same picture"))
+        found.append(_copy_finding(everyone, dataset, "nearly the same picture"))
     return found
 
 
-def _copy_finding(group: Sequence[tuple[Sample, str]], classes: list[str], what: str) -> Finding:
+def _copy_finding(group: Sequence[tuple[Sample, str]], dataset: Dataset, what: str) -> Finding:
     """Say what copies in these parts mean, under these labels."""
-    labels = sorted({sample.label for sample, _ in group})
+    # By number first, as classes are ordered; of several tasks each picture has a number of its own.
+    in_order = sorted((sample for sample, _ in group), key=lambda sample: sample.label)
+    labels = list(dict.fromkeys(dataset.label_of(sample) for sample in in_order))
     parts = sorted({part for _, part in group}, key=list(PARTS).index)
     paths = [sample.path for sample, _ in group]
     near = "near-" if what.startswith("nearly") else ""
-    if len(labels) > 1:
-        names = " and ".join(classes[label] for label in labels)
+    if len(labels) > 1 and _contradict([sample.label for sample in in_order], dataset.targets):
+        names = " and ".join(labels)
         severity = "warning" if near else "error"
         return Finding(severity, f"{near}label-conflict", f"{what} is labelled {names}", paths)
     if len(parts) > 1:
@@ -305,6 +314,15 @@ def _copy_finding(group: Sequence[tuple[Sample, str]], classes: list[str], what:
         message = f"{what} is in {' and '.join(parts)}: the judgement would be of learned pictures"
         return Finding(severity, f"{near}leak", message, paths)
     return Finding("warning", f"{near}duplicate", f"{what} is there {len(group)} times", paths)
+
+
+def _contradict(numbers: list[int], targets: np.ndarray | None) -> bool:
+    """Whether different labels exclude each other: of several tasks, not where one knows less."""
+    if targets is None:
+        return True
+    rows = targets[numbers]
+    known = np.where(np.isnan(rows), np.inf, rows), np.where(np.isnan(rows), -np.inf, rows)
+    return bool((known[0].min(axis=0) < known[1].max(axis=0)).any())
 
 
 def _near_groups(seen: list[_Seen]) -> list[list[_Seen]]:

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 from minitl.data.folder import Dataset, from_labels, list_inside, scan
 from minitl.data.table import part_named, read_table
+from minitl.data.task_table import task_dataset
 from minitl.errors import UserError
+from minitl.tasks import Wanted
 
 
 class Label(NamedTuple):
@@ -33,6 +35,7 @@ def find_dataset(
     *,
     labels: str | Path | None = None,
     label_from_name: str | None = None,
+    tasks: Sequence[Wanted] = (),
     val_fraction: float = 0.2,
     test_fraction: float = 0.0,
     seed: int = 0,
@@ -40,7 +43,8 @@ def find_dataset(
 ) -> Dataset:
     """Return the dataset of a folder, with labels from its class folders unless something else is said.
 
-    labels: a table. label_from_name: a pattern as for `labels_from_names`. The rest is as for `scan`.
+    labels: a table. label_from_name: a pattern as for `labels_from_names`. tasks: columns of the table in
+    place of the one label, see task_table.py. The rest is as for `scan`.
 
     Raises UserError for whatever is wrong with these, with file and line.
     """
@@ -48,6 +52,10 @@ def find_dataset(
     draw = {"val_fraction": val_fraction, "test_fraction": test_fraction}
     if labels is not None and label_from_name is not None:
         raise UserError("--labels and --label-from-name both say the labels; give one of them")
+    if tasks:
+        if labels is None:
+            raise UserError("--task names columns of a table; give --labels FILE.csv")
+        return task_dataset(root, labels, tasks, **draw, seed=seed)
     if labels is None and label_from_name is None:
         return scan(root, **draw, seed=seed, classes=classes)
     if not root.is_dir():

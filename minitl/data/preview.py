@@ -36,7 +36,7 @@ def contact_sheet(
             shown = crop.resize((side, side)) if crop.width > side else crop
             sheet.paste(shown, (MARGIN + column * step_x, top))
         sample = loader.samples[index]
-        caption = f"{dataset.classes[sample.label]}: {sample.path}"
+        caption = f"{dataset.label_of(sample)}: {sample.path}"
         draw.text((MARGIN, top + side), _drawable(caption), fill=(0, 0, 0))
     return sheet
 

@@ -5,6 +5,9 @@
     POST /predict     a picture as the body, or as the form's file "image"
                       -> {"top": [[class, probability], ...], "picture": data URI, "map": data URI}
 
+A model with several tasks has them in "tasks", by name and as `minitl predict` writes them, in place of "top"
+and of "classes"; the map is of what its first task says.
+
 Errors are {"error": text} with a fitting status. By default only this machine can connect; a page of
 another site cannot use the browser to reach it, because requests must name the host that is served.
 """
@@ -23,6 +26,8 @@ from minitl.tensor import Tensor, no_grad
 from minitl.train.activation_map import activation_maps
 from minitl.train.forward import softmax
 from minitl.train.pictures import data_uri, jpeg, overlaid
+from minitl.train.task_metrics import answers
+from minitl.train.task_predictions import prediction
 
 if TYPE_CHECKING:
     from flask import Flask, Response
@@ -75,10 +80,15 @@ def make_app(model: Classifier, title: str, hosts: tuple[str, ...] | None = LOOP
 
     @app.get("/")
     def page() -> str:
-        return render_template("page.html", title=title, classes=model.class_names)
+        return render_template(
+            "page.html", title=title, classes=model.class_names, tasks=[t.name for t in model.tasks]
+        )
 
     @app.get("/model")
     def describe() -> Any:
+        if model.tasks:
+            tasks = [task.to_dict() for task in model.tasks]
+            return jsonify(model=model.arch, tasks=tasks, side=predictor.side)
         return jsonify(model=model.arch, classes=model.class_names, side=predictor.side)
 
     @app.post("/predict")
@@ -110,15 +120,18 @@ class _Predictor:
         picture = decode_bytes(content, name, min_side=self._preprocessing.resize)
         crop = self._preprocessing.evaluation_crop(picture)
         images = Tensor(self._preprocessing.normalise(crop[None]))
-        names = self._model.class_names
+        names, tasks = self._model.class_names, self._model.tasks
         assert names is not None
         with self._lock:
             with no_grad():
-                probabilities = softmax(self._model(images).numpy())[0]
-            best = (-probabilities).argsort(kind="stable")
+                outputs = self._model(images).numpy()
+            said = (answers(tasks, outputs) if tasks else softmax(outputs))[0]
+            first = said[: tasks[0].outputs] if tasks else said
+            best = (-first).argsort(kind="stable")
             heat = activation_maps(self._model, images, np.array(best[:1]))[0]
+        top = [[names[i], round(float(said[i]), 6)] for i in best[:5]]
         return {
-            "top": [[names[i], round(float(probabilities[i]), 6)] for i in best[:5]],
+            **({"tasks": prediction(tasks, said)} if tasks else {"top": top}),
             "picture": data_uri(jpeg(crop), "jpeg"),
             "map": data_uri(jpeg(overlaid(crop, heat)), "jpeg"),
         }

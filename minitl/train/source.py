@@ -4,7 +4,6 @@ from pathlib import Path
 
 from minitl.data.folder import Dataset
 from minitl.data.labels import find_dataset
-from minitl.data.task_table import task_dataset
 from minitl.feature_file import FeatureFile
 from minitl.tasks import parse
 from minitl.train import extract
@@ -18,19 +17,11 @@ def dataset_of(config: Config) -> Dataset:
     """
     if config.features is not None:
         return extract.dataset_of(FeatureFile(config.features))
-    if config.task and config.labels is not None:
-        return task_dataset(
-            Path(config.data),
-            Path(config.labels),
-            parse(config.task, config.task_weight),
-            val_fraction=config.val_fraction,
-            test_fraction=config.test_fraction,
-            seed=config.seed,
-        )
     return find_dataset(
         Path(config.data),
         labels=config.labels,
         label_from_name=config.label_from_name,
+        tasks=parse(config.task, config.task_weight),
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
