@@ -13,7 +13,7 @@ from minitl import models, nn
 from minitl.cli import main
 from minitl.data.folder import Sample
 from minitl.train.shift import distance, domain_shift
-from minitl.train.transfer import Interval, in_words, interval
+from minitl.train.transfer import Interval, in_words, interval, too_short
 
 
 def write_noise(folder: Path, count: int, low: int, high: int, seed: int) -> list[Sample]:
@@ -45,6 +45,15 @@ def test_intervals_are_students() -> None:
 def test_words_follow_the_interval(values: list[float], word: str) -> None:
     words = in_words("Fine-tuned", interval(values))
     assert word in words and f"{100 * np.mean(values):+.1f} points" in words
+
+
+def test_a_training_from_scratch_that_got_nowhere_is_called_so() -> None:
+    def words(scratch: float) -> list[str]:
+        return too_short({"accuracy": {"scratch": {"mean": scratch}}, "most_frequent": 0.4}, 3)
+
+    (sentence,) = words(0.42)
+    assert "40.0 %" in sentence and "3 epochs" in sentence and "--epochs" in sentence
+    assert not words(0.6)
 
 
 def test_the_distance_by_hand() -> None:
@@ -105,7 +114,8 @@ def test_the_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     figures = json.loads(capsys.readouterr().out)
     assert figures == json.loads((out / "transfer.json").read_text())
     assert set(figures["accuracy"]) == {"scratch", "frozen", "finetuned"}
-    assert figures["part"] == "val" and figures["seeds"] == 2 and len(figures["words"]) == 2
+    assert figures["part"] == "val" and figures["seeds"] == 2 and len(figures["words"]) >= 2
+    assert figures["most_frequent"] == 0.5
     for way, row in figures["accuracy"].items():
         assert len(row["seeds"]) == 2 and row["mean"] == pytest.approx(np.mean(row["seeds"]))
         assert figures["attack"][way]["mean"] <= row["mean"]

@@ -65,7 +65,8 @@ def reliability(calibration: dict[str, Any]) -> bytes:
     known = [row for row in zip(*columns, strict=True) if row[2]]
     sure, right, images = (list(column) for column in zip(*known, strict=True))
     axes.plot(sure, right, lw=1, alpha=0.5)
-    axes.scatter(sure, right, s=[20 + 200 * n / sum(images) for n in images])  # area: pictures
+    sizes = [20 + 200 * n / sum(images) for n in images]  # area: pictures
+    axes.scatter(sure, right, s=sizes, clip_on=False, zorder=3)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
     axes.grid(alpha=0.3)
     return _png(figure)

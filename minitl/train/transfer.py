@@ -34,6 +34,7 @@ WAYS = ("scratch", "frozen", "finetuned")
 NAMES = {"scratch": "from scratch", "frozen": "frozen features", "finetuned": "fine-tuned"}
 # From scratch wants larger steps than a network that has much to lose.
 RATES = {"scratch": 0.05, "frozen": 0.01, "finetuned": 0.001}
+LEARNED = 0.05  # above the most frequent class: so much shows that anything has been learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def transfer_report(
     rates = RATES | (rates or {})
     accuracy: dict[str, list[float]] = {way: [] for way in WAYS}
     attacked: dict[str, list[float]] = {way: [] for way in WAYS}
-    part = "val"
+    part, most_frequent = "val", []
     for seed in range(seeds):
         for way in WAYS:
             say(f"\n{NAMES[way]}, seed {seed}")
@@ -89,10 +90,14 @@ def transfer_report(
             summary = finetune(config, run)
             part = "test" if "test" in summary else "val"
             accuracy[way].append(summary[part]["accuracy"])
+            counts = [row["images"] for row in summary[part]["per_class"].values()]
+            most_frequent.append(max(counts) / sum(counts))
             if attack is not None:
                 attacked[way].append(_attacked(run, config, part, attack))
     shift = _shift(settings, folder / "finetuned" / "seed-0")
     figures = _figures(accuracy, attacked, part, attack, shift)
+    figures["most_frequent"] = float(np.mean(most_frequent))
+    figures["words"] += too_short(figures, settings.epochs)
     figures |= {"weights": Path(settings.weights).name, "epochs": settings.epochs, "rates": rates}
     write_json(folder / "transfer.json", figures)
     write_atomically(folder / "transfer.html", render(figures).encode("utf-8", "backslashreplace"))
@@ -167,6 +172,18 @@ def in_words(what: str, gain: Interval) -> str:
     return f"{what}: no clear difference, {points}."
 
 
+def too_short(figures: dict[str, Any], epochs: int) -> list[str]:
+    """Say it where training from scratch got nowhere: transfer is then compared with nothing learned."""
+    scratch, always = figures["accuracy"]["scratch"]["mean"], figures["most_frequent"]
+    if scratch > always + LEARNED:
+        return []
+    return [
+        f"From scratch hardly beats saying the most frequent class each time ({percent(always)}): "
+        f"{epochs} epochs are too few for it. The gains hold for so short a training; for the question "
+        "what more patience would bring, give more --epochs."
+    ]
+
+
 def table(figures: dict[str, Any]) -> list[str]:
     """Return the figures as lines for a terminal."""
     attack = figures.get("attack")
@@ -234,5 +251,6 @@ __all__ = [
     "interval",
     "render",
     "table",
+    "too_short",
     "transfer_report",
 ]
