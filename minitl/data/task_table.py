@@ -70,7 +70,7 @@ def task_dataset(
     rows = {
         part: sorted(numbers[p] for paths in f.values() for p in paths) for part, f in found.items()
     }
-    _give_back(tasks, targets, rows, [not picture.part for picture in pictures])
+    _give_back(_shows(tasks, targets), rows, pictures)
     tasks = _judgeable(tasks, targets, rows, pictures, table)
     train, val, test = (_samples(pictures, rows.get(part, [])) for part in ("train", "val", "test"))
     dataset = Dataset(root, output_names(tasks), train, val, test, notes=notes)
@@ -212,18 +212,16 @@ def _shows(tasks: Sequence[Task], targets: np.ndarray) -> np.ndarray:
     return np.concatenate(shown, axis=1)
 
 
-def _give_back(
-    tasks: Sequence[Task], targets: np.ndarray, rows: dict[str, list[int]], drawn: Sequence[bool]
-) -> None:
+def _give_back(shows: np.ndarray, rows: dict[str, list[int]], pictures: Sequence[_Picture]) -> None:
     """Move drawn pictures to training, one for each class or label that has no picture there."""
-    shows = _shows(tasks, targets)
     for output in range(shows.shape[1]):
         if not shows[rows["train"], output].any():
             for part in ("val", "test"):
-                movable = [n for n in rows.get(part, []) if drawn[n] and shows[n, output]]
-                if movable:
-                    rows[part].remove(movable[0])
-                    rows["train"] = sorted([*rows["train"], movable[0]])
+                own = [n for n in rows.get(part, []) if shows[n, output] and not pictures[n].part]
+                if own:
+                    moved = min(own, key=lambda n: pictures[n].path)  # whatever the table's order
+                    rows[part].remove(moved)
+                    rows["train"].append(moved)
                     break
 
 
