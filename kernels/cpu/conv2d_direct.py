@@ -39,10 +39,12 @@ from minitl.kernels.cpu.conv2d_pack import (
     rows_as_one_tap,
 )
 from minitl.kernels.cpu.conv2d_tables import (
+    TASKS,
     Gather,
     cover_by_panels,
     cover_by_tiles,
     cover_by_vectors,
+    divide_dw,
     dx_gathers,
     forward_gather,
     ones_of,
@@ -70,14 +72,8 @@ TILES_IN_BLOCK = 4  # tiles of pixels that one panel of filters is used for befo
 MORE_TILES_IN_BLOCK = 8  # where the panels together outgrow a core's cache:
 FILTERS_IN_CACHE = 1 << 19  # floats
 LONGEST_SUM = 288  # products summed in registers before they are added to memory
-PIXELS_IN_SUM = 128  # dw: the same, in pixels
-TASKS = (
-    12  # dw: independent pieces of work, for any number of threads up to this; each costs copies
-)
+PIXELS_IN_SUM = 128  # dw: the same, in pixels, about
 VECTORS_IN_COPY = 32  # dw: vectors of a row of x that are copied at a time
-TILES_IN_SLICE = 8  # dw: tiles of filters at least, if they are divided among tasks
-PARTIAL_SUMS = 1 << 19  # dw: floats that partial sums may take when pixels are divided among tasks,
-COPIED_FOR_SUMS = 6  # or one for so many floats that are copied, if that is more
 
 
 @kernel()
@@ -211,7 +207,7 @@ def _list_lines(source, rows, first, end, lines, count):  # type: ignore[no-unty
     for p in range(len(rows)):
         row = source + 4 * np.int64(rows[p])
         for column in range(first, end, LINE):
-            lines[count] = row + 4 * column
+            lines[np.uint64(count)] = row + 4 * column
             count += 1
     return count
 
@@ -235,10 +231,13 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
     unit_slices,
     tile_slices,
     sums,
+    fresh,
     room,
     far,
 ):
     """Add to sums[chunk, group, tap, pair, tile] the products of dy and x over the chunk's pixels.
+
+    fresh: nothing has been written to the sums yet, and every chunk has pixels.
 
     gather: the table of x, and below it where dy's pixels start. run: floats from group to group in x.
     columns: first columns of the vectors of x, int32; pair: two of them. tiles: int32 (3, tiles), see
@@ -263,7 +262,8 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
         copied_dy = copied_x + 4 * VECTORS_IN_COPY * vector
         from_x = copied_x
         end_piece = (chunk + 1) * sets * blocks // chunks
-        for piece in range(chunk * sets * blocks // chunks, end_piece):
+        first_piece = chunk * sets * blocks // chunks
+        for piece in range(first_piece, end_piece):
             # While this piece is summed, the next one is fetched.
             asked, asking = np.int64(far[get_thread_id()].ctypes.data), np.int64(0)
             if piece + 1 < end_piece:
@@ -279,11 +279,13 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                     asking,
                 )
                 for tap in range(begin_unit // pairs, (end_unit - 1) // pairs + 1):
+                    first = 2 * max(begin_unit - tap * pairs, 0)
+                    last = min(2 * min(end_unit - tap * pairs, pairs), len(columns)) - 1
                     asking = _list_lines(
                         x.ctypes.data + 4 * next_set * x_step,
                         gather[tap, begin:end],
-                        0,
-                        x.shape[3],
+                        columns[first],
+                        columns[last] + lanes + (groups - 1) * run,
                         far[get_thread_id()],
                         asking,
                     )
@@ -326,6 +328,8 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                     for tile in range(begin_tile, end_tile):
                         in_row = tiles[0, tile] - tiles[2, tile]
                         asking -= LINES_ASKED * (count // UNROLL)
+                        total = sums.ctypes.data + 4 * (place + tile) * tile_size
+                        begins = fresh and piece == first_piece
                         add_outer_products(
                             lanes,
                             min(2, len(columns) - first),
@@ -335,7 +339,8 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                             lanes,
                             vector,
                             count,
-                            sums.ctypes.data + 4 * (place + tile) * tile_size,
+                            np.int64(zeros.ctypes.data) if begins else total,
+                            total,
                             asked if asking >= 0 else np.int64(0),
                         )
                         asked += 8 * LINES_ASKED * (count // UNROLL)
@@ -351,21 +356,20 @@ def _combine_sums(lanes, height, sums, run, columns, tiles, dw):  # type: ignore
     for task in prange(groups * in_group):
         group = task // in_group
         tile = task - group * in_group
-        total = np.empty(2 * lanes, np.float64)
+        total = np.empty(lanes, np.float64)
         for tap in range(taps):
             for pair in range(pairs):
-                width = min(2, len(columns) - 2 * pair) * lanes
-                for i in range(tiles[1, tile], height):
-                    for j in range(width):
-                        total[j] = sums[0, group, tap, pair, tile, i * width + j]
-                    for chunk in range(1, chunks):
-                        for j in range(width):
-                            total[j] += sums[chunk, group, tap, pair, tile, i * width + j]
+                vectors = min(2, len(columns) - 2 * pair)
+                for q in range(tiles[1, tile] * vectors, height * vectors):
+                    i = q // vectors
+                    column = columns[2 * pair + q - i * vectors]
+                    for chunk in range(chunks):
+                        for j in range(np.uint64(lanes)):
+                            number = sums[chunk, group, tap, pair, tile, np.uint64(q * lanes) + j]
+                            total[j] = number if chunk == 0 else total[j] + number
                     row = group * kg + tiles[0, tile] + i
-                    for j in range(width):
-                        column = columns[2 * pair + j // lanes] + j % lanes
-                        if column < run:
-                            dw[row, tap * run + column] = total[j]
+                    for j in range(np.uint64(min(lanes, run - column))):
+                        dw[row, np.uint64(tap * run + column) + j] = total[j]
 
 
 def conv2d_forward(
@@ -565,26 +569,28 @@ def conv2d_dw(
     columns = cover_by_vectors(run, lanes)
     tiles = cover_by_tiles(k // groups, lanes)
     divided = picture_sets(n, p * q)
-    size = k * r * s * cg
-    blocks = sum(sets * -(-pictures * p * q // PIXELS_IN_SUM) for _, pictures, sets in divided)
-    sums_allowed = max(PARTIAL_SUMS, n * p * q * (c + k) // COPIED_FOR_SUMS)
-    chunks = max(1, min(TASKS, blocks, sums_allowed // size))
+    in_set = divided[0][1] * p * q
+    block = UNROLL * -(-in_set // (UNROLL * max(1, round(in_set / PIXELS_IN_SUM))))
     in_group = tiles.shape[1]
     pairs = -(-len(columns) // 2)
-    sums = memory.zeros(
+    chunks, unit_slices, tile_slices = divide_dw(
+        n * p * q,
+        divided[0][2] * -(-in_set // block),
+        c,
+        k,
+        taps[0] * taps[1],
+        pairs,
+        in_group,
+        k * r * s * cg,
+    )
+    sums = memory.empty(
         (chunks, groups, taps[0] * taps[1], pairs, in_group, height * 2 * lanes), dy.dtype
     )
-    # Dividing the units, every task copies all of dy; dividing the tiles, all of x. Divide the longer.
-    unit_slices, tile_slices = 1, 1
-    if taps[0] * taps[1] * run >= k // groups:
-        unit_slices = min(taps[0] * taps[1] * pairs, -(-TASKS // chunks))
-    else:
-        tile_slices = min(-(-in_group // TILES_IN_SLICE), -(-TASKS // chunks))
     copied = VECTORS_IN_COPY + -(-in_group // tile_slices)  # vectors for each pixel
-    room = memory.empty((most_threads(), (PIXELS_IN_SUM + 1) * copied * lanes), dy.dtype)
+    room = memory.empty((most_threads(), (block + 1) * copied * lanes), dy.dtype)
     slice_taps = min(taps[0] * taps[1], -(-taps[0] * taps[1] // unit_slices) + 1)
     lines = k // LINE + 2 + slice_taps * (c // LINE + 2)
-    far = memory.empty((most_threads(), PIXELS_IN_SUM * lines), np.int64)
+    far = memory.empty((most_threads(), block * lines), np.int64)
     for first, pictures, sets in divided:
         gather = forward_gather(
             pictures, (h, w, c), (p, q, k), taps, stride, padding, dilation, ROWS_HEIGHT[lanes]
@@ -596,17 +602,18 @@ def conv2d_dw(
             pictures * p * q * k,
             x[first:],
             pictures * h * w * c,
-            zeros_of(max(c, lanes)),
+            zeros_of(max(c, height * 2 * lanes)),
             gather.table,
             gather.pixels,
             run,
             columns,
             tiles,
             sets,
-            PIXELS_IN_SUM,
+            block,
             unit_slices,
             tile_slices,
             sums,
+            first == 0,
             room,
             far,
         )

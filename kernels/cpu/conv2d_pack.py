@@ -2,6 +2,9 @@
 
 Filters are packed by panels of columns. Groups are merged until each has at least a vector of channels, and
 where there are fewer channels in all, zeros are appended.
+
+Inner loops count in unsigned numbers here and in conv2d_direct.py: with signed ones Numba looks whether an
+index is negative and means the end of the array, and neighbours are then stored one by one.
 """
 
 import numpy as np
@@ -9,6 +12,7 @@ from numba import prange
 
 from minitl.kernels.cpu import memory
 from minitl.kernels.cpu.jit import kernel
+from minitl.kernels.cpu.microkernel import transpose_square
 from minitl.shapes import Padding2d
 
 Pair = tuple[int, int]
@@ -24,11 +28,21 @@ def pack_forward(weight, scale, lanes, panels, packed):  # type: ignore[no-untyp
         first, width = panels[panel, 0], panels[panel, 1] * lanes
         begin = (task - panel * pieces) * 256
         place = panels[panel, 4] * depth
-        for k0 in range(begin, min(begin + 256, depth), 16):
-            for j in range(width):
-                factor = scale[first + j]
-                for k in range(k0, min(k0 + 16, depth)):
-                    packed[place + k * width + j] = weight[first + j, k] * factor
+        end = min(begin + 256, depth)
+        rest = end - (end - begin) % lanes
+        for j in range(0, width, lanes):
+            for k in range(begin, rest, lanes):
+                transpose_square(
+                    lanes,
+                    weight.ctypes.data + 4 * ((first + j) * depth + k),
+                    depth,
+                    scale.ctypes.data + 4 * (first + j),
+                    packed.ctypes.data + 4 * (place + k * width + j),
+                    width,
+                )
+            for k in range(rest, end):
+                for i in range(j, j + lanes):
+                    packed[place + k * width + i] = weight[first + i, k] * scale[first + i]
 
 
 @kernel(parallel=True)
@@ -47,8 +61,8 @@ def pack_dx(weight, taps, groups, lanes, panels, packed):  # type: ignore[no-unt
                     place = (panels[panel, 4] * len(taps) + t * width) * kg + (
                         k - group * kg
                     ) * width
-                    for j in range(width):
-                        packed[place + j] = weight[k, taps[t], first + j]
+                    for j in range(np.uint64(width)):
+                        packed[np.uint64(place) + j] = weight[k, taps[t], np.uint64(first) + j]
 
 
 def merge_count(groups: int, kg: int, cg: int, lanes: int) -> int:

@@ -17,6 +17,12 @@ Pair = tuple[int, int]
 
 PIXELS_IN_SET = 1024  # pictures are taken together until they have about so many pixels
 
+# dw is divided into so many pieces of work, for any number of threads up to this; each costs copies.
+TASKS = 12
+LEAST_WORK = 1 << 25  # multiply-adds in one of them, or there are fewer
+TILES_IN_SLICE = 8  # tiles of filters at least, if they are divided
+SUMS_IN_CACHE = 1 << 18  # floats
+
 
 class Gather(NamedTuple):
     """Where the rows of a product come from and where its results go, for one set of pictures."""
@@ -189,3 +195,34 @@ def cover_by_tiles(kg: int, lanes: int) -> np.ndarray:
 def cover_by_vectors(run: int, lanes: int) -> np.ndarray:
     """Return the first columns of the vectors that cover a row of x, the last one moved back, int32."""
     return np.maximum(np.minimum(np.arange(0, run, lanes), run - lanes), 0).astype(np.int32)
+
+
+@lru_cache(maxsize=256)
+def divide_dw(
+    pixels: int, blocks: int, c: int, k: int, taps: int, pairs: int, tiles: int, size: int
+) -> tuple[int, int, int]:
+    """Divide dw among tasks: (chunks of the pixels, slices of the units, slices of the tiles).
+
+    blocks: of pixels; chunks are not smaller. A unit is one of the `pairs` of vectors of x under a tap;
+    tiles are of filters. size: of dw. Every slice of the units copies all of dy, every slice of the tiles
+    all of x, and every chunk has sums of its own, which are written and then added. Of all divisions, the
+    one that moves the fewest floats is taken.
+    """
+    tasks = min(TASKS, max(1, -(-pixels * size // LEAST_WORK)))
+
+    def moved(division: tuple[int, int, int]) -> float:
+        chunks, unit_slices, tile_slices = division
+        slices = unit_slices * tile_slices
+        floats = pixels * (tile_slices * taps * c + unit_slices * k) + 2 * chunks * size
+        if size > slices * SUMS_IN_CACHE:
+            floats += blocks * size // 2
+        return floats * tasks / min(tasks, chunks * slices)
+
+    return min(
+        (
+            (min(blocks, -(-tasks // (unit_slices * tile_slices))), unit_slices, tile_slices)
+            for unit_slices in range(1, min(taps * pairs, tasks) + 1)
+            for tile_slices in range(1, max(1, min(tiles // TILES_IN_SLICE, tasks)) + 1)
+        ),
+        key=moved,
+    )

@@ -363,6 +363,7 @@ def _outer_tile(lanes: int, vectors: int) -> Callable[..., None]:
         b_step: ir.Value,
         vector_step: ir.Value,
         count: ir.Value,
+        before: ir.Value,
         c: ir.Value,
         far: ir.Value,
     ) -> None:
@@ -397,8 +398,8 @@ def _outer_tile(lanes: int, vectors: int) -> Callable[..., None]:
         _, *values = emit.repeat(rounds, [far, a, b, *sums], round_of_steps)
         _, _, *sums = emit.repeat(rest, values, step)
         for q, total in enumerate(sums):
-            place = emit.at(c, q * lanes)
-            emit.store(emit.builder.fadd(emit.load(place, emit.vector), total), place)
+            start = emit.load(emit.at(before, q * lanes), emit.vector)
+            emit.store(emit.builder.fadd(start, total), emit.at(c, q * lanes))
 
     return write
 
@@ -430,9 +431,41 @@ def _write_gather(
     emit.repeat(count, [table, target], row)
 
 
+def _write_transpose(
+    emit: Emitter,
+    source: ir.Value,
+    row_step: ir.Value,
+    factors: ir.Value,
+    target: ir.Value,
+    column_step: ir.Value,
+) -> None:
+    lanes = emit.lanes
+    rows = []
+    for _ in range(lanes):
+        rows.append(emit.load(source, emit.vector))
+        source = emit.at(source, row_step)
+    # In every square of 2, 4, 8, ... rows and columns, swap the two quarters beside the diagonal.
+    distance = 1
+    while distance < lanes:
+        kind = ir.VectorType(I32, lanes)
+        left = [e + (lanes - distance if e & distance else 0) for e in range(lanes)]
+        right = [e + (lanes if e & distance else distance) for e in range(lanes)]
+        for i in range(lanes):
+            if not i & distance:
+                pair = rows[i], rows[i + distance]
+                for row, order in ((i, left), (i + distance, right)):
+                    rows[row] = emit.builder.shuffle_vector(*pair, ir.Constant(kind, order))
+        distance *= 2
+    factor = emit.load(factors, emit.vector)
+    for row in rows:
+        emit.store(emit.builder.fmul(row, factor), target)
+        target = emit.at(target, column_step)
+
+
 TILES = [(lanes, vectors) for lanes in (8, 16) for vectors in (1, 2)]
 _rows = make_intrinsic({tile: _rows_tile(*tile) for tile in TILES})
 _outer = make_intrinsic({tile: _outer_tile(*tile) for tile in TILES})
+_transpose = make_intrinsic({(8,): _write_transpose, (16,): _write_transpose})
 _gather_rows = make_intrinsic({(8,): _write_gather, (16,): _write_gather})
 
 
@@ -497,19 +530,19 @@ def multiply_rows(  # type: ignore[no-untyped-def]
 
 @kernel()
 def add_outer_products(  # type: ignore[no-untyped-def]
-    lanes, vectors, a, a_step, b, b_step, vector_step, count, c, far
+    lanes, vectors, a, a_step, b, b_step, vector_step, count, before, c, far
 ):
-    """Add to one tile the sum of `count` outer products.
+    """Add the sum of `count` outer products to one tile.
 
-        c[i * W + v * lanes + j] += sum over p < count of
+        c[i * W + v * lanes + j] = before[i * W + v * lanes + j] + sum over p < count of
             a[p * a_step + i] * b[p * b_step + v * vector_step + j]
 
-    for i < OUTER_HEIGHT[lanes], v < vectors, j < lanes; W = vectors * lanes.
+    for i < OUTER_HEIGHT[lanes], v < vectors, j < lanes; W = vectors * lanes. `before` may be c.
 
     far: 0, or the address of LINES_ASKED * (count // UNROLL) addresses, int64, of what will be needed later
     and is asked for meanwhile.
     """
-    _outer((lanes, vectors, a, a_step, b, b_step, vector_step, count, c, far))
+    _outer((lanes, vectors, a, a_step, b, b_step, vector_step, count, before, c, far))
 
 
 @kernel()
@@ -522,3 +555,14 @@ def gather_rows(lanes, source, outside, table, count, starts, vectors, target, v
     int32 as well. Whole rows are read in turn, so that the processor sees what comes next.
     """
     _gather_rows((lanes, source, outside, table, count, starts, vectors, target, vector_step))
+
+
+@kernel()
+def transpose_square(lanes, source, row_step, factors, target, column_step):  # type: ignore[no-untyped-def]
+    """Transpose a square of numbers, each row times its factor.
+
+        target[k * column_step + j] = source[j * row_step + k] * factors[j]
+
+    for j, k < lanes. A loop does the same, but is compiled to scattered stores, one number at a time.
+    """
+    _transpose((lanes, source, row_step, factors, target, column_step))

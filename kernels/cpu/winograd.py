@@ -425,6 +425,7 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
             from_sums = np.int64(sums[point].ctypes.data)
             for panel in range(len(panels)):
                 for tile in range(len(starts)):
+                    total = from_sums + 4 * ((panel * len(starts) + tile) * 2 * height * lanes)
                     add_outer_products(
                         lanes,
                         panels[panel, 1],
@@ -434,7 +435,8 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
                         channels,
                         lanes,
                         count,
-                        from_sums + 4 * ((panel * len(starts) + tile) * 2 * height * lanes),
+                        total,
+                        total,
                         np.int64(0),
                     )
 
