@@ -53,7 +53,9 @@ def test_a_run_leaves_its_evidence(run: Path) -> None:
     for part in ("checking the pictures", "training", "waiting for decoded pictures", "judging"):
         assert part in page
     timing = json.loads((run / "summary.json").read_text())["timing"]
-    assert timing["training"] > timing["of both, waiting for decoded pictures"] >= 0
+    waiting = "of training, validation and features: waiting for decoded pictures"
+    assert timing["training"] > timing[waiting] >= 0
+    assert list(timing)[-1] == waiting
     assert "features of the frozen backbone" not in timing
 
 

@@ -333,6 +333,20 @@ def test_ctrl_c_ends_the_process(root: Path) -> None:
     assert process.returncode != 0
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_waiting_for_slow_pictures_is_counted(
+    root: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def slowly(path: Path, min_side: int) -> Image.Image:
+        time.sleep(0.01)
+        return decode_image(path, min_side=min_side)
+
+    monkeypatch.setattr(module, "decode_image", slowly)
+    loader = Loader(samples(), root, SMALL, 4, workers=workers)
+    assert sum(len(batch.labels) for batch in loader.epoch(0)) == COUNT
+    assert loader.wait_seconds > 0.2 * 0.01 * COUNT  # less than all of it on a busy machine
+
+
 def test_an_abandoned_epoch_does_not_keep_the_process(root: Path) -> None:
     with start(root, "abandon") as process:
         try:
