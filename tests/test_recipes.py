@@ -1,8 +1,11 @@
 """Recipes: each as one command on real handwritten digits, with the settings that it promises."""
 
+import csv
 import json
+import shutil
 import tomllib
 
+import numpy as np
 import pytest
 
 import minitl
@@ -29,13 +32,38 @@ def digits(tmp_path_factory):
     return folder
 
 
-def finetune(tmp_path, digits, recipe, *options):
+@pytest.fixture(scope="module")
+def few(digits, tmp_path_factory):
+    """A handful: the digits 0 and 1, 5 of each to train on and 5 to be judged on."""
+    folder = tmp_path_factory.mktemp("few")
+    for part in ("train", "val"):
+        for label in "01":
+            (folder / part / label).mkdir(parents=True)
+            for picture in sorted((digits / part / label).iterdir())[:5]:
+                shutil.copy(picture, folder / part / label)
+    return folder
+
+
+def finetune(tmp_path, data, recipe, *options, weights=STROKES):
     out = tmp_path / "run"
-    command = ["finetune", digits, "--weights", STROKES, "--out", out, "--recipe", recipe]
+    command = ["finetune", data, "--weights", weights, "--out", out, "--recipe", recipe]
     settings = ("--no-report", "--seed", 1, *options)
     assert main([str(part) for part in (*command, *settings)]) == 0
     config = tomllib.loads((out / "config.toml").read_text())
     return json.loads((out / "summary.json").read_text()), config, hdf5.read(out / "best.h5")
+
+
+def losses(tmp_path):
+    """Return the training loss of each epoch."""
+    rows = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
+    return [float(row["train_loss"]) for row in rows]
+
+
+def save_small(model, path, side):
+    """Save a network that is shown pictures of so many pixels a side."""
+    model.preprocessing = model.preprocessing | {"resize": side, "crop": side}
+    minitl.save_model(model, path)
+    return path
 
 
 def test_all_layers(tmp_path, digits):
@@ -45,6 +73,19 @@ def test_all_layers(tmp_path, digits):
     assert summary["test"]["accuracy"] > 0.5
     before = hdf5.read(STROKES).state
     assert all((best.state[n] != a).any() for n, a in before.items() if n.endswith("conv1.weight"))
+
+
+def test_all_layers_of_a_resnet50(tmp_path, few):
+    """From random weights: what its bottlenecks have learned elsewhere is not at hand here."""
+    weights = save_small(models.resnet50(num_classes=5, seed=1), tmp_path / "resnet50.h5", 64)
+    options = ("--epochs", 1, "--batch-size", 5, "--no-augment")
+    summary, config, best = finetune(tmp_path, few, "all-layers", *options, weights=weights)
+    assert summary["model"] == "resnet50" and np.isfinite(summary["val"]["loss"])
+    assert (config["optimizer"], config["momentum"], config["lr"]) == ("sgd", 0.9, 0.001)
+    before = hdf5.read(weights).state
+    filters = [name for name in before if "conv" in name]
+    assert len(filters) == 49
+    assert all((best.state[name] != before[name]).any() for name in filters)
 
 
 def test_frozen_mlp(tmp_path, digits):
@@ -58,9 +99,17 @@ def test_frozen_mlp(tmp_path, digits):
     assert summary["test"]["accuracy"] > 0.5
 
 
-def test_adamw_steps(tmp_path, digits, capsys):
+def test_adamw_steps_with_labels_from_file_names(tmp_path, digits, capsys):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for picture in digits.rglob("*.png"):
+        part, label, name = picture.relative_to(digits).parts
+        shutil.copy(picture, flat / f"{part}_digit{label}_{name}")
+    pattern = "^(?P<part>[a-z]+)_digit(?P<label>[0-9])_"
     options = ("--epochs", 5, "--step-epochs", 3, "--no-flip", "--lr", 0.002)
-    summary, config, _ = finetune(tmp_path, digits, "adamw-steps", *options)
+    options += ("--label-from-name", pattern)
+    summary, config, _ = finetune(tmp_path, flat, "adamw-steps", *options)
+    assert summary["train_images"] == 100 and summary["test"]["images"] == 300
     assert (config["optimizer"], config["schedule"], config["patience"]) == ("adamw", "step", 5)
     assert (config["step_epochs"], config["dropout"], config["lr"]) == (3, 0.3, 0.002)
     assert summary["before"]["part"] == "test"
@@ -72,23 +121,28 @@ def test_adamw_steps(tmp_path, digits, capsys):
     assert json.loads((folder / "summary.json").read_text())["before"] == summary["before"]
 
 
-def test_frozen_vgg(run, tmp_path):
-    """With the network of a VGG and 3 kinds of noise; 1024 would take 0.3 GB to save."""
-    model = models.create("vgg11", num_classes=4, seed=3, hidden=4)
-    model.preprocessing = model.preprocessing | {"resize": 32, "crop": 32}
-    minitl.save_model(model, tmp_path / "vgg.h5")
-    options = ("--weights", tmp_path / "vgg.h5", "--recipe", "frozen-vgg", "--lr", 1e-4)
-    code, folder = run(*options, "--head", "flat:32", "--epochs", 4)
-    assert code == 0
-    best = hdf5.read(folder / "best.h5")
+def test_frozen_vgg(tmp_path, few):
+    """With the layers of a VGG-16, from random weights; 1024 would take 0.3 GB to save."""
+    model = models.create("vgg16", num_classes=4, seed=3, hidden=4)
+    weights = save_small(model, tmp_path / "vgg.h5", 64)
+    options = ("--head", "flat:32", "--epochs", 2)
+    _, config, best = finetune(tmp_path, few, "frozen-vgg", *options, weights=weights)
+    assert (config["optimizer"], config["lr"], config["augment"]) == ("adam", 1e-4, False)
     assert best.arch_options == {"hidden": 0, "head": [32]}
     assert best.state["classifier.0.weight"].shape == (32, 25088)
-    before = hdf5.read(tmp_path / "vgg.h5").state
+    before = hdf5.read(weights).state
     trunk = [n for n in before if n.startswith("features.")]
+    assert len(trunk) == 26
     assert all(best.state[n].tobytes() == before[n].tobytes() for n in trunk)
-    rows = (folder / "metrics.csv").read_text().splitlines()
-    losses = [float(row.split(",")[2]) for row in rows[1:]]
-    assert losses[-1] < losses[0]
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+
+def test_a_head_on_a_file_of_features(tmp_path, digits):
+    file, out = tmp_path / "features.h5", tmp_path / "run"
+    assert main(["features", str(digits), "--weights", str(STROKES), "--out", str(file)]) == 0
+    command = ["finetune", "--features", file, "--out", out, "--epochs", 10, "--no-report"]
+    assert main([str(part) for part in command]) == 0
+    assert json.loads((out / "summary.json").read_text())["test"]["accuracy"] > 0.5
 
 
 def test_what_is_given_overrides_a_recipe():
