@@ -6,7 +6,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minitl.kernels.cpu import conv2d, conv2d_direct, conv2d_portable, microkernel, winograd
+from minitl.kernels.cpu import (
+    conv2d,
+    conv2d_direct,
+    conv2d_portable,
+    conv2d_tables,
+    microkernel,
+    winograd,
+)
 from minitl.kernels.cpu import winograd_transforms as transforms
 from minitl.shapes import Padding2d, window_output_shape
 
@@ -115,6 +122,23 @@ CASES = {
     "3x3": ((2, 9, 8, 32), (32, 3, 3, 32), (1, 1), (1, 1, 1, 1), (1, 1), 1),
     "3x3 stride 2": ((2, 9, 8, 33), (17, 3, 3, 33), (2, 2), (1, 1, 1, 1), (1, 1), 1),
     "several sets of pictures": ((7, 33, 31, 5), (17, 3, 3, 5), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    "stride over kernel": ((2, 9, 11, 40), (33, 2, 1, 40), (3, 2), (0, 1, 0, 1), (1, 1), 1),
+    "last set of pictures is smaller": (
+        (8, 20, 18, 7),
+        (30, 1, 1, 7),
+        (1, 1),
+        (0, 0, 0, 0),
+        (1, 1),
+        1,
+    ),
+    "kernel too large to copy": (
+        (1, 12, 13, 15),
+        (17, 11, 11, 15),
+        (1, 1),
+        (1, 2, 3, 2),
+        (1, 1),
+        1,
+    ),
     "many channels": ((2, 5, 5, 600), (160, 1, 1, 600), (1, 1), (0, 0, 0, 0), (1, 1), 1),
     "stem": ((3, 15, 12, 3), (64, 7, 7, 3), (2, 2), (3, 3, 3, 3), (1, 1), 1),
     "cifar stem": ((3, 8, 8, 3), (16, 3, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
@@ -135,6 +159,39 @@ def test_direct_sums_of_small_integers_are_exact(case, lanes):
     geometry = stride, Padding2d(*padding), dilation, groups
     arrays = make(x, weight, geometry, "integers")
     check_equal(direct(arrays, geometry, lanes), einsum(*arrays, *geometry))
+
+
+@each_width
+@pytest.mark.parametrize("division", [(1, 1, 1), (3, 1, 1), (1, 3, 1), (1, 1, 2), (2, 2, 2)])
+@pytest.mark.parametrize("name", ["1x1", "3x3 stride 2", "groups", "stem"])
+def test_dw_is_exact_however_it_is_divided(name, division, lanes, monkeypatch):
+    x, weight, stride, padding, dilation, groups = CASES[name]
+    geometry = stride, Padding2d(*padding), dilation, groups
+    if name == "stem":  # its taps are copied side by side, which knows no slices of them
+        division = division[0], 1, division[2]
+    monkeypatch.setattr(conv2d_direct, "PIXELS_IN_SUM", 8)
+    monkeypatch.setattr(conv2d_direct, "divide_dw", lambda *_: division)
+    arrays = make(x, weight, geometry, "integers")
+    x, _, _, dy = arrays
+    dw = conv2d_direct.conv2d_dw(dy, x, weight, *geometry, lanes)
+    np.testing.assert_array_equal(dw, einsum(*arrays, *geometry)[2])
+
+
+@given(
+    pixels=st.integers(1, 10**6),
+    blocks=st.integers(1, 5000),
+    channels=st.sampled_from([16, 100, 2048]),
+    filters=st.sampled_from([16, 100, 2048]),
+    taps=st.integers(1, 49),
+)
+def test_dw_is_divided_into_tasks_that_all_have_work(pixels, blocks, channels, filters, taps):
+    pairs, tiles = -(-channels // 32), -(-filters // 13)
+    sizes = channels, filters, taps, pairs, tiles, channels * filters * taps
+    chunks, unit_slices, tile_slices = conv2d_tables.divide_dw(pixels, blocks, *sizes)
+    assert 1 <= chunks <= blocks
+    assert 1 <= unit_slices <= taps * pairs
+    assert 1 <= tile_slices <= max(1, tiles // conv2d_tables.TILES_IN_SLICE)
+    assert chunks * unit_slices * tile_slices < 2 * conv2d_tables.TASKS
 
 
 small = st.integers(1, 3)

@@ -47,6 +47,7 @@ from minitl.kernels.cpu.conv2d_tables import (
     divide_dw,
     dx_gathers,
     forward_gather,
+    joined_row,
     ones_of,
     picture_sets,
     zeros_of,
@@ -73,6 +74,7 @@ MORE_TILES_IN_BLOCK = 8  # where the panels together outgrow a core's cache:
 FILTERS_IN_CACHE = 1 << 19  # floats
 LONGEST_SUM = 288  # products summed in registers before they are added to memory
 PIXELS_IN_SUM = 128  # dw: the same, in pixels, about
+PIXELS_TOGETHER = 16  # dw: pixels for which taps are copied side by side, in the nearest cache
 VECTORS_IN_COPY = 32  # dw: vectors of a row of x that are copied at a time
 
 
@@ -224,6 +226,7 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
     gather,
     pixels,
     run,
+    row,
     columns,
     tiles,
     sets,
@@ -242,13 +245,21 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
     gather: the table of x, and below it where dy's pixels start. run: floats from group to group in x.
     columns: first columns of the vectors of x, int32; pair: two of them. tiles: int32 (3, tiles), see
     `cover_by_tiles`. room, far: memory for each thread. A unit is a tap and a pair; a task has a chunk of the
-    pixels and a slice of either the units or the tiles.
+    pixels, and slices of the units and of the tiles.
+
+    With one tap in the sums and several in the table, these are copied side by side and `run` counts the
+    floats of all; their copies then lie row by row, `row` floats apart, where otherwise the first vector of
+    all pixels is followed by the second of all.
     """
     chunks, groups, taps, pairs, in_group, tile_size = sums.shape
+    joined = (len(gather) - 1) // taps
     line = gather.shape[1]
     blocks = (pixels + block - 1) // block
     kg = dy.shape[3] // groups
     vector = (block + 1) * lanes  # one more, against steps of a power of two
+    row_step, vector_step, together = lanes, vector, block
+    if joined > 1:
+        row_step, vector_step, together = row, lanes, PIXELS_TOGETHER
     units = taps * pairs
     for task in prange(chunks * unit_slices * tile_slices):
         chunk = task // (unit_slices * tile_slices)
@@ -272,13 +283,14 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                 end = min(begin + block, pixels)
                 asking = _list_lines(
                     dy.ctypes.data + 4 * next_set * dy_step,
-                    gather[taps, begin:end],
+                    gather[taps * joined, begin:end],
                     tiles[2, begin_tile],
                     tiles[2, end_tile - 1] + lanes,
                     far[get_thread_id()],
                     asking,
                 )
-                for tap in range(begin_unit // pairs, (end_unit - 1) // pairs + 1):
+                end_tap = (end_unit - 1) // pairs + 1 if joined == 1 else 0
+                for tap in range(begin_unit // pairs, end_tap):
                     first = 2 * max(begin_unit - tap * pairs, 0)
                     last = min(2 * min(end_unit - tap * pairs, pairs), len(columns)) - 1
                     asking = _list_lines(
@@ -299,11 +311,12 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                     lanes,
                     dy_set + 4 * group * kg,
                     np.int64(0),
-                    gather.ctypes.data + 4 * (taps * line + begin),
+                    gather.ctypes.data + 4 * (taps * joined * line + begin),
                     count,
                     tiles.ctypes.data + 4 * (2 * in_group + begin_tile),
                     end_tile - begin_tile,
                     copied_dy,
+                    lanes,
                     vector,
                 )
                 copied = 0  # pairs of columns that have been copied and not yet used
@@ -313,17 +326,23 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                     if copied == 0:
                         copied = min(VECTORS_IN_COPY // 2, pairs - pair, end_unit - unit)
                         from_x = copied_x
-                        gather_rows(
-                            lanes,
-                            x_set + 4 * group * run,
-                            np.int64(zeros.ctypes.data),
-                            gather.ctypes.data + 4 * (tap * line + begin),
-                            count,
-                            columns.ctypes.data + 4 * first,
-                            min(2 * copied, len(columns) - first),
-                            copied_x,
-                            vector,
-                        )
+                        vectors = min(2 * copied, len(columns) - first)
+                        if joined > 1:
+                            vectors = (run // joined + lanes - 1) // lanes
+                        for pixel in range(0, count, together):
+                            for part in range(joined):
+                                gather_rows(
+                                    lanes,
+                                    x_set + 4 * group * run,
+                                    np.int64(zeros.ctypes.data),
+                                    gather.ctypes.data + 4 * ((tap + part) * line + begin + pixel),
+                                    min(together, count - pixel),
+                                    columns.ctypes.data + 4 * first,
+                                    vectors,
+                                    copied_x + 4 * (pixel * row_step + part * (run // joined)),
+                                    row_step,
+                                    vector_step,
+                                )
                     place = ((chunk * groups + group) * units + unit) * in_group
                     for tile in range(begin_tile, end_tile):
                         in_row = tiles[0, tile] - tiles[2, tile]
@@ -336,8 +355,8 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                             copied_dy + 4 * ((tile - begin_tile) * vector + in_row),
                             lanes,
                             from_x,
-                            lanes,
-                            vector,
+                            row_step,
+                            vector_step,
                             count,
                             np.int64(zeros.ctypes.data) if begins else total,
                             total,
@@ -345,7 +364,7 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
                         )
                         asked += 8 * LINES_ASKED * (count // UNROLL)
                     copied -= 1
-                    from_x += 4 * 2 * vector
+                    from_x += 4 * 2 * vector_step
 
 
 @kernel(parallel=True)
@@ -558,15 +577,19 @@ def conv2d_dw(
         return own_channels(wide, groups, merge)
 
     n, p, q = dy.shape[:3]
-    taps, run = (r, s), cg
+    kernel, joined, run = (r, s), 1, cg
     if rows_as_one_tap(cg, (r, s), dilation, groups, lanes):
         x = pad_picture(x, padding, lanes)
-        padding, taps, run = Padding2d(0, 0, 0, 0), (r, 1), s * cg
+        padding, kernel, run = Padding2d(0, 0, 0, 0), (r, 1), s * cg
+        joined = r if joined_row(r * run, lanes) <= VECTORS_IN_COPY * lanes else 1
     elif cg < lanes:
         x = pad_axis(x, 3, lanes)
+    taps, run = kernel[0] * kernel[1] // joined, joined * run
     h, w, c = x.shape[1:]
     height = OUTER_HEIGHT[lanes]
-    columns = cover_by_vectors(run, lanes)
+    columns = (
+        cover_by_vectors(run, lanes) if joined == 1 else np.arange(0, run, lanes, dtype=np.int32)
+    )
     tiles = cover_by_tiles(k // groups, lanes)
     divided = picture_sets(n, p * q)
     in_set = divided[0][1] * p * q
@@ -576,24 +599,26 @@ def conv2d_dw(
     chunks, unit_slices, tile_slices = divide_dw(
         n * p * q,
         divided[0][2] * -(-in_set // block),
-        c,
+        max(c, run),
         k,
-        taps[0] * taps[1],
-        pairs,
+        taps,
+        pairs if joined == 1 else 1,
         in_group,
         k * r * s * cg,
     )
-    sums = memory.empty(
-        (chunks, groups, taps[0] * taps[1], pairs, in_group, height * 2 * lanes), dy.dtype
-    )
+    sums = memory.empty((chunks, groups, taps, pairs, in_group, height * 2 * lanes), dy.dtype)
     copied = VECTORS_IN_COPY + -(-in_group // tile_slices)  # vectors for each pixel
     room = memory.empty((most_threads(), (block + 1) * copied * lanes), dy.dtype)
-    slice_taps = min(taps[0] * taps[1], -(-taps[0] * taps[1] // unit_slices) + 1)
+    if joined > 1:
+        room.fill(
+            0
+        )  # what no tap is copied to is multiplied as well, and subnormal numbers are slow
+    slice_taps = min(taps, -(-taps // unit_slices) + 1)
     lines = k // LINE + 2 + slice_taps * (c // LINE + 2)
     far = memory.empty((most_threads(), block * lines), np.int64)
     for first, pictures, sets in divided:
         gather = forward_gather(
-            pictures, (h, w, c), (p, q, k), taps, stride, padding, dilation, ROWS_HEIGHT[lanes]
+            pictures, (h, w, c), (p, q, k), kernel, stride, padding, dilation, ROWS_HEIGHT[lanes]
         )
         _sum_outer_products(
             lanes,
@@ -606,6 +631,7 @@ def conv2d_dw(
             gather.table,
             gather.pixels,
             run,
+            joined_row(run, lanes),
             columns,
             tiles,
             sets,

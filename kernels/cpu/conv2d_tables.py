@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitl.kernels.cpu.microkernel import OUTER_HEIGHT
+from minitl.kernels.cpu.microkernel import LINE, OUTER_HEIGHT
 from minitl.shapes import Padding2d
 
 Pair = tuple[int, int]
@@ -195,6 +195,15 @@ def cover_by_tiles(kg: int, lanes: int) -> np.ndarray:
 def cover_by_vectors(run: int, lanes: int) -> np.ndarray:
     """Return the first columns of the vectors that cover a row of x, the last one moved back, int32."""
     return np.maximum(np.minimum(np.arange(0, run, lanes), run - lanes), 0).astype(np.int32)
+
+
+def joined_row(run: int, lanes: int) -> int:
+    """Return the floats from pixel to pixel where taps of `run` floats in all are copied side by side.
+
+    Whole vectors are copied, which may run over the end; an odd number of lines spreads pixels over the
+    cache.
+    """
+    return (-(-(run + lanes) // LINE) | 1) * LINE
 
 
 @lru_cache(maxsize=256)

@@ -413,6 +413,7 @@ def _write_gather(
     starts: ir.Value,
     vectors: ir.Value,
     target: ir.Value,
+    row_step: ir.Value,
     vector_step: ir.Value,
 ) -> None:
     def row(values: list[ir.Value]) -> list[ir.Value]:
@@ -426,7 +427,7 @@ def _write_gather(
             return [emit.at(starts, 1), emit.at(target, vector_step)]
 
         emit.repeat_unrolled(vectors, [starts, target], copy)
-        return [emit.at(table, 1), emit.at(target, emit.lanes)]
+        return [emit.at(table, 1), emit.at(target, row_step)]
 
     emit.repeat(count, [table, target], row)
 
@@ -546,15 +547,19 @@ def add_outer_products(  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def gather_rows(lanes, source, outside, table, count, starts, vectors, target, vector_step):  # type: ignore[no-untyped-def]
+def gather_rows(  # type: ignore[no-untyped-def]
+    lanes, source, outside, table, count, starts, vectors, target, row_step, vector_step
+):
     """Copy vectors out of rows that are found through a table.
 
-        target[v * vector_step + p * lanes + j] = source[table[p] + starts[v] + j]
+        target[v * vector_step + p * row_step + j] = source[table[p] + starts[v] + j]
 
     for p < count, v < vectors, j < lanes, or outside[starts[v] + j] where table[p] is negative. starts is
     int32 as well. Whole rows are read in turn, so that the processor sees what comes next.
     """
-    _gather_rows((lanes, source, outside, table, count, starts, vectors, target, vector_step))
+    _gather_rows(
+        (lanes, source, outside, table, count, starts, vectors, target, row_step, vector_step)
+    )
 
 
 @kernel()
