@@ -29,11 +29,11 @@ from numba import get_thread_id, prange  # type: ignore[attr-defined]
 
 from minitl.kernels.cpu import memory
 from minitl.kernels.cpu.conv2d_direct import LONGEST_SUM
-from minitl.kernels.cpu.conv2d_pack import pack_dx, pack_forward
 from minitl.kernels.cpu.conv2d_tables import cover_by_panels, ones_of, zeros_of
 from minitl.kernels.cpu.jit import kernel, most_threads
 from minitl.kernels.cpu.microkernel import (
     OUTER_HEIGHT,
+    ROWS_FAR,
     ROWS_HEIGHT,
     add_outer_products,
     multiply_rows,
@@ -49,8 +49,8 @@ from minitl.shapes import Padding2d
 
 FLOATS_IN_BLOCK = 1 << 18  # transformed tiles that one thread keeps in its cache
 FILTERS_IN_CACHE = 1 << 20  # floats of transformed filters that stay in the cache between blocks
-TILES_IN_PHASE = 288  # tiles taken through each step together, where filters fill more than that
-TILES_IN_SUM = 128  # dw: at least so many tiles between additions to memory,
+TILES_BY_COLUMNS = 264  # tiles transformed together where filters fill more than that
+TILES_IN_SUM = 64  # dw: at least so many tiles between additions to memory,
 FLOATS_IN_SUM = 1 << 18  # dw: or as many as have so many floats when transformed
 PAD = 16  # floats between points, against steps of a power of two
 
@@ -69,12 +69,12 @@ def _copy_tile(source, h, w, channels, top, left, size, target):  # type: ignore
 
 @kernel()
 def _transform_tiles(  # type: ignore[no-untyped-def]
-    lanes, m, size, x, top, left, rows, columns, first, count, target, step, patch
+    lanes, m, x, top, left, rows, columns, first, count, target, step, patch
 ):
     """Transform tiles [first, first + count) of pictures x (N, H, W, C) to target[point][tile][C].
 
-    Tiles of pixels, of size m + 2, from (-top, -left) on, m apart; or of dy, of size m, side by side. target:
-    an address; step: floats from point to point. patch: room for a tile.
+    Tiles of m + 2 pixels squared lie m apart, from (-top, -left) on. target: an address; step: floats from
+    point to point. patch: room for a tile.
     """
     _, h, w, channels = x.shape
     points = m + 2
@@ -83,57 +83,107 @@ def _transform_tiles(  # type: ignore[no-untyped-def]
         place = first + tile - picture * rows * columns
         row = place // columns
         i, j = row * m - top, (place - row * columns) * m - left
-        if i >= 0 and j >= 0 and i + size <= h and j + size <= w:
-            source = x.ctypes.data + 4 * (((picture * h + i) * w + j) * channels)
+        source, row_step = np.int64(patch.ctypes.data), points * channels
+        if i >= 0 and j >= 0 and i + points <= h and j + points <= w:
+            source = np.int64(x.ctypes.data) + 4 * (((picture * h + i) * w + j) * channels)
             row_step = w * channels
         else:
-            _copy_tile(x[picture], h, w, channels, i, j, size, patch)
-            source, row_step = np.int64(patch.ctypes.data), size * channels
+            _copy_tile(x[picture], h, w, channels, i, j, points, patch)
         into = target + 4 * tile * channels
-        if size == m:
-            transform_dy(
-                (lanes, m, source, row_step, channels, into, points * step, step, channels)
-            )
-        else:
-            transform_pixels(
-                (lanes, m, source, row_step, channels, into, points * step, step, channels)
-            )
+        transform_pixels(
+            (lanes, m, source, row_step, channels, into, points * step, step, channels)
+        )
 
 
 @kernel()
-def _finish_tiles(  # type: ignore[no-untyped-def]
-    lanes, m, source, step, shift, residual, adds, relu, y, rows, columns, first, count, patch
+def _transform_dy_tiles(  # type: ignore[no-untyped-def]
+    lanes, m, dy, rows, columns, first, count, target, step, patch
 ):
-    """Transform products source[point][tile][K] of tiles [first, first + count) to pixels of y.
-
-    adds: whether to add the residual.
-    """
-    _, p, q, k = y.shape
-    points = m + 2
-    plus = shift.ctypes.data
+    """Transform tiles [first, first + count) of dy, m x m pixels each, to target[point][tile][K]."""
+    _, p, q, k = dy.shape
     for tile in range(count):
         picture = (first + tile) // (rows * columns)
         place = first + tile - picture * rows * columns
         row = place // columns
         i, j = row * m, (place - row * columns) * m
-        start = source + 4 * tile * k
+        source, row_step = np.int64(patch.ctypes.data), m * k
         if i + m <= p and j + m <= q:
-            place = 4 * (((picture * p + i) * q + j) * k)
-            into = y.ctypes.data + place
-            other = residual.ctypes.data + place if adds else 0
-            transform_results(
-                (lanes, m, start, points * step, step, into, q * k, k, k, plus, other, relu)
-            )
+            source = np.int64(dy.ctypes.data) + 4 * (((picture * p + i) * q + j) * k)
+            row_step = q * k
         else:
-            into = patch.ctypes.data
-            transform_results((lanes, m, start, points * step, step, into, m * k, k, k, plus, 0, 0))
-            for a in range(min(m, p - i)):
-                for b in range(min(m, q - j)):
-                    pixel, other = y[picture, i + a, j + b], residual[picture, i + a, j + b]
-                    for c in range(k):
-                        value = patch[(a * m + b) * k + c]
-                        value += other[c] if adds else np.float32(0)
-                        pixel[c] = np.float32(0) if relu and value < 0 else value
+            _copy_tile(dy[picture], p, q, k, i, j, m, patch)
+        into = target + 4 * tile * k
+        transform_dy((lanes, m, source, row_step, k, into, (m + 2) * step, step, k))
+
+
+@kernel()
+def _finish_tiles(  # type: ignore[no-untyped-def]
+    lanes,
+    m,
+    source,
+    step,
+    shift,
+    residual,
+    adds,
+    relu,
+    y,
+    rows,
+    columns,
+    first,
+    count,
+    begin,
+    width,
+    pitch,
+    patch,
+):
+    """Transform products source[point][tile][width] of tiles [first, first + count) to pixels of y.
+
+    They are the channels [begin, begin + width) of y. pitch: floats from tile to tile. adds: whether to add
+    the residual.
+    """
+    _, p, q, k = y.shape
+    points = m + 2
+    plus = np.int64(shift.ctypes.data) + 4 * begin
+    to_y, to_residual = np.int64(y.ctypes.data), np.int64(residual.ctypes.data)
+    to_patch = np.int64(patch.ctypes.data)
+    for tile in range(count):
+        picture = (first + tile) // (rows * columns)
+        place = first + tile - picture * rows * columns
+        row = place // columns
+        i, j = row * m, (place - row * columns) * m
+        offset = 4 * (((picture * p + i) * q + j) * k + begin)
+        height, breadth = min(m, p - i), min(m, q - j)
+        whole = height == m and breadth == m
+        into, row_step, pixel_step, other = to_y + offset, q * k, k, to_residual + offset
+        if not whole:
+            into, row_step, pixel_step = to_patch, m * width, width
+            other = to_patch + 4 * m * m * width  # not in place: vectors may overlap
+            for a in range(height if adds else 0):
+                for b in range(breadth):
+                    for c in range(width):
+                        before = residual[picture, i + a, j + b, begin + c]
+                        patch[(m * m + a * m + b) * width + c] = before
+        transform_results(
+            (
+                lanes,
+                m,
+                source + 4 * tile * pitch,
+                points * step,
+                step,
+                into,
+                row_step,
+                pixel_step,
+                width,
+                plus,
+                other if adds else 0,
+                relu,
+            )
+        )
+        if not whole:
+            for a in range(height):
+                for b in range(breadth):
+                    for c in range(width):
+                        y[picture, i + a, j + b, begin + c] = patch[(a * m + b) * width + c]
 
 
 @kernel()
@@ -144,21 +194,21 @@ def _multiply_tiles(  # type: ignore[no-untyped-def]
     source,
     step,
     channels,
+    depth,
     filters,
     filter_step,
     panels,
     zeros,
-    tables,
+    table,
     count,
     target,
     target_step,
 ):
-    """Multiply one point of `count` tiles, rows of channels, by the transformed filters."""
-    pixels = tables.shape[1]
-    table, no_bias = np.int64(tables.ctypes.data), np.int64(zeros.ctypes.data)
+    """Multiply one point of `count` tiles, rows of channels, by the transformed filters.
+
+    Sums are taken over `depth` channels at a time. zeros, table: addresses.
+    """
     k = panels[-1, 0] + panels[-1, 1] * lanes
-    pieces = (channels + LONGEST_SUM - 1) // LONGEST_SUM
-    depth = (channels + pieces - 1) // pieces
     for panel in range(len(panels)):
         vectors = panels[panel, 1]
         from_filters = filters + 4 * (point * filter_step + panels[panel, 4] * channels)
@@ -168,15 +218,15 @@ def _multiply_tiles(  # type: ignore[no-untyped-def]
                     lanes,
                     vectors,
                     source + 4 * (point * step + tile * channels + c),
-                    no_bias,
+                    zeros,
                     table,
-                    pixels,
+                    2 * height,
                     np.int64(1),
                     min(depth, channels - c),
                     from_filters + 4 * c * vectors * lanes,
-                    no_bias,
+                    zeros,
                     target + 4 * (point * target_step + tile * k + panels[panel, 0]),
-                    table + 4 * pixels,
+                    table + 8 * height,
                     c,
                     np.int64(0),
                     np.int64(0),
@@ -184,31 +234,75 @@ def _multiply_tiles(  # type: ignore[no-untyped-def]
                 )
 
 
+@kernel()
+def _transform_panel(  # type: ignore[no-untyped-def]
+    lanes, m, weight, scale, turned, begin, width, first, depth, packed, filters, step
+):
+    """Transform the filters of columns [begin, begin + width) of y and channels [first, first + depth) of x.
+
+    From weight (K, 9, C), where columns are filters and each is multiplied by its scale; `turned`: where
+    columns are channels, and each filter is rotated by half a turn. To filters[point][depth][width].
+    packed: room for the filters in the order (9, depth, width).
+    """
+    k_step = 9 * weight.shape[2]
+    if turned:
+        tap_step, next_channel = -weight.shape[2], k_step
+        source = np.int64(weight.ctypes.data) + 4 * (first * k_step - 8 * tap_step + begin)
+    else:
+        tap_step, next_channel = depth * width, width
+        source = np.int64(packed.ctypes.data)
+        # Four rows side by side take half the time of one after the other. Squares transposed in registers
+        # would save a twentieth of the convolution and cost two seconds of compilation.
+        for tap in range(9):
+            for j in range(0, width, 4):
+                k = begin + j
+                r0, r1 = weight[k, tap], weight[k + 1, tap]
+                r2, r3 = weight[k + 2, tap], weight[k + 3, tap]
+                f0, f1, f2, f3 = scale[k], scale[k + 1], scale[k + 2], scale[k + 3]
+                for d in range(depth):
+                    place = (tap * depth + d) * width + j
+                    packed[place] = r0[first + d] * f0
+                    packed[place + 1] = r1[first + d] * f1
+                    packed[place + 2] = r2[first + d] * f2
+                    packed[place + 3] = r3[first + d] * f3
+    for d in range(depth):
+        transform_filters(
+            (
+                lanes,
+                m,
+                source + 4 * d * next_channel,
+                3 * tap_step,
+                tap_step,
+                filters + 4 * d * width,
+                (m + 2) * step,
+                step,
+                width,
+            )
+        )
+
+
 @kernel(parallel=True)
-def _transform_filters(lanes, m, packed, depth, panels, filters, step):  # type: ignore[no-untyped-def]
-    """Transform packed filters (panels; 9, depth, columns) to filters[point] (panels; depth, columns)."""
-    points = m + 2
+def _transform_weight(lanes, m, weight, scale, turned, panels, depth, packs, filters, step):  # type: ignore[no-untyped-def]
+    """Transform a weight to filters[point] (panels; depth, columns); see `_transform_panel`."""
     pieces = (depth + 31) // 32
     for task in prange(len(panels) * pieces):
         panel = task // pieces
-        begin = (task - panel * pieces) * 32
+        first = (task - panel * pieces) * 32
         width = panels[panel, 1] * lanes
-        source = packed.ctypes.data + 4 * panels[panel, 4] * 9 * depth
-        target = filters.ctypes.data + 4 * panels[panel, 4] * depth
-        for c in range(begin, min(begin + 32, depth)):
-            transform_filters(
-                (
-                    lanes,
-                    m,
-                    source + 4 * c * width,
-                    3 * depth * width,
-                    depth * width,
-                    target + 4 * c * width,
-                    points * step,
-                    step,
-                    width,
-                )
-            )
+        _transform_panel(
+            lanes,
+            m,
+            weight,
+            scale,
+            turned,
+            panels[panel, 0],
+            width,
+            first,
+            min(32, depth - first),
+            packs[get_thread_id()],
+            np.int64(filters.ctypes.data) + 4 * (panels[panel, 4] * depth + first * width),
+            step,
+        )
 
 
 @kernel(parallel=True)
@@ -229,11 +323,13 @@ def _forward_by_blocks(  # type: ignore[no-untyped-def]
     adds,
     relu,
     y,
+    depth,
     block,
     room,
     patches,
 ):
     """Take blocks of tiles through all three steps, each by one thread whose cache holds the filters."""
+    no_bias, table = np.int64(zeros.ctypes.data), np.int64(tables.ctypes.data)
     n, p, q, k = y.shape
     rows, columns = (p + m - 1) // m, (q + m - 1) // m
     channels = x.shape[3]
@@ -247,9 +343,7 @@ def _forward_by_blocks(  # type: ignore[no-untyped-def]
         patch = patches[thread]
         first = task * block
         count = min(block, tiles - first)
-        _transform_tiles(
-            lanes, m, m + 2, x, top, left, rows, columns, first, count, source, step, patch
-        )
+        _transform_tiles(lanes, m, x, top, left, rows, columns, first, count, source, step, patch)
         for point in range(points):
             _multiply_tiles(
                 lanes,
@@ -258,11 +352,12 @@ def _forward_by_blocks(  # type: ignore[no-untyped-def]
                 source,
                 step,
                 channels,
+                depth,
                 np.int64(filters.ctypes.data),
                 filter_step,
                 panels,
-                zeros,
-                tables,
+                no_bias,
+                table,
                 count,
                 target,
                 target_step,
@@ -281,20 +376,24 @@ def _forward_by_blocks(  # type: ignore[no-untyped-def]
             columns,
             first,
             count,
+            np.int64(0),
+            k,
+            k,
             patch,
         )
 
 
 @kernel(parallel=True)
-def _forward_by_points(  # type: ignore[no-untyped-def]
+def _forward_by_columns(  # type: ignore[no-untyped-def]
     lanes,
     height,
     m,
     x,
     top,
     left,
-    filters,
-    filter_step,
+    weight,
+    scale,
+    turned,
     panels,
     zeros,
     tables,
@@ -303,29 +402,33 @@ def _forward_by_points(  # type: ignore[no-untyped-def]
     adds,
     relu,
     y,
+    depth,
     block,
     room,
+    packs,
+    scratch,
     patches,
 ):
-    """Take large blocks of tiles through one step after the other, all threads together.
+    """Transform a large block of tiles, then take panel after panel of filters through all three steps.
 
-    For many filters: those of one point are read once for a block, by one thread.
+    For many filters: transformed they are four times as large as the weight, but those of one panel are used
+    where they were made, in the cache of one thread, and never go to memory.
     """
-    n, p, q, k = y.shape
+    no_bias, table = np.int64(zeros.ctypes.data), np.int64(tables.ctypes.data)
+    n, p, q, _ = y.shape
     rows, columns = (p + m - 1) // m, (q + m - 1) // m
     channels = x.shape[3]
     points = (m + 2) * (m + 2)
     tiles = n * rows * columns
-    step, target_step = block * channels + PAD, block * k + PAD
+    step = block * channels + PAD
+    pitch = 2 * lanes  # of products; a panel may be narrower
     source = np.int64(room.ctypes.data)
-    target = source + 4 * points * step
     for first in range(0, tiles, block):
         count = min(block, tiles - first)
         for task in prange((count + 3) // 4):
             _transform_tiles(
                 lanes,
                 m,
-                m + 2,
                 x,
                 top,
                 left,
@@ -337,28 +440,52 @@ def _forward_by_points(  # type: ignore[no-untyped-def]
                 step,
                 patches[get_thread_id()],
             )
-        for point in prange(points):
-            _multiply_tiles(
-                lanes,
-                height,
-                np.int64(point),
-                source,
-                step,
-                channels,
-                np.int64(filters.ctypes.data),
-                filter_step,
-                panels,
-                zeros,
-                tables,
-                count,
-                target,
-                target_step,
-            )
-        for task in prange((count + 3) // 4):
+        for panel in prange(len(panels)):
+            thread = get_thread_id()
+            begin, width = panels[panel, 0], panels[panel, 1] * lanes
+            filter_step, target_step = depth * width + PAD, block * pitch + PAD
+            filters = np.int64(scratch[thread].ctypes.data)
+            target = filters + 4 * points * filter_step
+            for c in range(0, channels, depth):
+                some = min(depth, channels - c)
+                _transform_panel(
+                    lanes,
+                    m,
+                    weight,
+                    scale,
+                    turned,
+                    begin,
+                    width,
+                    c,
+                    some,
+                    packs[thread],
+                    filters,
+                    filter_step,
+                )
+                for point in range(points):
+                    for tile in range(0, count, height):
+                        multiply_rows(
+                            lanes,
+                            panels[panel, 1],
+                            source + 4 * (point * step + tile * channels + c),
+                            no_bias,
+                            table,
+                            2 * height,
+                            np.int64(1),
+                            some,
+                            filters + 4 * point * filter_step,
+                            no_bias,
+                            target + 4 * (point * target_step + tile * pitch),
+                            table + 8 * height,
+                            c,
+                            np.int64(0),
+                            np.int64(0),
+                            np.int64(ROWS_FAR),
+                        )
             _finish_tiles(
                 lanes,
                 m,
-                target + 16 * task * k,
+                target,
                 target_step,
                 shift,
                 residual,
@@ -367,17 +494,20 @@ def _forward_by_points(  # type: ignore[no-untyped-def]
                 y,
                 rows,
                 columns,
-                first + 4 * task,
-                min(4, count - 4 * task),
-                patches[get_thread_id()],
+                first,
+                count,
+                begin,
+                width,
+                pitch,
+                patches[thread],
             )
 
 
 @kernel(parallel=True)
 def _sum_tiles(  # type: ignore[no-untyped-def]
-    lanes, height, m, dy, x, top, left, panels, starts, block, room, patches, sums
+    lanes, height, m, dy, x, top, left, panels, starts, zeros, block, room, patches, sums
 ):
-    """Add to sums[point][panel, tile of K] the products of transformed dy and x over all tiles."""
+    """Write to sums[point][panel, tile of K] the products of transformed dy and x over all tiles."""
     n, p, q, k = dy.shape
     rows, columns = (p + m - 1) // m, (q + m - 1) // m
     channels = x.shape[3]
@@ -386,6 +516,7 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
     step, dy_step = block * channels + PAD, block * k + PAD
     pixels = np.int64(room.ctypes.data)
     from_dy = pixels + 4 * points * step
+    nothing = np.int64(zeros.ctypes.data)
     for first in range(0, tiles, block):
         count = min(block, tiles - first)
         for task in prange((count + 3) // 4):
@@ -394,7 +525,6 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
             _transform_tiles(
                 lanes,
                 m,
-                m + 2,
                 x,
                 top,
                 left,
@@ -406,13 +536,10 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
                 step,
                 patch,
             )
-            _transform_tiles(
+            _transform_dy_tiles(
                 lanes,
                 m,
-                m,
                 dy,
-                np.int64(0),
-                np.int64(0),
                 rows,
                 columns,
                 begin,
@@ -435,7 +562,7 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
                         channels,
                         lanes,
                         count,
-                        total,
+                        total if first else nothing,
                         total,
                         np.int64(0),
                     )
@@ -476,9 +603,10 @@ def _finish_dw(lanes, height, m, sums, panels, starts, dw):  # type: ignore[no-u
 
 
 @lru_cache(maxsize=64)
-def _tile_tables(height: int, channels: int, k: int) -> np.ndarray:
-    rows = np.arange(height)[None]
-    return np.concatenate([rows * channels, rows * k]).astype(np.int32)
+def _tile_tables(height: int, channels: int, width: int) -> np.ndarray:
+    """Return where rows of two tiles of `multiply_rows` start, and where their results go."""
+    rows = np.arange(2 * height)[None]
+    return np.concatenate([rows * channels, rows * width]).astype(np.int32)
 
 
 def _room(points: int, block: int, channels: int, k: int, parts: int) -> np.ndarray:
@@ -493,8 +621,9 @@ def _patches(m: int, channels: int) -> np.ndarray:
 
 def _convolve(
     x: np.ndarray,
-    packed: np.ndarray,
-    panels: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray | None,
+    turned: bool,
     shift: np.ndarray | None,
     residual: np.ndarray | None,
     relu: bool,
@@ -504,25 +633,57 @@ def _convolve(
     m: int,
     lanes: int,
 ) -> np.ndarray:
-    zeros = zeros_of(max(x.shape[3], y_shape[3]))
-    channels, k = x.shape[3], y_shape[3]
-    n, p, q, _ = y_shape
+    """Return y; the filters are weight (K, 9, C), or, `turned`, its rotated and transposed ones."""
+    n, p, q, k = y_shape
+    channels = x.shape[3]
+    zeros = zeros_of(max(channels, k))
     height = ROWS_HEIGHT[lanes]
     points = (m + 2) ** 2
     tiles = n * -(-p // m) * -(-q // m)
-    filter_step = packed.size // 9 + PAD
-    filters = memory.empty((points * filter_step,), x.dtype)
-    _transform_filters(lanes, m, packed, channels, panels, filters, filter_step)
-    y = memory.empty(y_shape, x.dtype)
     whole = -(-tiles // height) * height
-    if filters.size <= FILTERS_IN_CACHE:
-        block = height * max(1, FLOATS_IN_BLOCK // (points * height * (channels + k)))
-        forward, parts = _forward_by_blocks, most_threads()
-    else:
-        block = height * max(1, TILES_IN_PHASE // height)
-        forward, parts = _forward_by_points, 1
+    pieces = -(-channels // LONGEST_SUM)
+    depth = -(-channels // pieces)
+    panels = cover_by_panels(k, 1, lanes)
+    columns = int(panels[:, 1].sum()) * lanes
+    y = memory.empty(y_shape, x.dtype)
+    filters_from = (weight, ones_of(k) if scale is None else scale, turned, panels)
+    packs = memory.empty((most_threads(), 9 * depth * 2 * lanes), x.dtype)
+    epilogue = (
+        zeros if shift is None else shift,
+        y if residual is None else residual,
+        residual is not None,
+        relu,
+        y,
+        depth,
+    )
+    patches = _patches(m, max(channels, k))
+    size = points * channels * columns
+    if size > FILTERS_IN_CACHE:
+        block = min(whole, TILES_BY_COLUMNS // height * height)
+        _forward_by_columns(
+            lanes,
+            height,
+            m,
+            x,
+            top,
+            left,
+            *filters_from,
+            zeros,
+            _tile_tables(height, channels, 2 * lanes),
+            *epilogue,
+            block,
+            memory.empty((points * (block * channels + PAD),), x.dtype),
+            packs,
+            _room(points, 2 * lanes, depth, block, most_threads()),
+            patches,
+        )
+        return y
+    filter_step = channels * columns + PAD
+    filters = memory.empty((points * filter_step,), x.dtype)
+    _transform_weight(lanes, m, *filters_from, channels, packs, filters, filter_step)
+    block = height * max(1, FLOATS_IN_BLOCK // (points * height * (channels + k)))
     block = min(block, whole)
-    forward(
+    _forward_by_blocks(
         lanes,
         height,
         m,
@@ -534,14 +695,10 @@ def _convolve(
         panels,
         zeros,
         _tile_tables(height, channels, k),
-        zeros if shift is None else shift,
-        y if residual is None else residual,
-        residual is not None,
-        relu,
-        y,
+        *epilogue,
         block,
-        _room(points, block, channels, k, parts),
-        _patches(m, max(channels, k)),
+        _room(points, block, channels, k, most_threads()),
+        patches,
     )
     return y
 
@@ -563,13 +720,10 @@ def conv2d_forward(
     """
     n, h, w, c = x.shape
     k = len(weight)
-    panels = cover_by_panels(k, 1, lanes)
-    packed = memory.empty((9 * c * int(panels[:, 1].sum()) * lanes,), x.dtype)
-    factors = ones_of(k) if scale is None else scale
-    pack_forward(weight.reshape(k, -1), factors, lanes, panels, packed)
     p, q = h + padding.top + padding.bottom - 2, w + padding.left + padding.right - 2
     y_shape, top, left = (n, p, q, k), padding.top, padding.left
-    return _convolve(x, packed, panels, shift, residual, relu, y_shape, top, left, m, lanes)
+    filters = weight.reshape(k, 9, c)
+    return _convolve(x, filters, scale, False, shift, residual, relu, y_shape, top, left, m, lanes)
 
 
 def conv2d_dx(
@@ -582,11 +736,9 @@ def conv2d_dx(
 ) -> np.ndarray:
     """Return the gradient of x: dy convolved with the filters rotated, padded by what `padding` left of 2."""
     k, c = len(weight), x_shape[3]
-    panels = cover_by_panels(c, 1, lanes)
-    packed = memory.empty((9 * k * int(panels[:, 1].sum()) * lanes,), dy.dtype)
-    pack_dx(weight.reshape(k, 9, c), np.arange(8, -1, -1), 1, lanes, panels, packed)
+    filters = weight.reshape(k, 9, c)
     top, left = 2 - padding.top, 2 - padding.left
-    return _convolve(dy, packed, panels, None, None, False, x_shape, top, left, m, lanes)
+    return _convolve(dy, filters, None, True, None, None, False, x_shape, top, left, m, lanes)
 
 
 def conv2d_dw(
@@ -607,7 +759,7 @@ def conv2d_dw(
     block = max(TILES_IN_SUM, FLOATS_IN_SUM // (points * (c + k)))
     block = min(block, n * -(-p // m) * -(-q // m))
     size = len(panels) * len(starts) * height * 2 * lanes
-    sums = memory.zeros((points, size + PAD), x.dtype)
+    sums = memory.empty((points, size + PAD), x.dtype)
     _sum_tiles(
         lanes,
         height,
@@ -618,6 +770,7 @@ def conv2d_dw(
         padding.left,
         panels,
         starts,
+        zeros_of(height * 2 * lanes),
         block,
         _room(points, block, c, k, 1),
         _patches(m, max(c, k)),
