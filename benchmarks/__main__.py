@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
     gpu = commands.add_parser("gpu", help="everything that needs a GPU, in at most 8 minutes")
     gpu.add_argument("--out", metavar="DIR", type=Path, required=True, help="where results go")
-    gpu.add_argument("--seconds", type=float, default=480.0, help="for all of it (480)")
+    gpu.add_argument("--seconds", type=float, default=465.0, help="for all of it (465)")
 
     finetune = commands.add_parser(
         "finetune", help="whole runs of fine-tuning beside the script a PyTorch user would write"

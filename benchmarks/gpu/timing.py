@@ -4,6 +4,7 @@ Each contender gets calls on several sets of arrays, together larger than the ca
 never finds its input where the one before left it. Replays are timed by events and taken by turns.
 """
 
+import contextlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,7 +31,12 @@ def record_minitl(calls: Calls) -> Replay:
         stream.synchronize()
         del results
         stream.begin_capture()
-        results = [call() for call in calls]
+        try:
+            results = [call() for call in calls]
+        except BaseException:
+            with contextlib.suppress(Exception):
+                stream.end_capture()
+            raise
         graph = stream.end_capture()
     start, end = cupy.cuda.Event(), cupy.cuda.Event()
 
