@@ -13,7 +13,7 @@ from minitl import models, nn
 from minitl.cli import main
 from minitl.data.folder import Sample
 from minitl.train.shift import distance, domain_shift
-from minitl.train.transfer import Interval, in_words, interval, too_short
+from minitl.train.transfer import Interval, fully_or_frozen, in_words, interval, too_short
 
 
 def write_noise(folder: Path, count: int, low: int, high: int, seed: int) -> list[Sample]:
@@ -44,6 +44,20 @@ def test_intervals_are_students() -> None:
 )
 def test_words_follow_the_interval(values: list[float], word: str) -> None:
     words = in_words("Fine-tuned", interval(values))
+    assert word in words and f"{100 * np.mean(values):+.1f} points" in words
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ([0.1, 0.12, 0.11], "all layers is better"),
+        ([-0.1, -0.12, -0.11], "the head alone is better"),
+        ([-0.1, 0.12, 0.0], "neither"),
+        ([-0.3], "the head alone did better"),
+    ],
+)
+def test_fine_tuned_beside_frozen(values: list[float], word: str) -> None:
+    words = fully_or_frozen(interval(values))
     assert word in words and f"{100 * np.mean(values):+.1f} points" in words
 
 
@@ -114,8 +128,8 @@ def test_the_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     figures = json.loads(capsys.readouterr().out)
     assert figures == json.loads((out / "transfer.json").read_text())
     assert set(figures["accuracy"]) == {"scratch", "frozen", "finetuned"}
-    assert figures["part"] == "val" and figures["seeds"] == 2 and len(figures["words"]) >= 2
-    assert figures["most_frequent"] == 0.5
+    assert figures["part"] == "val" and figures["seeds"] == 2 and len(figures["words"]) >= 3
+    assert figures["most_frequent"] == 0.5 and figures["images"] == 6
     for way, row in figures["accuracy"].items():
         assert len(row["seeds"]) == 2 and row["mean"] == pytest.approx(np.mean(row["seeds"]))
         assert figures["attack"][way]["mean"] <= row["mean"]

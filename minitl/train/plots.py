@@ -28,7 +28,7 @@ def curves(history: Sequence[dict[str, float]]) -> bytes:
         axes.set_title(name)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    right.set_ylim(top=1.0)
+    right.set_ylim(top=1.02)
     left.legend()
     return _png(figure)
 
@@ -66,8 +66,8 @@ def reliability(calibration: dict[str, Any]) -> bytes:
     sure, right, images = (list(column) for column in zip(*known, strict=True))
     axes.plot(sure, right, lw=1, alpha=0.5)
     sizes = [20 + 200 * n / sum(images) for n in images]  # area: pictures
-    axes.scatter(sure, right, s=sizes, clip_on=False, zorder=3)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    axes.scatter(sure, right, s=sizes)
+    axes.set(xlim=(0, 1.04), ylim=(0, 1.04), xlabel="confidence", ylabel="accuracy")
     axes.grid(alpha=0.3)
     return _png(figure)
 

@@ -74,7 +74,7 @@ def transfer_report(
     rates = RATES | (rates or {})
     accuracy: dict[str, list[float]] = {way: [] for way in WAYS}
     attacked: dict[str, list[float]] = {way: [] for way in WAYS}
-    part, most_frequent = "val", []
+    part, judged_on, most_frequent = "val", 0, []
     for seed in range(seeds):
         for way in WAYS:
             say(f"\n{NAMES[way]}, seed {seed}")
@@ -91,13 +91,17 @@ def transfer_report(
             part = "test" if "test" in summary else "val"
             accuracy[way].append(summary[part]["accuracy"])
             counts = [row["images"] for row in summary[part]["per_class"].values()]
-            most_frequent.append(max(counts) / sum(counts))
+            judged_on = sum(counts)
+            most_frequent.append(max(counts) / judged_on)
             if attack is not None:
                 attacked[way].append(_attacked(run, config, part, attack))
     shift = _shift(settings, folder / "finetuned" / "seed-0")
     figures = _figures(accuracy, attacked, part, attack, shift)
-    figures["most_frequent"] = float(np.mean(most_frequent))
-    figures["words"] += too_short(figures, settings.epochs)
+    figures |= {"images": judged_on, "most_frequent": float(np.mean(most_frequent))}
+    figures["words"] += [
+        fully_or_frozen(interval(np.subtract(accuracy["finetuned"], accuracy["frozen"]).tolist())),
+        *too_short(figures, settings.epochs),
+    ]
     figures |= {"weights": Path(settings.weights).name, "epochs": settings.epochs, "rates": rates}
     write_json(folder / "transfer.json", figures)
     write_atomically(folder / "transfer.html", render(figures).encode("utf-8", "backslashreplace"))
@@ -172,6 +176,18 @@ def in_words(what: str, gain: Interval) -> str:
     return f"{what}: no clear difference, {points}."
 
 
+def fully_or_frozen(gain: Interval) -> str:
+    """Say which of the two ways to transfer is better here, by the accuracies' difference."""
+    better = "all layers" if gain.mean > 0 else "the head alone"
+    points = f"{100 * gain.mean:+.1f} points against frozen features"
+    if gain.low is None or gain.high is None:
+        return f"Of these two training {better} did better: {points}, in a single run each."
+    points += f" (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    if gain.low <= 0 <= gain.high:
+        return f"Of these two neither is clearly better: fine-tuned {points}; frozen is quicker."
+    return f"Of these two training {better} is better: fine-tuned {points}."
+
+
 def too_short(figures: dict[str, Any], epochs: int) -> list[str]:
     """Say it where training from scratch got nowhere: transfer is then compared with nothing learned."""
     scratch, always = figures["accuracy"]["scratch"]["mean"], figures["most_frequent"]
@@ -201,8 +217,8 @@ def table(figures: dict[str, Any]) -> list[str]:
         )
     else:
         lines.append(
-            f"Distance to the pretraining data: {shift['distance']:.2f} standard deviations in the middle "
-            f"channel; between halves of your own data {shift['floor']:.2f}."
+            f"Distance to the pretraining data: {shift['distance']:.2f} standard deviations of a channel "
+            f"(median over channels); between halves of your own data {shift['floor']:.2f}."
         )
     return lines
 
@@ -247,6 +263,7 @@ __all__ = [
     "RATES",
     "WAYS",
     "Interval",
+    "fully_or_frozen",
     "in_words",
     "interval",
     "render",
