@@ -51,8 +51,8 @@ def test_statistics(ctype, shape):
     x = case(shape, ctype)[0]
     mean, var = cuda.batchnorm_statistics(x)
     expected = reference.statistics(widened(x))
-    kind = "double" if ctype == "double" else "float"  # statistics are `real`, also of bfloat16
-    assert mean.dtype == real(x, ctype).dtype
+    kind = "double" if ctype == "double" else "float"  # what sums of few are taken in
+    assert mean.dtype == var.dtype == np.float64
     close(mean, expected[0], kind)
     close(var, expected[1], kind, roundings=32)
 
@@ -85,8 +85,9 @@ def test_statistics_of_a_constant_and_of_a_nan():
 @pytest.mark.parametrize("ctype", ["float", "double"])
 def test_fold(ctype, training, channels):
     rng = np.random.default_rng(3)
-    mean, weight, bias, running_mean = real(rng.standard_normal((4, channels)), ctype)
-    var, running_var = real(rng.uniform(0.1, 3, (2, channels)), ctype)
+    mean, var = rng.standard_normal(channels), rng.uniform(0.1, 3, channels)
+    weight, bias, running_mean = real(rng.standard_normal((3, channels)), ctype)
+    running_var = real(rng.uniform(0.1, 3, channels), ctype)
     means, variances = running_mean.copy(), running_var.copy()
     scale, shift, used, inv_std = cuda.batchnorm_fold(
         *((mean, var) if training else (None, None)),
@@ -103,9 +104,9 @@ def test_fold(ctype, training, channels):
         mean, var = running_mean, running_var
     np.testing.assert_array_equal(used, mean)
     expected = 1 / np.sqrt(var.astype("d") + EPS)
-    close(inv_std, expected, ctype)
-    close(scale, weight * expected, ctype)
-    close(shift, bias - mean.astype("d") * weight * expected, ctype)
+    close(inv_std, expected, "double")
+    close(scale, weight * expected, "double")
+    close(shift, bias - mean.astype("d") * weight * expected, "double")
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -113,7 +114,8 @@ def test_fold(ctype, training, channels):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("ctype", TYPES)
 def test_apply(ctype, shape, add, relu):
-    x, _, residual, scale, shift = case(shape, ctype)
+    x, _, residual, *line = case(shape, ctype)
+    scale, shift = (v.astype("d") for v in line)
     y = cuda.batchnorm_apply(x, scale, shift, residual if add else None, relu)
     expected = widened(x) * scale + shift + (widened(residual) if add else 0)
     close(y, np.maximum(expected, 0) if relu else expected, ctype, terms=4)
@@ -121,15 +123,46 @@ def test_apply(ctype, shape, add, relu):
 
 def test_apply_where_scale_is_zero_and_x_is_nan():
     x = np.array([[1, np.nan], [2, 3]], np.float32)
-    y = cuda.batchnorm_apply(x, np.zeros(2, "f"), np.array([5, -5], "f"), None, True)
+    y = cuda.batchnorm_apply(x, np.zeros(2), np.array([5.0, -5]), None, True)
     np.testing.assert_array_equal(y, [[5, np.nan], [5, 0]])
 
 
 def test_apply_far_from_zero():
-    """(x - mean) / std with a mean of 1e5 standard deviations: only shift's own rounding is left."""
-    x, mean = case((64, 8), "float", mean=1e5)[0], np.float32(1e5)
-    y = cuda.batchnorm_apply(x, np.full(8, 1.5, "f"), np.full(8, -1.5 * mean), None, False)
-    np.testing.assert_allclose(y, 1.5 * (x.astype("d") - 1e5), rtol=1e-6)
+    """(x - mean) / std with a mean of 1e5 standard deviations costs no digits."""
+    x, mean = case((64, 8), "float", mean=1e5)[0], 1e5 + 0.003
+    y = cuda.batchnorm_apply(x, np.full(8, 1.7), np.full(8, -1.7 * mean), None, False)
+    np.testing.assert_allclose(y, 1.7 * (x.astype("d") - mean), rtol=1e-6, atol=1e-6)
+
+
+def test_whole_normalisation_far_from_zero():
+    """Forward and gradient of (x - mean) / std with a mean of 1e4 standard deviations."""
+    x, dy, y, weight, bias = case((4, 9, 9, 8), "float", mean=1e4)
+    mean, var = cuda.batchnorm_statistics(x)
+    running = np.zeros(8, "f"), np.ones(8, "f")
+    pixels = x.size // 8
+    scale, shift, used, inv_std = cuda.batchnorm_fold(
+        mean, var, weight, bias, *running, pixels, 0.1, EPS, True
+    )
+    exact_mean, exact_var = reference.statistics(x)
+    y = cuda.batchnorm_apply(x, scale, shift, None, False)
+    expected = reference.forward(x, weight, bias, exact_mean, exact_var, EPS, None, False)
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+    sums = cuda.batchnorm_reduce(dy, None, x, used, inv_std)[:2]
+    a, b, c, dweight, dbias = cuda.batchnorm_coefficients(
+        *sums, weight, used, inv_std, pixels, True
+    )
+    assert dweight.dtype == dbias.dtype == np.float32
+    dx = cuda.batchnorm_dx(dy, None, x, a, b, c)
+    arguments = weight, exact_mean, exact_var, EPS, False, True
+    exact = reference.gradients(dy, y, x, *arguments)
+    for found, right in zip((dx, dweight, dbias), exact, strict=False):
+        np.testing.assert_allclose(found, right, atol=3e-6 * np.abs(right).max())
+
+
+def test_float32_for_a_channel_is_refused():
+    x, vector = np.zeros((2, 4), "f"), np.zeros(4, "f")
+    with pytest.raises(TypeError, match="takes scale in float64, not float32"):
+        cuda.batchnorm_apply(x, vector, vector, None, False)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -139,8 +172,8 @@ def test_apply_far_from_zero():
 def test_reduce(ctype, shape, keep, relu):
     x, dy, y, *_ = case(shape, ctype, mean=3)
     y[0] = 0  # no gradient passes at 0
-    mean, var = (real(v, ctype) for v in reference.statistics(widened(x)))
-    inv_std = real(1 / np.sqrt(var + EPS), ctype)
+    mean, var = reference.statistics(widened(x))
+    inv_std = 1 / np.sqrt(var + EPS)
     sum_dz, sum_dz_xhat, dz = cuda.batchnorm_reduce(
         dy, y if relu else None, x, mean, inv_std, keep_dz=keep
     )
@@ -168,8 +201,8 @@ def test_reduce(ctype, shape, keep, relu):
 def test_whole_gradient(ctype, shape, training, relu):
     """reduce, coefficients and dx together are the reference's gradient."""
     x, dy, y, weight, _ = case(shape, ctype, mean=2)
-    mean, var = (real(v, ctype) for v in reference.statistics(widened(x)))
-    inv_std = real(1 / np.sqrt(var + EPS), ctype)
+    mean, var = reference.statistics(widened(x))
+    inv_std = 1 / np.sqrt(var + EPS)
     pixels = x.size // shape[-1]
     sums = cuda.batchnorm_reduce(dy, y if relu else None, x, mean, inv_std)[:2]
     a, b, c, dweight, dbias = cuda.batchnorm_coefficients(
@@ -189,7 +222,7 @@ def test_whole_gradient(ctype, shape, training, relu):
 
 
 def test_coefficients_without_sums():
-    weight, inv_std = np.array([2, 3], "f"), np.array([0.5, 4], "f")
+    weight, inv_std = np.array([2, 3], "f"), np.array([0.5, 4])
     a, *others = cuda.batchnorm_coefficients(None, None, weight, None, inv_std, 7, False)
     np.testing.assert_array_equal(a, [1, 12])
     assert others == [None] * 4
@@ -197,6 +230,7 @@ def test_coefficients_without_sums():
 
 def test_arrays_that_are_not_aligned():
     x, dy, y, weight, _ = case((7, 16), "float")
+    weight = weight.astype("d")
     mean, var = cuda.batchnorm_statistics(x)
     memory = np.empty(x.size + 1, x.dtype)
     off = memory[1:].reshape(x.shape)

@@ -226,18 +226,21 @@ def test_scale_shift_residual_and_relu(gpu, kind, case, residual):
     x, weight, dy = operands(whole, x_shape, weight_shape, *geometry)
     scale, shift = whole(4, weight_shape[0]), whole(5, weight_shape[0])
     added = whole(6, *dy.shape) if residual else None
-    arrays = [activation(gpu, x, kind), *(parameter(gpu, a, kind) for a in (weight, scale, shift))]
+    arrays = [activation(gpu, x, kind), parameter(gpu, weight, kind)]
+    line = [gpu.cupy.asarray(a.astype(np.float64)) for a in (scale, shift)]
     added_ = activation(gpu, added, kind) if residual else None
     plain = reference.forward(x, weight, None, *geometry)
     linear = plain * scale + shift + (added if residual else 0)
     for relu, expected in ((False, linear), (True, np.maximum(linear, 0))):
         (y,) = in_every_order(
             gpu,
-            lambda relu=relu: [conv2d.conv2d_scale_shift_forward(*arrays, added_, relu, *geometry)],
+            lambda relu=relu: [
+                conv2d.conv2d_scale_shift_forward(*arrays, *line, added_, relu, *geometry)
+            ],
         )
         np.testing.assert_array_equal(widened(y), widened(of_type(expected, KINDS[kind])))
     (y,) = in_every_order(
-        gpu, lambda: [conv2d.conv2d_forward(arrays[0], arrays[1], arrays[3], *geometry)]
+        gpu, lambda: [conv2d.conv2d_forward(*arrays, parameter(gpu, shift, kind), *geometry)]
     )
     np.testing.assert_array_equal(y, of_type(plain + shift, KINDS[kind]))
 
@@ -245,7 +248,7 @@ def test_scale_shift_residual_and_relu(gpu, kind, case, residual):
 def test_relu_keeps_nan(gpu):
     x = whole(1, 1, 2, 2, 8)
     x[0, 1, 1, 3] = np.nan
-    one = gpu.cupy.asarray(np.ones(8, np.float32))
+    one = gpu.cupy.asarray(np.ones(8))
     weight = gpu.cupy.asarray(np.ones((8, 1, 1, 8), np.float32))
     y = conv2d.conv2d_scale_shift_forward(
         gpu.cupy.asarray(x), weight, one, one, None, True, (1, 1), NONE, (1, 1), 1
@@ -331,10 +334,8 @@ def test_arrays_that_are_not_aligned(gpu, kind):
     residual, ones = whole(4, *dy.shape), np.ones(weight_shape[0])
     expected_y, expected_dx, expected_dw = expected_products(x, weight, dy, geometry)
     x_, dy_, residual_ = (shifted(gpu, of_type(a, KINDS[kind])) for a in (x, dy, residual))
-    weight_, one, zero = (
-        shifted(gpu, a.astype(np.float64 if kind == "double" else np.float32))
-        for a in (weight, ones, 0 * ones)
-    )
+    weight_ = shifted(gpu, weight.astype(np.float64 if kind == "double" else np.float32))
+    one, zero = shifted(gpu, ones), shifted(gpu, 0 * ones)
     aligned_x = activation(gpu, x, kind)
     results = (
         (conv2d.conv2d_forward(x_, weight_, None, *geometry), expected_y),
@@ -354,7 +355,8 @@ def test_arrays_that_are_not_aligned(gpu, kind):
 def test_memory_order_does_not_matter(gpu):
     x_shape, weight_shape, *geometry = CASES["plain"]
     x, weight, dy = operands(whole, x_shape, weight_shape, *geometry)
-    scale, shift, residual = whole(4, 24), whole(5, 24), whole(6, *dy.shape)
+    scale, shift = (whole(seed, 24).astype(np.float64) for seed in (4, 5))
+    residual = whole(6, *dy.shape)
     arrays = x, weight, scale, shift, residual
     apart = [gpu.cupy.asarray(np.repeat(a, 2, -1))[..., ::2] for a in arrays]
     y = conv2d.conv2d_scale_shift_forward(*apart, False, *geometry)

@@ -266,7 +266,11 @@ def test_what_a_capture_cannot_hold_is_refused(gpu):
         ):
             with pytest.raises(CUDARuntimeError):
                 use()
+        captured = stream.record()
         stream.end_capture()
+    for use in (captured.synchronize, lambda: captured.done):  # never, not only now
+        with pytest.raises(CUDARuntimeError, match="CapturedEvent"):
+            use()
     with pytest.raises(CUDARuntimeError):
         stream.end_capture()
 

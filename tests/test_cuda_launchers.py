@@ -17,6 +17,7 @@ pytestmark = needs_checker
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((2, 2, 4, 4, 8)).astype(np.float32)
 A, B, C = RNG.uniform(0.5, 1, (3, 8)).astype(np.float32)
+WA, WB, WC = (vector.astype(np.float64) for vector in (A, B, C))
 HALF = RNG.standard_normal((2, 2, 2, 8)).astype(np.float32)
 INDEX = RNG.integers(0, 4, HALF.shape, np.uint8)
 LOGITS, TARGETS = RNG.uniform(0, 1, (2, 4, 8)).astype(np.float32)
@@ -42,22 +43,22 @@ CALLS = [
     ("concat_dx", (X, [3, 5])),
     ("cast", (X, np.uint16)),
     ("batchnorm_statistics", (X,)),
-    ("batchnorm_fold", (A, B, A, B, C.copy(), B.copy(), 32, 0.1, 1e-5, True)),
+    ("batchnorm_fold", (WA, WB, A, B, C.copy(), B.copy(), 32, 0.1, 1e-5, True)),
     ("batchnorm_fold", (None, None, A, B, C, B, 32, 0.1, 1e-5, False)),
-    ("batchnorm_apply", (X, A, B, None, True)),
-    ("batchnorm_apply", (X, A, B, Y, False)),
-    ("batchnorm_reduce", (X, None, Y, A, B, True)),
-    ("batchnorm_reduce", (X, Y, Y, A, B)),
-    ("batchnorm_reduce", (X, Y, Y, A, B, True)),
-    ("batchnorm_coefficients", (A, B, C, A, B, 32, True)),
-    ("batchnorm_coefficients", (None, None, C, None, B, 32, True)),
-    ("batchnorm_dx", (X, None, None, A, None, None)),
-    ("batchnorm_dx", (X, Y, None, A, None, None)),
-    ("batchnorm_dx", (X, None, Y, A, B, C)),
-    ("batchnorm_dx", (X, Y, Y, A, B, C)),
-    ("batchnorm_relu_maxpool_forward", (X, A, B, *WINDOW)),
-    ("batchnorm_relu_maxpool_dx", (HALF, INDEX, X.shape, X, A, B, C, *WINDOW)),
-    ("batchnorm_relu_maxpool_dx", (HALF, INDEX, X.shape, None, A, None, None, *WINDOW)),
+    ("batchnorm_apply", (X, WA, WB, None, True)),
+    ("batchnorm_apply", (X, WA, WB, Y, False)),
+    ("batchnorm_reduce", (X, None, Y, WA, WB, True)),
+    ("batchnorm_reduce", (X, Y, Y, WA, WB)),
+    ("batchnorm_reduce", (X, Y, Y, WA, WB, True)),
+    ("batchnorm_coefficients", (WA, WB, C, WA, WB, 32, True)),
+    ("batchnorm_coefficients", (None, None, C, None, WB, 32, True)),
+    ("batchnorm_dx", (X, None, None, WA, None, None)),
+    ("batchnorm_dx", (X, Y, None, WA, None, None)),
+    ("batchnorm_dx", (X, None, Y, WA, WB, WC)),
+    ("batchnorm_dx", (X, Y, Y, WA, WB, WC)),
+    ("batchnorm_relu_maxpool_forward", (X, WA, WB, *WINDOW)),
+    ("batchnorm_relu_maxpool_dx", (HALF, INDEX, X.shape, X, WA, WB, WC, *WINDOW)),
+    ("batchnorm_relu_maxpool_dx", (HALF, INDEX, X.shape, None, WA, None, None, *WINDOW)),
     ("maxpool2d_forward", (X, *WINDOW)),
     ("maxpool2d_dx", (HALF, INDEX, X.shape, *WINDOW)),
     ("global_avgpool2d_forward", (X,)),

@@ -139,10 +139,10 @@ def _passes(shape: tuple[int, ...], precision: str) -> Iterator[Case]:
     channels = shape[-1]
 
     def inputs(maps: int, vectors: int) -> Callable[[int], Tensors]:
-        """Return what makes so many activations and vectors, all of these positive."""
+        """Return what makes so many activations and float64 vectors, all of these positive."""
         return lambda seed: (
             *(random(*shape, precision=precision, seed=seed + i) for i in range(maps)),
-            *(random(channels, seed=seed + 50 + i).abs() for i in range(vectors)),
+            *(random(channels, seed=seed + 50 + i).abs().double() for i in range(vectors)),
         )
 
     def pair(found: Any) -> Tensors:

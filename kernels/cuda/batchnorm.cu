@@ -6,7 +6,8 @@
 // rows of a tile are contiguous, per-channel numbers in registers over many rows, and several rows in
 // flight at a time.
 //
-// x, y, dy, residual: rows of C channels      mean, var, scale, shift, a, b, c, sums: C
+// x, y, dy, residual: rows of C channels      mean, var, scale, shift, a, b, c, sums: C, in double, as on the
+// CPU: they are few, and a mean of many standard deviations costs no digits then
 //
 // A block is a tile: threadIdx.x along channels, N of them each; threadIdx.y along rows. Sums are taken
 // in `real` over SPAN rows of one thread, in double from there on: over a thread, over the block by a
@@ -134,26 +135,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
 extern "C" __global__ void batchnorm_statistics_finish(const double* __restrict__ partial, int blocks,
                                                        const T* __restrict__ x, i64 rows, int channels,
-                                                       real* __restrict__ mean, real* __restrict__ var) {
+                                                       double* __restrict__ mean,
+                                                       double* __restrict__ var) {
   const int c = blockIdx.x * COLUMNS + threadIdx.x;
   double total, square;
   add_over_blocks(partial, blocks, c, channels, total, square);
   if (threadIdx.y == 0 && c < channels) {
     const double d = total / rows, v = square / rows - d * d;
-    mean[c] = (real)(to_real(x[c]) + d);
-    var[c] = (real)(v < 0 ? 0 : v);  // a NaN stays a NaN
+    mean[c] = to_real(x[c]) + d;
+    var[c] = v < 0 ? 0 : v;  // a NaN stays a NaN
   }
 }
 
 // ---- per channel; the formulas are derived in minitl/ops/batchnorm.py ----
 
 // mean, var: of the batch, over `pixels` values a channel; or null: the running ones are used.
-extern "C" __global__ void batchnorm_fold(const real* __restrict__ mean, const real* __restrict__ var,
+extern "C" __global__ void batchnorm_fold(const double* __restrict__ mean,
+                                          const double* __restrict__ var,
                                           const real* __restrict__ weight, const real* __restrict__ bias,
                                           real* __restrict__ running_mean, real* __restrict__ running_var,
                                           int channels, i64 pixels, double momentum, double eps,
-                                          real* __restrict__ scale, real* __restrict__ shift,
-                                          real* __restrict__ used_mean, real* __restrict__ inv_std) {
+                                          double* __restrict__ scale, double* __restrict__ shift,
+                                          double* __restrict__ used_mean, double* __restrict__ inv_std) {
   const int c = blockIdx.x * blockDim.x + threadIdx.x;
   if (c >= channels) return;
   double m = running_mean[c], v = running_var[c];
@@ -163,36 +166,41 @@ extern "C" __global__ void batchnorm_fold(const real* __restrict__ mean, const r
     m = mean[c], v = var[c];
   }
   const double inverse = 1 / sqrt(v + eps), slope = weight[c] * inverse;
-  scale[c] = (real)slope;
-  shift[c] = (real)(bias[c] - m * slope);
-  used_mean[c] = (real)m;
-  inv_std[c] = (real)inverse;
+  scale[c] = slope;
+  shift[c] = bias[c] - m * slope;
+  used_mean[c] = m;
+  inv_std[c] = inverse;
 }
 
-// b, c: null with fixed statistics; then the sums and the mean are not looked at.
-extern "C" __global__ void batchnorm_coefficients(const real* __restrict__ sum_dz,
-                                                  const real* __restrict__ sum_dz_xhat,
+// dweight, dbias: null without sums. b, c: null with fixed statistics; the mean is not looked at then.
+extern "C" __global__ void batchnorm_coefficients(const double* __restrict__ sum_dz,
+                                                  const double* __restrict__ sum_dz_xhat,
                                                   const real* __restrict__ weight,
-                                                  const real* __restrict__ mean,
-                                                  const real* __restrict__ inv_std, int channels,
-                                                  i64 pixels, real* __restrict__ a, real* __restrict__ b,
-                                                  real* __restrict__ c) {
+                                                  const double* __restrict__ mean,
+                                                  const double* __restrict__ inv_std, int channels,
+                                                  i64 pixels, double* __restrict__ a,
+                                                  double* __restrict__ b, double* __restrict__ c,
+                                                  real* __restrict__ dweight, real* __restrict__ dbias) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= channels) return;
-  const double scale = (double)weight[i] * inv_std[i];
-  a[i] = (real)scale;
+  const double scale = weight[i] * inv_std[i];
+  a[i] = scale;
   if (b) {
     const double slope = -scale * inv_std[i] * sum_dz_xhat[i] / pixels;
-    b[i] = (real)slope;
-    c[i] = (real)(-scale * sum_dz[i] / pixels - slope * mean[i]);
+    b[i] = slope;
+    c[i] = -scale * sum_dz[i] / pixels - slope * mean[i];
+  }
+  if (dweight) {
+    dweight[i] = (real)sum_dz_xhat[i];
+    dbias[i] = (real)sum_dz[i];
   }
 }
 
 // ---- y = max(x * scale + shift [+ residual], floor) ----
 
 template <int N, bool ADD>
-DEVICE void apply(const T* __restrict__ x, const T* __restrict__ residual, const real* __restrict__ scale,
-                  const real* __restrict__ shift, T* __restrict__ y, i64 rows, int channels, real floor) {
+DEVICE void apply(const T* __restrict__ x, const T* __restrict__ residual, const double* __restrict__ scale,
+                  const double* __restrict__ shift, T* __restrict__ y, i64 rows, int channels, real floor) {
   for (int c = (blockIdx.y * blockDim.x + threadIdx.x) * N; c < channels;
        c += gridDim.y * blockDim.x * N) {
     Line lines[N];
@@ -214,14 +222,14 @@ DEVICE void apply(const T* __restrict__ x, const T* __restrict__ residual, const
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    batchnorm_apply(i64 rows, int channels, const T* __restrict__ x, const real* __restrict__ scale,
-                    const real* __restrict__ shift, T* __restrict__ y, real floor) {
+    batchnorm_apply(i64 rows, int channels, const T* __restrict__ x, const double* __restrict__ scale,
+                    const double* __restrict__ shift, T* __restrict__ y, real floor) {
   BY_WIDTH(aligned16(x, y), (apply<N, false>(x, nullptr, scale, shift, y, rows, channels, floor)));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_apply_add(i64 rows, int channels, const T* __restrict__ x, const T* __restrict__ residual,
-                        const real* __restrict__ scale, const real* __restrict__ shift,
+                        const double* __restrict__ scale, const double* __restrict__ shift,
                         T* __restrict__ y, real floor) {
   BY_WIDTH(aligned16(x, residual, y),
            (apply<N, true>(x, residual, scale, shift, y, rows, channels, floor)));
@@ -231,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
 template <int N, bool RELU, bool KEEP>
 DEVICE void reduce(const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x,
-                   const real* __restrict__ mean, T* __restrict__ dz, i64 rows, int channels, i64 chunk,
+                   const double* __restrict__ mean, T* __restrict__ dz, i64 rows, int channels, i64 chunk,
                    double* __restrict__ partial) {
   const i64 begin = blockIdx.x * chunk, end = min(begin + chunk, rows);
   const int down = blockDim.y;
@@ -241,7 +249,7 @@ DEVICE void reduce(const T* __restrict__ dy, const T* __restrict__ y, const T* _
     if (c < channels) {
       real middle[N];
 #pragma unroll
-      for (int i = 0; i < N; i++) middle[i] = mean[c + i];
+      for (int i = 0; i < N; i++) middle[i] = (real)mean[c + i];
       for (i64 row = begin + threadIdx.y; row < end; row += SPAN * down) {
         const int n = (int)min((i64)SPAN, (end - row + down - 1) / down);
         const i64 start = row * channels + c;
@@ -274,7 +282,7 @@ DEVICE void reduce(const T* __restrict__ dy, const T* __restrict__ y, const T* _
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_reduce(i64 rows, int channels, i64 chunk, double* __restrict__ partial,
-                     const T* __restrict__ dy, const T* __restrict__ x, const real* __restrict__ mean) {
+                     const T* __restrict__ dy, const T* __restrict__ x, const double* __restrict__ mean) {
   BY_WIDTH(aligned16(dy, x), (reduce<N, false, false>(dy, nullptr, x, mean, nullptr, rows, channels, chunk,
                                                       partial)));
 }
@@ -282,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_reduce_relu(i64 rows, int channels, i64 chunk, double* __restrict__ partial,
                           const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x,
-                          const real* __restrict__ mean) {
+                          const double* __restrict__ mean) {
   BY_WIDTH(aligned16(dy, y, x),
            (reduce<N, true, false>(dy, y, x, mean, nullptr, rows, channels, chunk, partial)));
 }
@@ -290,22 +298,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_reduce_relu_keep(i64 rows, int channels, i64 chunk, double* __restrict__ partial,
                                const T* __restrict__ dy, const T* __restrict__ y,
-                               const T* __restrict__ x, const real* __restrict__ mean,
+                               const T* __restrict__ x, const double* __restrict__ mean,
                                T* __restrict__ dz) {
   BY_WIDTH(aligned16(dy, y, x, dz),
            (reduce<N, true, true>(dy, y, x, mean, dz, rows, channels, chunk, partial)));
 }
 
 extern "C" __global__ void batchnorm_reduce_finish(const double* __restrict__ partial, int blocks,
-                                                   const real* __restrict__ inv_std, int channels,
-                                                   real* __restrict__ sum_dz,
-                                                   real* __restrict__ sum_dz_xhat) {
+                                                   const double* __restrict__ mean,
+                                                   const double* __restrict__ inv_std, int channels,
+                                                   double* __restrict__ sum_dz,
+                                                   double* __restrict__ sum_dz_xhat) {
   const int c = blockIdx.x * COLUMNS + threadIdx.x;
   double total, product;
   add_over_blocks(partial, blocks, c, channels, total, product);
   if (threadIdx.y == 0 && c < channels) {
-    sum_dz[c] = (real)total;
-    sum_dz_xhat[c] = (real)(product * inv_std[c]);
+    product -= (mean[c] - (double)(real)mean[c]) * total;  // what was subtracted from x was rounded
+    sum_dz[c] = total;
+    sum_dz_xhat[c] = product * inv_std[c];
   }
 }
 
@@ -313,7 +323,7 @@ extern "C" __global__ void batchnorm_reduce_finish(const double* __restrict__ pa
 
 template <int N, bool RELU, bool TRAINING>
 DEVICE void backward(const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x,
-                     const real* __restrict__ a, const real* __restrict__ b, const real* __restrict__ c0,
+                     const double* __restrict__ a, const double* __restrict__ b, const double* __restrict__ c0,
                      T* __restrict__ dx, i64 rows, int channels) {
   for (int c = (blockIdx.y * blockDim.x + threadIdx.x) * N; c < channels;
        c += gridDim.y * blockDim.x * N) {
@@ -321,7 +331,7 @@ DEVICE void backward(const T* __restrict__ dy, const T* __restrict__ y, const T*
     real factor[N];
     if (TRAINING) load_lines(b, c0, c, lines);
 #pragma unroll
-    for (int i = 0; i < N; i++) factor[i] = a[c + i];
+    for (int i = 0; i < N; i++) factor[i] = (real)a[c + i];
     for_each_row<FLIGHT>(rows, [&](i64 row) {
       const i64 at = row * channels + c;
       real g[N], z[N], v[N];
@@ -339,7 +349,7 @@ DEVICE void backward(const T* __restrict__ dy, const T* __restrict__ y, const T*
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    batchnorm_dx(i64 rows, int channels, const T* __restrict__ dy, const real* __restrict__ a,
+    batchnorm_dx(i64 rows, int channels, const T* __restrict__ dy, const double* __restrict__ a,
                  T* __restrict__ dx) {
   BY_WIDTH(aligned16(dy, dx), (backward<N, false, false>(dy, nullptr, nullptr, a, nullptr, nullptr, dx,
                                                          rows, channels)));
@@ -347,23 +357,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_dx_relu(i64 rows, int channels, const T* __restrict__ dy, const T* __restrict__ y,
-                      const real* __restrict__ a, T* __restrict__ dx) {
+                      const double* __restrict__ a, T* __restrict__ dx) {
   BY_WIDTH(aligned16(dy, y, dx), (backward<N, true, false>(dy, y, nullptr, a, nullptr, nullptr, dx, rows,
                                                            channels)));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_dx_training(i64 rows, int channels, const T* __restrict__ dy, const T* __restrict__ x,
-                          const real* __restrict__ a, const real* __restrict__ b,
-                          const real* __restrict__ c, T* __restrict__ dx) {
+                          const double* __restrict__ a, const double* __restrict__ b,
+                          const double* __restrict__ c, T* __restrict__ dx) {
   BY_WIDTH(aligned16(dy, x, dx),
            (backward<N, false, true>(dy, nullptr, x, a, b, c, dx, rows, channels)));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     batchnorm_dx_training_relu(i64 rows, int channels, const T* __restrict__ dy, const T* __restrict__ y,
-                               const T* __restrict__ x, const real* __restrict__ a,
-                               const real* __restrict__ b, const real* __restrict__ c,
+                               const T* __restrict__ x, const double* __restrict__ a,
+                               const double* __restrict__ b, const double* __restrict__ c,
                                T* __restrict__ dx) {
   BY_WIDTH(aligned16(dy, y, x, dx), (backward<N, true, true>(dy, y, x, a, b, c, dx, rows, channels)));
 }

@@ -1,6 +1,7 @@
 """Batch normalisation on the GPU.
 
-x, y, dy, residual: (..., C), activations      everything per channel: (C,), float32 (float64 for float64)
+x, y, dy, residual: (..., C), activations      everything per channel: (C,), float64, but for parameters,
+their gradients and running statistics, which are float32 (float64 for float64)
 
 Each function is as its namesake in kernels/cpu/batchnorm.py; the kernels are in batchnorm.cu.
 """
@@ -58,11 +59,24 @@ def _launch_finish(name: str, dtype: np.dtype, channels: int, *args: object) -> 
     _launch(name, dtype, (-(-channels // COLUMNS),), (COLUMNS, LANES), *args)
 
 
+def _doubles(channels: int, count: int) -> tuple[Array, ...]:
+    """Return so many uninitialised arrays of a number for each channel."""
+    return tuple(empty((channels,), np.float64) for _ in range(count))
+
+
+def _require_float64(**vectors: Array | None) -> None:
+    for name, vector in vectors.items():
+        if vector is not None and vector.dtype != np.float64:
+            raise TypeError(
+                f"batch normalisation on the GPU takes {name} in float64, not {vector.dtype}"
+            )
+
+
 def batchnorm_statistics(x: Array) -> tuple[Array, Array]:
     """Return mean and biased variance of each channel, shape (C,)."""
     x = contiguous(x)
     channels = x.shape[-1]
-    mean, var = empty((channels,), real(x.dtype)), empty((channels,), real(x.dtype))
+    mean, var = _doubles(channels, 2)
     partial, count = _launch_sums("batchnorm_statistics", x, x)
     rows = np.int64(math.prod(x.shape[:-1]))
     _launch_finish(
@@ -88,12 +102,11 @@ def batchnorm_fold(
 ) -> tuple[Array, Array, Array, Array]:
     """Return scale, shift, mean and inv_std, all (C,): y = x * scale + shift normalises.
 
-    In training the running statistics move towards those of the batch, in place. All is computed in
-    float64, but shift is then rounded: a mean of a thousand standard deviations costs y three digits of
-    float32's seven. (On the CPU these few numbers stay float64.)
+    In training the running statistics move towards those of the batch, in place.
     """
     channels = weight.size
-    scale, shift, used_mean, inv_std = (empty((channels,), weight.dtype) for _ in range(4))
+    _require_float64(mean=mean, var=var)
+    scale, shift, used_mean, inv_std = _doubles(channels, 4)
     _launch(
         "batchnorm_fold",
         weight.dtype,
@@ -121,6 +134,7 @@ def batchnorm_apply(
     x: Array, scale: Array, shift: Array, residual: Array | None, relu: bool
 ) -> Array:
     """Return x * scale + shift [+ residual], with what is below zero cut off if `relu`."""
+    _require_float64(scale=scale, shift=shift)
     x, y = contiguous(x), empty(x.shape, x.dtype)
     floor = real(x.dtype).type(0 if relu else -np.inf)
     if residual is None:
@@ -144,6 +158,7 @@ def batchnorm_reduce(
     y: the result of a ReLU after the normalisation; then dz is dy where y > 0. Without y, dz is dy.
     keep_dz: return dz as the third value (the gradient of a residual); else that is None.
     """
+    _require_float64(mean=mean, inv_std=inv_std)
     dy, x = contiguous(dy), contiguous(x)
     channels = x.shape[-1]
     dz = None
@@ -156,12 +171,12 @@ def batchnorm_reduce(
         partial, count = _launch_sums(
             "batchnorm_reduce_relu_keep", x, dy, contiguous(y), x, mean, dz
         )
-    sum_dz, sum_dz_xhat = empty((channels,), real(x.dtype)), empty((channels,), real(x.dtype))
+    sum_dz, sum_dz_xhat = _doubles(channels, 2)
     _launch_finish(
         "batchnorm_reduce_finish",
         x.dtype,
         channels,
-        *(partial, count, inv_std, np.int32(channels), sum_dz, sum_dz_xhat),
+        *(partial, count, mean, inv_std, np.int32(channels), sum_dz, sum_dz_xhat),
     )
     return sum_dz, sum_dz_xhat, dy if keep_dz and dz is None else dz
 
@@ -175,33 +190,35 @@ def batchnorm_coefficients(
     pixels: int,
     training: bool,
 ) -> tuple[Array, Array | None, Array | None, Array | None, Array | None]:
-    """Return a, b, c for `batchnorm_dx`, and dweight and dbias, which are the sums themselves; all (C,).
+    """Return a, b, c for `batchnorm_dx`, and dweight and dbias, of the weight's dtype; all (C,).
 
     With fixed statistics b and c are None. Without the sums dweight and dbias are None.
     """
     channels = weight.size
-    a = empty((channels,), weight.dtype)
-    b = c = None
-    moving = training and sum_dz is not None
-    if moving:
-        b, c = empty((channels,), weight.dtype), empty((channels,), weight.dtype)
+    _require_float64(sum_dz=sum_dz, sum_dz_xhat=sum_dz_xhat, mean=mean, inv_std=inv_std)
+    (a,) = _doubles(channels, 1)
+    b = c = dweight = dbias = None
+    if sum_dz is not None:
+        dweight, dbias = empty((channels,), weight.dtype), empty((channels,), weight.dtype)
+        if training:
+            b, c = _doubles(channels, 2)
+    optional = (NULL if array is None else array for array in (b, c, dweight, dbias))
     _launch(
         "batchnorm_coefficients",
         weight.dtype,
         (-(-channels // 128),),
         (128,),
-        sum_dz if moving else NULL,
-        sum_dz_xhat if moving else NULL,
+        NULL if sum_dz is None else sum_dz,
+        NULL if sum_dz_xhat is None else sum_dz_xhat,
         weight,
-        mean if moving else NULL,
+        NULL if mean is None else mean,
         inv_std,
         np.int32(channels),
         np.int64(pixels),
         a,
-        b if moving else NULL,
-        c if moving else NULL,
+        *optional,
     )
-    return a, b, c, sum_dz_xhat, sum_dz
+    return a, b, c, dweight, dbias
 
 
 def batchnorm_dx(
@@ -216,6 +233,7 @@ def batchnorm_dx(
 
     With fixed statistics the gradient is a * dz: then x, b and c are None.
     """
+    _require_float64(a=a, b=b, c=c)
     dy, dx = contiguous(dy), empty(dy.shape, dy.dtype)
     name, args = "batchnorm_dx", [dy]
     if x is not None:

@@ -5,7 +5,7 @@
 // training) and writes dx. Each pixel is normalised anew for each window that sees it, from the caches:
 // that costs a multiplication, storing it would cost a pass.
 //
-// x: N, H, W, C      y, dy, index, chosen: N, P, Q, C      scale, shift, a, b, c: C
+// x: N, H, W, C      y, dy, index, chosen: N, P, Q, C      scale, shift, a, b, c: C, in double
 //
 // index tells which pixel of its window each result is, or NONE: where no pixel is above zero the ReLU's 0 is
 // the result, and no gradient passes. The largest is chosen before anything is rounded to T.
@@ -15,8 +15,8 @@
 #define NONE ((INDEX)(sizeof(INDEX) == 1 ? 0xff : 0x7fffffff))
 
 template <int N>
-DEVICE void forward(const T* __restrict__ x, const real* __restrict__ scale,
-                    const real* __restrict__ shift, T* __restrict__ y, INDEX* __restrict__ index,
+DEVICE void forward(const T* __restrict__ x, const double* __restrict__ scale,
+                    const double* __restrict__ shift, T* __restrict__ y, INDEX* __restrict__ index,
                     T* __restrict__ chosen, int pixels, int channels, const Axis& rows,
                     const Axis& columns) {
   for (int c = (blockIdx.y * blockDim.x + threadIdx.x) * N; c < channels;
@@ -57,8 +57,8 @@ DEVICE void forward(const T* __restrict__ x, const real* __restrict__ scale,
 }
 
 extern "C" __global__ void batchnorm_relu_maxpool_forward(const T* __restrict__ x,
-                                                          const real* __restrict__ scale,
-                                                          const real* __restrict__ shift,
+                                                          const double* __restrict__ scale,
+                                                          const double* __restrict__ shift,
                                                           T* __restrict__ y, INDEX* __restrict__ index,
                                                           T* __restrict__ chosen, int pixels,
                                                           int channels, AXES_PARAMETERS) {
@@ -70,7 +70,7 @@ extern "C" __global__ void batchnorm_relu_maxpool_forward(const T* __restrict__ 
 // dx = a * dz [+ b * x + c], with dz gathered from the windows that chose the pixel.
 template <int N, bool TRAINING>
 DEVICE void backward(const T* __restrict__ dy, const INDEX* __restrict__ index, const T* __restrict__ x,
-                     const real* __restrict__ a, const real* __restrict__ b, const real* __restrict__ c0,
+                     const double* __restrict__ a, const double* __restrict__ b, const double* __restrict__ c0,
                      T* __restrict__ dx, int pixels, int channels, const Axis& rows,
                      const Axis& columns) {
   for (int c = (blockIdx.y * blockDim.x + threadIdx.x) * N; c < channels;
@@ -79,7 +79,7 @@ DEVICE void backward(const T* __restrict__ dy, const INDEX* __restrict__ index, 
     real factor[N];
     if (TRAINING) load_lines(b, c0, c, lines);
 #pragma unroll
-    for (int k = 0; k < N; k++) factor[k] = a[c + k];
+    for (int k = 0; k < N; k++) factor[k] = (real)a[c + k];
     for (int pixel = blockIdx.x * blockDim.y + threadIdx.y; pixel < pixels;
          pixel += gridDim.x * blockDim.y) {
       const Position at(pixel, rows.size, columns.size);
@@ -98,7 +98,7 @@ DEVICE void backward(const T* __restrict__ dy, const INDEX* __restrict__ index, 
 
 extern "C" __global__ void batchnorm_relu_maxpool_dx(const T* __restrict__ dy,
                                                      const INDEX* __restrict__ index,
-                                                     const real* __restrict__ a, T* __restrict__ dx,
+                                                     const double* __restrict__ a, T* __restrict__ dx,
                                                      int pixels, int channels, AXES_PARAMETERS) {
   AXES;
   BY_WIDTH(aligned16(dy, index, dx), (backward<N, false>(dy, index, nullptr, a, nullptr, nullptr, dx,
@@ -107,7 +107,7 @@ extern "C" __global__ void batchnorm_relu_maxpool_dx(const T* __restrict__ dy,
 
 extern "C" __global__ void batchnorm_relu_maxpool_dx_training(
     const T* __restrict__ dy, const INDEX* __restrict__ index, const T* __restrict__ x,
-    const real* __restrict__ a, const real* __restrict__ b, const real* __restrict__ c,
+    const double* __restrict__ a, const double* __restrict__ b, const double* __restrict__ c,
     T* __restrict__ dx, int pixels, int channels, AXES_PARAMETERS) {
   AXES;
   BY_WIDTH(aligned16(dy, index, x, dx), (backward<N, true>(dy, index, x, a, b, c, dx, pixels, channels,

@@ -1,6 +1,6 @@
 """Batch normalisation, ReLU and max pooling in one pass on the GPU: the stem of a ResNet.
 
-x: N, H, W, C      y, dy, index, chosen: N, P, Q, C      scale, shift, a, b, c: C
+x: N, H, W, C      y, dy, index, chosen: N, P, Q, C      scale, shift, a, b, c: C, float64
 
 Each function is as its namesake in kernels/cpu/batchnorm_relu_maxpool.py; the kernels are in
 batchnorm_relu_maxpool.cu.

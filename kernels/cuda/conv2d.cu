@@ -141,8 +141,9 @@ conv2d_forward(
 #endif
     const T* __restrict__ from,        // forward: x; dx: dy
     const T* __restrict__ weight,      // forward: K, R, S, C/groups; dx: C, R, S, K/groups
-    const real* __restrict__ scale,    // scale, shift and residual may be null
-    const real* __restrict__ shift,
+    const double* __restrict__ scale,  // scale, shift, bias and residual may be null
+    const double* __restrict__ shift,
+    const real* __restrict__ bias,
     const T* __restrict__ residual,
     Stored* __restrict__ to,           // forward: y; dx: dx; of several splits [splits][...]
     real* __restrict__ moments,        // written only with STATISTICS: [tiles of m][2][K]
@@ -183,9 +184,8 @@ conv2d_forward(
   matmul<AlongTaps::LayoutA, AlongTaps::LayoutB>(sum, source, part.count, shared);
 
   const int first = group * columns;  // channel
-  const Epilogue epilogue = {scale ? scale + first : nullptr, shift ? shift + first : nullptr,
-                             residual ? residual + first : nullptr, relu};
 #if DX
+  const Epilogue epilogue = {};  // nothing is done to a gradient
   const i64 size = (i64)n * h * w * c;
   const auto offset = [&](int m) {
     if (stride_h == 1 && stride_w == 1) return (i64)m * pitch;
@@ -195,6 +195,8 @@ conv2d_forward(
     return (((i64)picture * h + i) * w + j) * pitch;
   };
 #else
+  const Epilogue epilogue = {scale ? scale + first : nullptr, shift ? shift + first : nullptr,
+                             bias ? bias + first : nullptr, residual ? residual + first : nullptr, relu};
   const i64 size = (i64)rows * k;
   const auto offset = [&](int m) { return (i64)m * pitch; };
 #endif

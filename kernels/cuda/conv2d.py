@@ -75,9 +75,10 @@ VARIANTS = tuple(
 
 
 def _check_parameter(array: Array | None, dtype: np.dtype, name: str) -> None:
-    if array is not None and array.dtype != real(dtype):
+    wanted = np.dtype(np.float64) if name in ("scale", "shift") else real(dtype)
+    if array is not None and array.dtype != wanted:
         raise TypeError(
-            f"beside activations of {ctype(dtype)}, {name} must be {real(dtype)}; got {array.dtype}"
+            f"beside activations of {ctype(dtype)}, {name} must be {wanted}; got {array.dtype}"
         )
 
 
@@ -145,6 +146,7 @@ def _forward(
         ("weight", weight),
         ("scale", epilogue.scale),
         ("shift", epilogue.shift),
+        ("bias", epilogue.bias),
     ):
         _check_parameter(parameter, x.dtype, name)
     y = empty((g.n, g.p, g.q, g.k), x.dtype)
@@ -168,7 +170,7 @@ def conv2d_forward(
 ) -> Array:
     """Return y, shape (N, P, Q, K)."""
     g = Geometry.of(x.shape, weight.shape, stride, padding, dilation, groups)
-    return _forward(x, weight, g, Epilogue(shift=bias), False)[0]
+    return _forward(x, weight, g, Epilogue(bias=bias), False)[0]
 
 
 def conv2d_scale_shift_forward(
@@ -185,10 +187,10 @@ def conv2d_scale_shift_forward(
 ) -> Array:
     """Return conv2d(x, weight) * scale + shift [+ residual], cut off below zero if `relu`; in one pass.
 
-    scale, shift: (K,). residual: as the result.
+    scale, shift: (K,) float64. residual: as the result.
     """
     g = Geometry.of(x.shape, weight.shape, stride, padding, dilation, groups)
-    return _forward(x, weight, g, Epilogue(scale, shift, residual, relu), False)[0]
+    return _forward(x, weight, g, Epilogue(scale, shift, None, residual, relu), False)[0]
 
 
 def conv2d_statistics_forward(
@@ -199,7 +201,7 @@ def conv2d_statistics_forward(
     dilation: Pair,
     groups: int,
 ) -> tuple[Array, Array, Array]:
-    """Return y = conv2d(x, weight), and mean and biased variance of its channels, shape (K,).
+    """Return y = conv2d(x, weight), and mean and biased variance of its channels, float64 (K,).
 
     The statistics are those of y as it is stored, after rounding. Raises ValueError if y has no elements.
     """

@@ -30,10 +30,11 @@ extern "C" __global__ void conv2d_transpose_weight(const real* __restrict__ weig
                 out[((i64)(group * cg + c0 + y) * taps + tap) * kg + k0 + threadIdx.x]);
 }
 
-// y = sum of the splits [+ scale, shift, residual, ReLU, as in epilogue.cuh].
+// y = sum of the splits [+ scale, shift, bias, residual, ReLU, as in epilogue.cuh].
 extern "C" __global__ void conv2d_sum_splits(const real* __restrict__ splits, int count, i64 size,
-                                             int channels, const real* __restrict__ scale,
-                                             const real* __restrict__ shift,
+                                             int channels, const double* __restrict__ scale,
+                                             const double* __restrict__ shift,
+                                             const real* __restrict__ bias,
                                              const T* __restrict__ residual, int relu,
                                              T* __restrict__ y) {
   const i64 stride = (i64)gridDim.x * blockDim.x;
@@ -41,8 +42,9 @@ extern "C" __global__ void conv2d_sum_splits(const real* __restrict__ splits, in
     real sum = splits[i];
     for (int s = 1; s < count; s++) sum += splits[s * size + i];
     const int channel = (int)(i % channels);
-    if (scale) sum *= scale[channel];
-    if (shift) sum += shift[channel];
+    if (scale) sum *= (real)scale[channel];
+    if (shift) sum += (real)shift[channel];
+    if (bias) sum += bias[channel];
     if (residual) sum += to_real(residual[i]);
     if (relu) sum = sum < 0 ? (real)0 : sum;
     from_real(sum, y[i]);
@@ -70,7 +72,8 @@ DEVICE double sum_over_sharers(double v) {
 // tile, the sums lose no digits that matter, however far from zero the means are.
 extern "C" __global__ void conv2d_statistics_finish(const real* __restrict__ moments, int tiles,
                                                     int tile_rows, int rows, int channels,
-                                                    real* __restrict__ mean, real* __restrict__ var) {
+                                                    double* __restrict__ mean,
+                                                    double* __restrict__ var) {
   const int channel = blockIdx.x * CHANNELS + threadIdx.x;
   const bool inside = channel < channels;
   const double pivot = inside ? moments[channel] : 0;
@@ -87,8 +90,8 @@ extern "C" __global__ void conv2d_statistics_finish(const real* __restrict__ mom
   square = sum_over_sharers(square);
   if (inside && threadIdx.y == 0) {
     const double d = total / rows;
-    mean[channel] = (real)(pivot + d);
-    var[channel] = (real)max(square / rows - d * d, 0.0);
+    mean[channel] = pivot + d;
+    var[channel] = max(square / rows - d * d, 0.0);
   }
 }
 

@@ -15,23 +15,27 @@ VARIANTS = ({"T": "float"}, {"T": "bf16"}, {"T": "double"})
 
 
 class Epilogue(NamedTuple):
-    """What is done to sums before they are stored: y = [relu](sums * scale + shift + residual)."""
+    """What is done to sums before they are stored: y = [relu](sums * scale + shift + residual).
+
+    scale, shift: float64. bias: a shift as a parameter, in place of both.
+    """
 
     scale: Array | None = None
     shift: Array | None = None
+    bias: Array | None = None
     residual: Array | None = None
     relu: bool = False
 
     def contiguous(self) -> "Epilogue":
         """Return the same with arrays in C order."""
-        names = ("scale", "shift", "residual")
+        names = ("scale", "shift", "bias", "residual")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return self._replace(**{name: contiguous(array) for name, array in given.items()})
 
     def arguments(self) -> tuple[object, ...]:
         """Return what kernels take, NULL for what is absent."""
-        arrays = (NULL if a is None else a for a in (self.scale, self.shift, self.residual))
-        return *arrays, np.int32(self.relu)
+        arrays = self.scale, self.shift, self.bias, self.residual
+        return *(NULL if array is None else array for array in arrays), np.int32(self.relu)
 
 
 def _launch(
@@ -66,7 +70,7 @@ def finish_statistics(moments: Array, y: Array, tile_rows: int) -> tuple[Array, 
     moments: (tiles, 2, K), means and sums of squared distances from them.
     """
     channels = y.shape[-1]
-    mean, var = (empty((channels,), real(y.dtype)) for _ in range(2))
+    mean, var = (empty((channels,), np.float64) for _ in range(2))
     numbers = map(np.int32, (len(moments), tile_rows, y.size // channels, channels))
     grid = (-(-channels // CHANNELS),)
     args = moments, *numbers, mean, var

@@ -104,5 +104,5 @@ conv2d_dw(const T* __restrict__ dy, const T* __restrict__ x, real* __restrict__ 
 
   const i64 size = (i64)k * columns, first = (i64)group * kg * columns;
   finish<real>(sum, shared, m0, n0, kg, columns, [&](int m) { return (i64)m * columns; },
-               Epilogue{nullptr, nullptr, nullptr, 0}, dw + blockIdx.y * size + first, nullptr, columns);
+               Epilogue{nullptr, nullptr, nullptr, nullptr, 0}, dw + blockIdx.y * size + first, nullptr, columns);
 }

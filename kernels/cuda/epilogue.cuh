@@ -18,10 +18,12 @@ static_assert(WARPS * STAGING_BYTES + 2 * WARPS_M * BN * sizeof(real) <= STAGES 
               "the epilogue fits where the slices were");
 
 // y = sum * scale + shift + residual, cut off below zero if relu; null pointers stand for nothing to do.
-// Scale and shift point to the first column of the group.
+// Scale and shift, which come in double as the passes of batch normalisation have them, and the bias, which is
+// a shift as a parameter, point to the first column of the group.
 struct Epilogue {
-  const real* scale;
-  const real* shift;
+  const double* scale;
+  const double* shift;
+  const real* bias;
   const T* residual;
   int relu;
 };
@@ -107,8 +109,9 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
 #pragma unroll
   for (int v = 0; v < VECTOR; v++) {
     const bool inside = !STATISTICS && column + v < columns;
-    scale[v] = inside && epilogue.scale ? epilogue.scale[column + v] : (real)1;
-    shift[v] = inside && epilogue.shift ? epilogue.shift[column + v] : (real)0;
+    scale[v] = inside && epilogue.scale ? (real)epilogue.scale[column + v] : (real)1;
+    shift[v] = inside && epilogue.shift ? (real)epilogue.shift[column + v]
+               : inside && epilogue.bias ? epilogue.bias[column + v] : (real)0;
   }
   real pivot[VECTOR] = {}, total[VECTOR] = {}, square[VECTOR] = {};  // unused without STATISTICS
 

@@ -160,6 +160,8 @@ def launch_numba(
 ) -> None:
     """Start the kernel `name` of avgpool_kernels.py, which Numba compiles, on CuPy's current stream.
 
+    Numba takes the CUDA context that is current, anew in each call: that of CuPy's current device, whichever
+    that is. The first call compiles and loads the kernel; a step is recorded only after it has run as code.
     Under Numba's simulator the arrays are NumPy's, and there are no streams.
     """
     try:

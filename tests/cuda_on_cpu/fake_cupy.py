@@ -645,17 +645,25 @@ class Event:
         self._stream: Stream | None = None
         self._position = 0
         self._time = 0.0
+        self._captured = False
 
     def record(self, stream: Stream | None = None) -> None:
         self._stream = stream or _gpu().current[-1]
+        self._captured = self._stream.is_capturing()
         self._position = self._stream._issued
         self._time = time.perf_counter()
 
+    def _refuse_captured(self) -> None:
+        if self._captured:  # it is a place in a graph, not in a stream
+            raise CUDARuntimeError("cudaErrorCapturedEvent: operation not permitted on an event")
+
     @property
     def done(self) -> bool:
+        self._refuse_captured()
         return self._stream is None or self._stream._finished >= self._position
 
     def synchronize(self) -> None:
+        self._refuse_captured()
         _gpu().synchronise("Event.synchronize")
         if self._stream is not None:
             with _gpu().lock:

@@ -32,8 +32,6 @@ DESELECTED = {  # beginning of a test's name: reason
     "test_conv2d_batchnorm.py::test_fixed_statistics_use_the_single_pass": CPU,
     # On the GPU the fused passes round on their own; test_cuda_*.py hold how closely they agree.
     "test_conv2d_batchnorm.py::test_equals_the_convolution_and_the_normalisation": "asks for the same bits",
-    # x * scale + shift in float32. PyTorch's (x - mean) * inv_std, or double as on the CPU, would keep them.
-    "test_batchnorm.py::test_a_mean_of_many_standard_deviations_costs_no_digits": "costs digits on the GPU",
     "test_nn.py::test_a_frozen_trunk_takes_a_fraction_of_the_memory": MEMORY,
     "test_models.py::test_names_and_shapes": "computes nothing",
     "test_models.py::test_the_usual_preprocessing": "computes nothing",
