@@ -130,7 +130,7 @@ def _meanings(model: "Classifier") -> str:
         what = {
             "classes": "softmax over these",
             "labels": "sigmoid of each",
-            "number": f"times {task.std:.6g} plus {task.mean:.6g}",
+            "number": f"times {task.unit:.6g} plus {task.mean:.6g}",
         }[task.kind]
         told.append(f"{own.start}-{own.stop - 1} {task.name} ({what})")
     return f"the outputs are, as numbers of several tasks: {'; '.join(told)}"

@@ -19,6 +19,7 @@ from minitl.ops.scale import scale
 from minitl.ops.sigmoid_binary_cross_entropy import sigmoid_binary_cross_entropy
 from minitl.ops.softmax_cross_entropy import softmax_cross_entropy
 from minitl.ops.take import take
+from minitl.ops.to_host import to_host
 
 __all__ = [
     "adaptive_avgpool2d",
@@ -42,4 +43,5 @@ __all__ = [
     "sigmoid_binary_cross_entropy",
     "softmax_cross_entropy",
     "take",
+    "to_host",
 ]

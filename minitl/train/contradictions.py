@@ -103,8 +103,9 @@ def _against_tasks(config: "Config") -> str:
         return "--features brings labels of its own; leave it out, frozen features are kept anyway"
     if config.adversarial is not None:
         return "--adversarial attacks the prediction of one class; leave it out"
-    if config.device != "cpu":
-        return "their loss is computed on the CPU only so far; leave --device out"
+    if config.device != "cpu" and (config.mixup or config.cutmix):
+        option = "--mixup" if config.mixup else "--cutmix"
+        return f"their loss is computed on the CPU, where {option} on a GPU does not reach; leave it out"
     return ""
 
 

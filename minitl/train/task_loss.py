@@ -4,6 +4,9 @@
 
 classes: softmax cross-entropy; labels: binary cross-entropy, the mean over the labels; number: squared
 error in standard deviations. What is not known takes no part: neither in a sum nor in what divides it.
+
+The outputs are few, and how many answers are known differs from batch to batch: so this is computed on the
+CPU, also where the network is on a GPU, which waits for it in each step.
 """
 
 from collections.abc import Sequence
@@ -37,7 +40,7 @@ class TaskLoss:
 
         outputs: (n, outputs of all tasks). targets: (n, columns of all tasks), NaN where nothing is known.
         """
-        targets = to_host(targets)
+        outputs, targets = ops.to_host(outputs), to_host(targets)
         losses = [
             ops.scale(
                 self._loss(task, outputs, own, targets[:, columns]), task.weight * here / whole
@@ -71,7 +74,8 @@ class TaskLoss:
             return ops.softmax_cross_entropy(outputs, labels, label_smoothing=self._label_smoothing)
         if task.kind == "labels":
             return ops.sigmoid_binary_cross_entropy(outputs, targets)
-        return ops.mean_squared_error(outputs, (targets - task.mean) / task.std)
+        deviations = (targets - task.mean) / task.std
+        return ops.mean_squared_error(ops.scale(outputs, task.unit / task.std), deviations)
 
 
 __all__ = ["TaskLoss"]

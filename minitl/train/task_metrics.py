@@ -34,7 +34,7 @@ def answers(tasks: Sequence[Task], outputs: np.ndarray) -> np.ndarray:
         elif task.kind == "labels":
             part[...] = 0.5 * (1 + np.tanh(0.5 * part))  # the sigmoid; exp(-x) overflows
         else:
-            part[...] = part * task.std + task.mean
+            part[...] = part * task.unit + task.mean
     return said
 
 
