@@ -89,6 +89,8 @@ class TrainingStep:
             self._recorder = Recorder(self._compute)
             self._out_of_memory = (cupy().cuda.memory.OutOfMemoryError,)
             optimizer.allocate()  # now, outside of any step's memory
+            if tasks:  # part of a step is on the CPU, see task_loss.py
+                self._recorder.forget(record_again=False)
 
     def __call__(self, inputs: Inputs) -> None:
         """Take a step. Raises UserError where a GPU's memory does not even hold one picture's."""
