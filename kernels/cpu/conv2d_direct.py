@@ -204,12 +204,12 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _list_lines(source, rows, first, end, lines, count):  # type: ignore[no-untyped-def]
-    """Append to `lines` the addresses of the cache lines that hold columns [first, end) of rows."""
-    for p in range(len(rows)):
-        row = source + 4 * np.int64(rows[p])
-        for column in range(first, end, LINE):
-            lines[np.uint64(count)] = row + 4 * column
+def _list_lines(source, gather, tap, begin, end, first, end_column, far, thread, count):  # type: ignore[no-untyped-def]
+    """Append to far[thread] the addresses of the cache lines that hold columns of the pixels' rows."""
+    for p in range(begin, end):
+        row = source + 4 * np.int64(gather[tap, p])
+        for column in range(first, end_column, LINE):
+            far[thread, np.uint64(count)] = row + 4 * column
             count += 1
     return count
 
@@ -269,37 +269,32 @@ def _sum_outer_products(  # type: ignore[no-untyped-def]
         tile_part = task % tile_slices
         begin_tile = tile_part * in_group // tile_slices
         end_tile = (tile_part + 1) * in_group // tile_slices
-        copied_x = np.int64(room[get_thread_id()].ctypes.data)
+        thread = get_thread_id()
+        copied_x = room.ctypes.data + 4 * thread * room.shape[1]
         copied_dy = copied_x + 4 * VECTORS_IN_COPY * vector
         from_x = copied_x
         end_piece = (chunk + 1) * sets * blocks // chunks
         first_piece = chunk * sets * blocks // chunks
         for piece in range(first_piece, end_piece):
             # While this piece is summed, the next one is fetched.
-            asked, asking = np.int64(far[get_thread_id()].ctypes.data), np.int64(0)
+            asked, asking = far.ctypes.data + 8 * thread * far.shape[1], 0
             if piece + 1 < end_piece:
                 next_set = (piece + 1) // blocks
                 begin = (piece + 1 - next_set * blocks) * block
                 end = min(begin + block, pixels)
-                asking = _list_lines(
-                    dy.ctypes.data + 4 * next_set * dy_step,
-                    gather[taps * joined, begin:end],
-                    tiles[2, begin_tile],
-                    tiles[2, end_tile - 1] + lanes,
-                    far[get_thread_id()],
-                    asking,
-                )
-                end_tap = (end_unit - 1) // pairs + 1 if joined == 1 else 0
-                for tap in range(begin_unit // pairs, end_tap):
-                    first = 2 * max(begin_unit - tap * pairs, 0)
-                    last = min(2 * min(end_unit - tap * pairs, pairs), len(columns)) - 1
+                begin_tap = begin_unit // pairs
+                end_tap = (end_unit - 1) // pairs + 1 if joined == 1 else begin_tap
+                for tap in range(begin_tap - 1, end_tap):
+                    if tap < begin_tap:  # dy
+                        source, row = dy.ctypes.data + 4 * next_set * dy_step, taps * joined
+                        first, last = tiles[2, begin_tile], tiles[2, end_tile - 1]
+                    else:
+                        source, row = x.ctypes.data + 4 * next_set * x_step, tap
+                        end_pair = min(end_unit - tap * pairs, pairs)
+                        first = columns[2 * max(begin_unit - tap * pairs, 0)]
+                        last = columns[min(2 * end_pair, len(columns)) - 1] + (groups - 1) * run
                     asking = _list_lines(
-                        x.ctypes.data + 4 * next_set * x_step,
-                        gather[tap, begin:end],
-                        columns[first],
-                        columns[last] + lanes + (groups - 1) * run,
-                        far[get_thread_id()],
-                        asking,
+                        source, gather, row, begin, end, first, last + lanes, far, thread, asking
                     )
             picture_set = piece // blocks
             begin = (piece - picture_set * blocks) * block

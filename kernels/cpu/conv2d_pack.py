@@ -19,30 +19,36 @@ Pair = tuple[int, int]
 
 
 @kernel(parallel=True)
-def pack_forward(weight, scale, lanes, panels, packed):  # type: ignore[no-untyped-def]
-    """Transpose filters (K, depth), each times its scale, to panels (depth, columns)."""
+def _transpose_panels(weight, scale, lanes, panels, packed):  # type: ignore[no-untyped-def]
     depth = weight.shape[1]
-    pieces = (depth + 255) // 256
-    for task in prange(len(panels) * pieces):
-        panel = task // pieces
-        first, width = panels[panel, 0], panels[panel, 1] * lanes
-        begin = (task - panel * pieces) * 256
-        place = panels[panel, 4] * depth
-        end = min(begin + 256, depth)
-        rest = end - (end - begin) % lanes
+    for panel in prange(len(panels)):
+        width = panels[panel, 1] * lanes
         for j in range(0, width, lanes):
-            for k in range(begin, rest, lanes):
+            row = panels[panel, 0] + j
+            for start in range(0, depth, lanes):
+                k = min(start, depth - lanes)
                 transpose_square(
                     lanes,
-                    weight.ctypes.data + 4 * ((first + j) * depth + k),
+                    weight.ctypes.data + 4 * (row * depth + k),
                     depth,
-                    scale.ctypes.data + 4 * (first + j),
-                    packed.ctypes.data + 4 * (place + k * width + j),
+                    scale.ctypes.data + 4 * row,
+                    packed.ctypes.data + 4 * (panels[panel, 4] * depth + k * width + j),
                     width,
                 )
-            for k in range(rest, end):
-                for i in range(j, j + lanes):
-                    packed[place + k * width + i] = weight[first + i, k] * scale[first + i]
+
+
+def pack_forward(
+    weight: np.ndarray, scale: np.ndarray, lanes: int, panels: np.ndarray, packed: np.ndarray
+) -> None:
+    """Transpose filters (K, depth), each times its scale, to panels (depth, columns)."""
+    depth = weight.shape[1]
+    if depth >= lanes:
+        _transpose_panels(weight, scale, lanes, panels, packed)
+        return
+    for first, vectors, _, _, before in panels:
+        columns = slice(first, first + vectors * lanes)
+        panel = packed[before * depth : (before + vectors * lanes) * depth]
+        panel.reshape(depth, -1)[...] = (weight[columns] * scale[columns, None]).T
 
 
 @kernel(parallel=True)
