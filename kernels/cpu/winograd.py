@@ -20,6 +20,9 @@ one matrix product of [tiles, C] and [C, K]. The gradients follow from the same 
 Accuracy. F(2x2) is as exact as direct convolution. The transforms of F(4x4) have entries up to 8 and cost
 about one decimal digit: 3e-6 of the results' spread, root mean square, where direct sums have 3e-7. See
 conv2d.py for the bounds. A NaN or an infinity in x reaches every result of the tiles that it is part of.
+
+What is multiplied must come from near caches. Where all transformed filters stay there, a thread takes a
+block of tiles through all steps; where they are too many, one panel of filters stays and tiles pass by.
 """
 
 from functools import lru_cache
@@ -48,8 +51,8 @@ from minitl.kernels.cpu.winograd_transforms import (
 from minitl.shapes import Padding2d
 
 FLOATS_IN_BLOCK = 1 << 18  # transformed tiles that one thread keeps in its cache
-FILTERS_IN_CACHE = 1 << 20  # floats of transformed filters that stay in the cache between blocks
-TILES_BY_COLUMNS = 264  # tiles transformed together where filters fill more than that
+FILTERS_IN_CACHE = 1 << 20  # floats of transformed filters up to which tiles are taken by blocks
+TILES_BY_COLUMNS = 264  # tiles that pass by one panel of filters, where there are more of them
 TILES_IN_SUM = 64  # dw: at least so many tiles between additions to memory,
 FLOATS_IN_SUM = 1 << 18  # dw: or as many as have so many floats when transformed
 PAD = 16  # floats between points, against steps of a power of two
