@@ -74,9 +74,12 @@ def to_host(array: Array) -> np.ndarray:
     return array  # type: ignore[no-any-return]
 
 
-def like(array: Array, host: np.ndarray) -> Array:
-    """Return the host array on the device of `array`."""
-    return sys.modules["cupy"].asarray(host) if is_on_gpu(array) else host
+def like(array: Array, given: Array) -> Array:
+    """Return an array of the host on the device of `array`; one that is there already as it is."""
+    if not is_on_gpu(array) or is_on_gpu(given):
+        return given
+    # Without axes CuPy would not copy it, but compile and launch a kernel that fills.
+    return sys.modules["cupy"].asarray(np.atleast_1d(given)).reshape(given.shape)
 
 
 def real(dtype: np.dtype) -> np.dtype:

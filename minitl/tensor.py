@@ -28,10 +28,10 @@ import numpy as np
 from minitl.backend import (
     BFLOAT16,
     Array,
-    array_module,
     dtype_name,
     is_on_gpu,
     kernels_for,
+    like,
     real,
     to_host,
     widen,
@@ -176,7 +176,7 @@ class Tensor:
                     f"backward() on a tensor of shape {self.shape} needs a seed gradient; "
                     "reduce it to a scalar loss first or pass backward(grad)"
                 )
-            grad = array_module(self.data).asarray(np.ones(self.shape, self.dtype))
+            grad = like(self.data, np.ones(self.shape, self.dtype))
         if tuple(grad.shape) != self.shape or grad.dtype != self.dtype:
             raise ValueError(
                 f"the seed gradient has shape {tuple(grad.shape)} and dtype {grad.dtype}; "

@@ -129,7 +129,7 @@ def clip_norm(gradients: Sequence[Array], most: float) -> None:
     for gradient, (start, end) in zip(gradients, itertools.pairwise(ends), strict=True):
         args = gradient, np.int64(gradient.size), partial[start:end]
         _launch("sum_of_squares", gradient, *args, count=end - start)
-    args = partial, np.int32(ends[-1]), np.float64(most), factor
-    _launch("clip_factor", gradients[0], *args, count=1)
+    numbers = np.int32(ends[-1]), np.float64(most)
+    _launch("clip_factor", gradients[0], partial, *numbers, factor, count=1)
     for gradient in gradients:
         _launch("scale_gradient", gradient, gradient, np.int64(gradient.size), factor)
