@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from minitl import nn, ops, optim
-from minitl.backend import BFLOAT16, Array, array_module, to_host, widen
+from minitl.backend import BFLOAT16, Array, like, to_host, widen
 from minitl.changing_numbers import in_memory
 from minitl.device import Device, cupy
 from minitl.errors import UserError
@@ -200,7 +200,7 @@ class TrainingStep:
     def _seed(self, share: float, loss: Array) -> Array:
         """Return a part's share of its batch, as the gradient of its loss."""
         if share not in self._seeds:
-            self._seeds[share] = array_module(loss).asarray(np.array(share, loss.dtype))
+            self._seeds[share] = like(loss, np.array(share, loss.dtype))
         return self._seeds[share]
 
     def _key(self, inputs: Inputs) -> tuple[Any, ...]:
