@@ -19,7 +19,7 @@ PIXELS_IN_SET = 1024  # pictures are taken together until they have about so man
 
 # dw is divided into so many pieces of work, for any number of threads up to this; each costs copies.
 TASKS = 12
-LEAST_WORK = 1 << 25  # multiply-adds in one of them, or there are fewer
+LEAST_WORK = 1 << 25  # multiply-adds in one of them, or there are fewer, but four
 TILES_IN_SLICE = 8  # tiles of filters at least, if they are divided
 SUMS_IN_CACHE = 1 << 18  # floats
 
@@ -217,7 +217,8 @@ def divide_dw(
     all of x, and every chunk has sums of its own, which are written and then added. Of all divisions, the
     one that moves the fewest floats is taken.
     """
-    tasks = min(TASKS, max(1, -(-pixels * size // LEAST_WORK)))
+    # In fours, so that two or four threads have equal shares.
+    tasks = min(TASKS, 4 * max(1, -(-pixels * size // (4 * LEAST_WORK))))
 
     def moved(division: tuple[int, int, int]) -> float:
         chunks, unit_slices, tile_slices = division
