@@ -116,6 +116,14 @@ def test_adamw_steps_with_labels_from_file_names(small, tmp_path):
     assert summary["test"]["accuracy"] > summary["before"]["accuracy"] + 0.3
 
 
+def test_all_layers_on_blood_cells(small, tmp_path):
+    """Classes of 12 to 124 pictures: better than to say the most frequent one each time."""
+    data = DATA / "images" / "bccd_wbc"
+    how = ("--weights", small, "--recipe", "all-layers", "--vertical-flip", "--no-report")
+    summary = finetune(tmp_path, data, *how, "--epochs", 3)
+    assert summary["val"]["accuracy"] > 0.62
+
+
 def test_a_head_on_features_of_sign_digits(small, tmp_path):
     file = tmp_path / "features.h5"
     data = DATA / "images" / "signdigits"
