@@ -4,7 +4,7 @@ One trunk, one dense layer behind it, whose outputs belong to the tasks one afte
 
     classes    one class out of several: an output for each, softmax
     labels     any number of labels: an output for each, sigmoid
-    number     a number: one output, in quarters of a standard deviation from the mean in training
+    number     a number: one output, in thirds of a standard deviation from the mean in training
 
 What is known of a picture is a row of targets: the class's number for `classes`, 0 or 1 for each of
 `labels`, the number itself for `number`; NaN where it is not known.
@@ -22,10 +22,10 @@ KINDS = ("classes", "labels", "number")
 LONGEST = 100  # characters of a name
 MOST = 100  # tasks
 MOST_OUTPUTS = 65536
-# Of a number, in a standard deviation. So a number's loss bends with 2 / 16 of the features' square, that of
+# Of a number, in a standard deviation. So a number's loss bends with 2 / 9 of the features' square, that of
 # a class or label with at most 1 / 4, and a learning rate that suits these does not blow up the other. In
 # units of whole deviations the head of a frozen ResNet-18 did blow up at the usual rate, 0.01.
-PER_STD = 4.0
+PER_STD = 3.0
 _KEYS = {"name", "kind", "classes", "mean", "std", "weight"}
 
 

@@ -96,7 +96,7 @@ def test_pytorch_computes_the_same():
             theirs[:, own][there], t[:, columns][there]
         )
     there = ~torch.isnan(t[:, 4])
-    total = total + 2 * functional.mse_loss(theirs[there, 6] / 4, (t[there, 4] - 30) / 12)
+    total = total + 2 * functional.mse_loss(theirs[there, 6] / 3, (t[there, 4] - 30) / 12)
     total.backward()
     assert value.item() == pytest.approx(total.item(), rel=1e-12)
     np.testing.assert_allclose(ours.grad, theirs.grad.numpy(), rtol=1e-10, atol=1e-15)

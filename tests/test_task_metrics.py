@@ -19,7 +19,7 @@ def test_answers_are_probabilities_and_numbers_in_their_unit():
     assert said[:3].tolist() == [0, 0, 1]
     assert said[3:5].tolist() == [0.5, 0.0]
     assert said[5] == pytest.approx(1 / (1 + math.exp(-0.5)), rel=1e-14)
-    assert said[6] == 30 + 2 * 12 / 4
+    assert said[6] == 30 + 2 * 12 / 3
     assert outputs[0, 6] == 2  # as it was
 
 

@@ -26,7 +26,7 @@ def task_loss(outputs, targets, tasks, label_smoothing=0.0):
                 ]
                 terms.append(sum(each) / size)
             else:
-                terms.append((z[0] / 4 - (t[column] - mean) / std) ** 2)
+                terms.append((z[0] / 3 - (t[column] - mean) / std) ** 2)
         if terms:
             total += weight * sum(terms) / len(terms)
         first += size
