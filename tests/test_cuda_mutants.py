@@ -37,7 +37,8 @@ def run_conv2d():
     x, weight = normal(2, 9, 8, 16), normal(72, 3, 3, 16)
     geometry = (1, 1), padding2d(1), (1, 1), 1
     cuda.conv2d_statistics_forward(x, weight, *geometry)
-    cuda.conv2d_scale_shift_forward(x, weight, normal(72), normal(72), None, True, *geometry)
+    scale, shift = rng.standard_normal((2, 72))  # in double, as the launcher wants them
+    cuda.conv2d_scale_shift_forward(x, weight, scale, shift, None, True, *geometry)
 
 
 def run_conv2d_passes():
