@@ -41,6 +41,7 @@ from minitl.kernels.cpu.conv2d_pack import (
 from minitl.kernels.cpu.conv2d_tables import (
     TASKS,
     Gather,
+    copied_places,
     cover_by_panels,
     cover_by_tiles,
     cover_by_vectors,
@@ -50,6 +51,7 @@ from minitl.kernels.cpu.conv2d_tables import (
     joined_row,
     ones_of,
     picture_sets,
+    rows_meet,
     zeros_of,
 )
 from minitl.kernels.cpu.jit import kernel, most_threads
@@ -72,6 +74,7 @@ Pair = tuple[int, int]
 TILES_IN_BLOCK = 4  # tiles of pixels that one panel of filters is used for before the next,
 MORE_TILES_IN_BLOCK = 8  # where the panels together outgrow a core's cache:
 FILTERS_IN_CACHE = 1 << 19  # floats
+FLOATS_IN_COPY = 1 << 16  # of rows that are copied to be used
 LONGEST_SUM = 288  # products summed in registers before they are added to memory
 PIXELS_IN_SUM = 128  # dw: the same, in pixels, about
 PIXELS_TOGETHER = 16  # dw: pixels for which taps are copied side by side, in the nearest cache
@@ -96,26 +99,28 @@ def _multiply_block(  # type: ignore[no-untyped-def]
     height,
     x,
     zeros,
-    gather,
+    sources,
+    step,
+    taps,
     depth,
     packed,
     panels,
     start,
     y,
+    results,
     residual,
     relu,
-    begin,
-    end,
+    count,
     first_panel,
     end_panel,
+    near,
 ):
-    """Compute pixels [begin, end) of one set of pictures, in the columns of some panels.
+    """Compute `count` pixels of one set of pictures, in the columns of some panels.
 
-    x, y, residual: addresses of the set; no residual: 0.
+    x, y, residual: addresses of the set; no residual: 0. sources: address of where the rows under the first
+    tap start, those under the next one `step` entries on; results: of where results go. near: whether
+    the rows are in a near cache already.
     """
-    taps, pixels = len(gather) - 1, gather.shape[1]
-    sources = np.int64(gather.ctypes.data)
-    results = sources + 4 * taps * pixels
     # One piece of the sum at a time: some whole taps, or a part of one.
     some_taps = max(1, LONGEST_SUM // depth)
     pieces = (depth + LONGEST_SUM - 1) // LONGEST_SUM
@@ -128,16 +133,16 @@ def _multiply_block(  # type: ignore[no-untyped-def]
                 last = tap + some_taps >= taps and k + some_depth >= depth
                 other = residual + 4 * column if last and residual != 0 else np.int64(0)
                 far = RESULTS_FAR if tap + k == 0 else 0
-                if panel == first_panel:
+                if panel == first_panel and not near:
                     far |= ROWS_FAR
-                for pixel in range(begin, end, height):
+                for pixel in range(0, count, height):
                     multiply_rows(
                         lanes,
                         vectors,
                         x + 4 * (from_x + k),
                         np.int64(zeros.ctypes.data),
-                        sources + 4 * (tap * pixels + pixel),
-                        pixels,
+                        sources + 4 * (tap * step + pixel),
+                        step,
                         min(some_taps, taps - tap),
                         min(some_depth, depth - k),
                         filters + 4 * (tap * depth + k) * vectors * lanes,
@@ -170,36 +175,63 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
     sets,
     block,
     parts,
+    room,
+    places,
 ):
     """Compute y at all pixels: the sum over taps of rows of x times packed filters, plus start.
 
     residual: address of an array like y that is added, or 0. relu: whether to cut off what is below zero.
     x_step, y_step: floats from one set of pictures to the next. block: pixels in a task. parts: tasks that
-    the panels are divided among.
+    the panels are divided among. room: memory for a block's rows for
+    each thread, where they are copied first; else no threads. places: see `copied_places`.
     """
-    pixels = gather.shape[1]
+    taps, pixels = len(gather) - 1, gather.shape[1]
     blocks = (pixels + block - 1) // block
     for task in prange(sets * blocks * parts):
         part = task // (sets * blocks)
         picture_set = task % (sets * blocks) // blocks
         begin = task % blocks * block
+        count = min(block, pixels - begin)
+        rows = x.ctypes.data + 4 * picture_set * x_step
+        sources = gather.ctypes.data + 4 * begin
+        step, in_row, terms = pixels, taps, depth
+        if len(room):  # all that a pixel sees, side by side, is one row
+            copied = np.int64(room.ctypes.data) + 4 * get_thread_id() * room.shape[1] * room.shape[2]
+            for tap in range(taps):
+                gather_rows(
+                    lanes,
+                    rows,
+                    np.int64(zeros.ctypes.data),
+                    sources + 4 * tap * pixels,
+                    count,
+                    places.ctypes.data + 4 * places.shape[1],
+                    depth // lanes,
+                    copied + 4 * tap * depth,
+                    room.shape[2],
+                    lanes,
+                )
+            rows, sources = copied, np.int64(places.ctypes.data)
+            step, in_row, terms = 0, 1, taps * depth
         _multiply_block(
             lanes,
             height,
-            x.ctypes.data + 4 * picture_set * x_step,
+            rows,
             zeros,
-            gather,
-            depth,
+            sources,
+            step,
+            in_row,
+            terms,
             packed,
             panels,
             start,
             y.ctypes.data + 4 * picture_set * y_step,
+            gather.ctypes.data + 4 * (taps * pixels + begin),
             residual + 4 * picture_set * y_step if residual != 0 else np.int64(0),
             relu,
-            begin,
-            min(begin + block, pixels),
+            count,
             _first_panel(panels, part, parts),
             _first_panel(panels, part + 1, parts),
+            len(room) > 0,
         )
 
 
@@ -445,6 +477,7 @@ def conv2d_forward(
             relu,
             pictures,
             sets,
+            groups == 1 and rows_meet(stride[1] * c, depth, lanes),
         )
     return y
 
@@ -471,10 +504,15 @@ def _multiply(
     relu: bool,
     pictures: int,
     sets: int,
+    copies: bool,
 ) -> None:
     height = ROWS_HEIGHT[lanes]
     block = height * (TILES_IN_BLOCK if packed.size < FILTERS_IN_CACHE else MORE_TILES_IN_BLOCK)
-    tasks = sets * -(-gather.table.shape[1] // block)
+    taps, pixels = len(gather.table) - 1, gather.table.shape[1]
+    row = taps * depth + LINE
+    if copies:
+        block = min(block, height * max(1, FLOATS_IN_COPY // (height * row)))
+    tasks = sets * -(-pixels // block)
     _multiply_gathered(
         lanes,
         height,
@@ -493,6 +531,8 @@ def _multiply(
         sets,
         block,
         min(len(panels), -(-TASKS // tasks)),
+        memory.empty((most_threads() if copies else 0, block, row), np.float32),
+        copied_places(block if copies else 0, row, lanes),
     )
 
 
@@ -545,6 +585,7 @@ def conv2d_dx(
                 False,
                 pictures,
                 sets,
+                groups == 1 and rows_meet(k, k, lanes),
             )
     return dx
 

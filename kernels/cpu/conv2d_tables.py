@@ -15,6 +15,7 @@ from minitl.shapes import Padding2d
 
 Pair = tuple[int, int]
 
+SETS_IN_CACHE = 64  # of lines, in the nearest cache of every processor we know
 PIXELS_IN_SET = 1024  # pictures are taken together until they have about so many pixels
 
 # dw is divided into so many pieces of work, for any number of threads up to this; each costs copies.
@@ -165,6 +166,23 @@ def cover_by_panels(size: int, groups: int, lanes: int) -> np.ndarray:
             start = first + vectors * lanes
             packed += vectors * lanes
     return np.array(panels, np.int64)
+
+
+def rows_meet(step: int, depth: int, lanes: int) -> bool:
+    """Say whether the rows of a tile, so many floats apart, crowd the same places of the nearest cache.
+
+    That has 64 sets of lines. At a step of 4096 bytes the same column of all rows goes to one set, which
+    holds 8 lines, or 12; a tile then throws out what it needs again for the next column. Copied to rows
+    that are a line longer, they spread.
+    """
+    return step % (SETS_IN_CACHE * LINE) == 0 and depth % lanes == 0
+
+
+@lru_cache(maxsize=64)
+def copied_places(rows: int, row: int, lanes: int) -> np.ndarray:
+    """Return where copied rows start and, below, where the vectors in them do: int32 (2, most of both)."""
+    places = np.arange(max(rows, row // lanes))
+    return np.stack([places * row, places * lanes]).astype(np.int32)
 
 
 @lru_cache(maxsize=32)
