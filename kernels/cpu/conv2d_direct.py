@@ -196,7 +196,9 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
         sources = gather.ctypes.data + 4 * begin
         step, in_row, terms = pixels, taps, depth
         if len(room):  # all that a pixel sees, side by side, is one row
-            copied = np.int64(room.ctypes.data) + 4 * get_thread_id() * room.shape[1] * room.shape[2]
+            copied = (
+                np.int64(room.ctypes.data) + 4 * get_thread_id() * room.shape[1] * room.shape[2]
+            )
             for tap in range(taps):
                 gather_rows(
                     lanes,

@@ -463,11 +463,20 @@ def _write_transpose(
         target = emit.at(target, column_step)
 
 
+def _write_ask(emit: Emitter, address: ir.Value, lines: ir.Value) -> None:
+    def line(values: list[ir.Value]) -> list[ir.Value]:
+        emit.prefetch(values[0], PREFETCH_FAR)
+        return [emit.at(values[0], LINE)]
+
+    emit.repeat(lines, [address], line)
+
+
 TILES = [(lanes, vectors) for lanes in (8, 16) for vectors in (1, 2)]
 _rows = make_intrinsic({tile: _rows_tile(*tile) for tile in TILES})
 _outer = make_intrinsic({tile: _outer_tile(*tile) for tile in TILES})
 _transpose = make_intrinsic({(8,): _write_transpose, (16,): _write_transpose})
 _gather_rows = make_intrinsic({(8,): _write_gather, (16,): _write_gather})
+_ask = make_intrinsic({(8,): _write_ask, (16,): _write_ask})
 
 
 @kernel()
@@ -571,3 +580,9 @@ def transpose_square(lanes, source, row_step, factors, target, column_step):  # 
     for j, k < lanes. A loop does the same, but is compiled to scattered stores, one number at a time.
     """
     _transpose((lanes, source, row_step, factors, target, column_step))
+
+
+@kernel()
+def ask_for(lanes, address, lines):  # type: ignore[no-untyped-def]
+    """Ask for cache lines that will soon be needed, from an address on."""
+    _ask((lanes, address, lines))

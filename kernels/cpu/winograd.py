@@ -35,10 +35,12 @@ from minitl.kernels.cpu.conv2d_direct import LONGEST_SUM
 from minitl.kernels.cpu.conv2d_tables import cover_by_panels, ones_of, zeros_of
 from minitl.kernels.cpu.jit import kernel, most_threads
 from minitl.kernels.cpu.microkernel import (
+    LINE,
     OUTER_HEIGHT,
     ROWS_FAR,
     ROWS_HEIGHT,
     add_outer_products,
+    ask_for,
     multiply_rows,
 )
 from minitl.kernels.cpu.winograd_transforms import (
@@ -50,7 +52,7 @@ from minitl.kernels.cpu.winograd_transforms import (
 )
 from minitl.shapes import Padding2d
 
-FLOATS_IN_BLOCK = 1 << 18  # transformed tiles that one thread keeps in its cache
+FLOATS_IN_BLOCK = 3 << 16  # transformed tiles that one thread keeps in its cache
 FILTERS_IN_CACHE = 1 << 20  # floats of transformed filters up to which tiles are taken by blocks
 TILES_BY_COLUMNS = 264  # tiles that pass by one panel of filters, where there are more of them
 TILES_IN_SUM = 64  # dw: at least so many tiles between additions to memory,
@@ -96,6 +98,24 @@ def _transform_tiles(  # type: ignore[no-untyped-def]
         transform_pixels(
             (lanes, m, source, row_step, channels, into, points * step, step, channels)
         )
+
+
+@kernel()
+def _ask_for_tiles(lanes, pictures, m, rows, columns, first, end):  # type: ignore[no-untyped-def]
+    """Ask for the m x m pixels that each of the tiles [first, end) has for itself.
+
+    Their transform would otherwise wait for memory, which is idle while products are summed.
+    """
+    n, height, width, channels = pictures.shape
+    for tile in range(first, min(end, n * rows * columns)):
+        picture = tile // (rows * columns)
+        place = tile - picture * rows * columns
+        row = place // columns
+        i, j = row * m, (place - row * columns) * m
+        lines = (min(m, width - j) * channels + LINE - 1) // LINE
+        for a in range(i, min(i + m, height)):
+            start = ((picture * height + a) * width + j) * channels
+            ask_for(lanes, pictures.ctypes.data + 4 * start, lines)
 
 
 @kernel()
@@ -365,6 +385,9 @@ def _forward_by_blocks(  # type: ignore[no-untyped-def]
                 target,
                 target_step,
             )
+            begin, end = first + point * block // points, first + (point + 1) * block // points
+            _ask_for_tiles(lanes, y, m, rows, columns, begin, end)
+            _ask_for_tiles(lanes, x, m, rows, columns, begin + block, end + block)
         _finish_tiles(
             lanes,
             m,
@@ -569,6 +592,10 @@ def _sum_tiles(  # type: ignore[no-untyped-def]
                         total,
                         np.int64(0),
                     )
+            begin = first + block + point * block // points
+            end = first + block + (point + 1) * block // points
+            _ask_for_tiles(lanes, x, m, rows, columns, begin, end)
+            _ask_for_tiles(lanes, dy, m, rows, columns, begin, end)
 
 
 @kernel(parallel=True)
