@@ -32,7 +32,9 @@ def minitl_step(spec: dict[str, Any]) -> Step:
     """Return the step of our engine, through the interface that everybody uses."""
     import minitl
     from minitl import models, ops, optim
+    from minitl.kernels.cpu import on_first_compile
 
+    on_first_compile(lambda: None, training=spec["task"] == "training")  # as `minitl finetune` does
     if spec["conv"] != "auto":
         from minitl.kernels.cpu.conv2d import set_conv_algorithm
 

@@ -161,7 +161,7 @@ def test_importing_minitl_is_light():
 # The interface of a backend: each function and the names of its arguments, in order.
 GEOMETRY = "stride padding dilation groups"
 INTERFACE = {
-    "on_first_compile": "announce",
+    "on_first_compile": "announce training",
     "release_memory": "",
     "set_conv_algorithm": "name",
     "set_precision": "name",

@@ -68,8 +68,11 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable], Any]:
     return decorate
 
 
-def on_first_compile(announce: Callable[[], None]) -> None:
-    """Call `announce` once, as soon as a kernel has to be compiled because no cache holds it."""
+def on_first_compile(announce: Callable[[], None], training: bool = False) -> None:
+    """Call `announce` once, as soon as a kernel has to be compiled because no cache holds it.
+
+    training: whether backward will be needed; that is then compiled at the same time in another process.
+    """
 
     class Listener(event.Listener):
         waiting = True
@@ -79,6 +82,10 @@ def on_first_compile(announce: Callable[[], None]) -> None:
             if self.waiting and dispatcher.py_func.__module__.startswith("minitl."):
                 self.waiting = False
                 announce()
+                if training:
+                    from minitl.kernels.cpu import compile_backward
+
+                    self.beside = compile_backward.start()  # kept, for its end to be noticed
 
         def on_end(self, compilation: Any) -> None:
             pass

@@ -155,8 +155,11 @@ def compile_source(
 _announce: list[Callable[[], None]] = []
 
 
-def on_first_compile(announce: Callable[[], None]) -> None:
-    """Call `announce` once, as soon as a kernel has to be compiled because no cache holds it."""
+def on_first_compile(announce: Callable[[], None], training: bool = False) -> None:
+    """Call `announce` once, as soon as a kernel has to be compiled because no cache holds it.
+
+    training: makes no difference here.
+    """
     _announce.append(announce)
 
 

@@ -21,11 +21,11 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
-def announce_compilation(device: Device = CPU) -> None:
+def announce_compilation(device: Device = CPU, training: bool = False) -> None:
     """Say so if kernels have to be compiled, which makes the first steps slow."""
     kind = "CPU" if device.kind == "cpu" else "CUDA"
     text = f"  compiling {kind} kernels for this machine: once, up to half a minute ..."
-    device.kernels.on_first_compile(lambda: tqdm.write(text, file=sys.stderr))
+    device.kernels.on_first_compile(lambda: tqdm.write(text, file=sys.stderr), training)
 
 
 class Progress:

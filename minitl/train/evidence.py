@@ -37,15 +37,16 @@ def judge(
     precision: str,
     cut: int = 0,
     cache: FeatureCache | None = None,
+    validation: Judged | None = None,
 ) -> list[Judged]:
     """Return the model's predictions for validation, and for the test part where there is one.
 
-    cut, cache: as for `Forward`.
+    cut, cache: as for `Forward`. validation: what the model is known to say there; it is not asked again.
     The model is on the device, and `Device.computing` around the call.
     """
-    judged = []
+    judged = [] if validation is None else [validation]
     for part, samples in (("val", dataset.val), ("test", dataset.test)):
-        if not samples:
+        if not samples or (part == "val" and validation is not None):
             continue
         loader = evaluation_loader(model, samples, dataset, workers, device)
         label = f"{part}, best epoch"

@@ -71,6 +71,7 @@ from minitl.train.optimisation import (
     resolved,
     stopped_early,
 )
+from minitl.train.report import Judged
 from minitl.train.run_folder import clear_leftovers, clear_run
 from minitl.train.source import dataset_of
 from minitl.train.step import TrainingStep, statistics_note
@@ -86,7 +87,8 @@ class Run:
     """A run between two steps: everything that goes into last.h5.
 
     micro_batch: as in the settings, or less where a GPU's memory did not hold it. before: how good the
-        network was before the first step, where that is asked for.
+        network was before the first step, where that is asked for. best_validation: what the best epoch's
+        weights said to the validation pictures, if this process has seen that; not saved.
     """
 
     config: Config
@@ -101,6 +103,7 @@ class Run:
     partial: Partial = dataclasses.field(default_factory=Partial)
     micro_batch: int | None = None
     before: dict[str, Any] | None = None
+    best_validation: Judged | None = None
 
     @property
     def epoch(self) -> int:
@@ -364,7 +367,7 @@ def _train(run: Run) -> dict[str, Any]:
 def computing(run: Run) -> Iterator[None]:
     """Within the block, compute as the run's settings say."""
     config = run.config
-    announce_compilation(run.device)
+    announce_compilation(run.device, training=not backbone_is_frozen(run.model))
     run.device.kernels.set_conv_algorithm(config.conv)
     run.device.kernels.set_threads(config.threads)
     with run.device.computing(config.precision):
@@ -439,10 +442,12 @@ def _train_on_device(run: Run) -> dict[str, Any]:
             with run.clock.measure("training"), _waiting(run, train):
                 row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train, step)}
             with run.clock.measure("validation"), run.judged(), _waiting(run, val):
-                metrics = _evaluate(val, run.dataset)
-            row |= history_figures(metrics)
+                validation = _evaluate(val, run.dataset)
+            row |= history_figures(validation.metrics)
             row["seconds"] = time.monotonic() - started
             run.history.append(row)
+            if run.best is row:
+                run.best_validation = validation
             run.partial = Partial()
             _save(run)
             _say_epoch(run)
@@ -559,10 +564,10 @@ def _diverged(run: Run, loss: float, step: int, lr: float, factor: float) -> Use
     )
 
 
-def _evaluate(forward: Forward, dataset: Dataset) -> dict[str, Any]:
+def _evaluate(forward: Forward, dataset: Dataset) -> Judged:
     with Progress(forward.label, len(forward.loader.samples)) as progress:
         logits, labels = forward.logits(progress.update)
-    return metrics_of(dataset, logits, labels)
+    return Judged("val", list(dataset.val), logits, metrics_of(dataset, logits, labels))
 
 
 def _save(run: Run) -> None:
@@ -670,7 +675,13 @@ def _finish(run: Run) -> dict[str, Any]:
         # The best weights are those of the run's model before the cut: nothing there has trained.
         front = _front(run.config, run.model)
         judged = judge(
-            best, run.dataset, run.config.workers, run.device, run.config.precision, *front
+            best,
+            run.dataset,
+            run.config.workers,
+            run.device,
+            run.config.precision,
+            *front,
+            validation=run.best_validation,
         )
     summary |= {one.part: dict(one.metrics) for one in judged}
     if run.before is not None:
