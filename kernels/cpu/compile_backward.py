@@ -25,7 +25,12 @@ def start() -> "subprocess.Popen[bytes] | None":
     if most_threads() < 2:
         return None
     nothing = subprocess.DEVNULL
-    command = [sys.executable, "-m", __name__]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        __name__,
+    ]  # -P: not what a user has in the present folder
     try:
         return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
     except OSError:
