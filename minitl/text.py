@@ -11,8 +11,10 @@ _COLOURS = {"red": 31, "green": 32, "yellow": 33}
 
 
 def printable(text: str) -> str:
-    """Return text so that it cannot command a terminal."""
-    return text if text.isprintable() else ascii(text)
+    """Return text so that it cannot command a terminal: what is no visible character is spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(text: str) -> str:

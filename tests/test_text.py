@@ -9,7 +9,14 @@ from minitl.text import coloured, listed, one_line, printable, shown
 
 def test_control_characters_are_spelled_out() -> None:
     assert printable("grün") == "grün"
-    assert printable("\x1b[31m") == r"'\x1b[31m'" and printable("\udc80") == r"'\udc80'"
+    assert printable("\x1b[31m") == r"\x1b[31m" and printable("\udc80") == r"\udc80"
+
+
+def test_the_rest_of_a_message_stays_readable() -> None:
+    message = "it's the same picture (grün/1.png, caf\udce9/2.png,\nx\u202ey.png)"
+    shown = printable(message)
+    assert shown == r"it's the same picture (grün/1.png, caf\udce9/2.png,\nx\u202ey.png)"
+    assert shown.isprintable()
 
 
 def test_long_text_is_cut() -> None:
