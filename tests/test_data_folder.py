@@ -48,7 +48,7 @@ def test_class_folders(tmp_path: Path) -> None:
         assert (tmp_path / sample.path).is_file()
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val", "Dev", "eval", "valid_set"])
 def test_parts(tmp_path: Path, val: str) -> None:
     fill(tmp_path, "train/a/1.png", "train/b/2.png", f"{val}/a/3.png", f"{val}/b/4.png")
     fill(tmp_path, "test/a/5.png", "test/b/6.png")
@@ -57,6 +57,24 @@ def test_parts(tmp_path: Path, val: str) -> None:
     assert data.val == [Sample(f"{val}/a/3.png", 0), Sample(f"{val}/b/4.png", 1)]
     assert data.test == [Sample("test/a/5.png", 0), Sample("test/b/6.png", 1)]
     assert data.seed is None and data.val_fraction is None
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Test"),
+        ("TRAIN", "Testing"),
+        ("train_set", "test set"),
+        ("train-images", "test"),
+    ],
+)
+def test_other_names_of_parts(tmp_path: Path, train: str, test: str) -> None:
+    fill(tmp_path, *many(f"{train}/a", 5), *many(f"{train}/b", 5), *many(f"{test}/a", 1))
+    fill(tmp_path, *many(f"{test}/b", 2))
+    data = scan(tmp_path)
+    assert data.classes == ["a", "b"]
+    counts = [data.counts(part) for part in ("train", "val", "test")]
+    assert counts == [[4, 4], [1, 1], [1, 2]]
 
 
 def test_train_and_test_without_val(tmp_path: Path) -> None:
@@ -246,6 +264,48 @@ def test_unreadable_folder(tmp_path: Path) -> None:
         assert "no permission" in error(tmp_path)
     finally:
         (tmp_path / "a").chmod(0o700)
+
+
+def test_parts_of_unknown_name_are_not_taken_for_classes(tmp_path: Path) -> None:
+    a, b = many("train/cat", 2), many("train/dog", 2)
+    fill(tmp_path / "one", *a, *b, "holdout/cat/1.jpg", "holdout/dog/1.jpg")
+    message = error(tmp_path / "one")
+    assert (
+        "holdout/, train/" in message and "cat, dog" in message and "train, val and test" in message
+    )
+    # One of them has the name of a part: then the other may lack a class.
+    fill(tmp_path / "less", *a, *b, "train/cow/1.jpg", *many("unseen/cat", 1), "unseen/dog/1.jpg")
+    assert "unseen/" in error(tmp_path / "less")
+    fill(tmp_path / "two", "A/cat/1.jpg", "A/dog/1.jpg", "B/cat/1.jpg", "B/dog/1.jpg")
+    assert "(?P<label>" in error(tmp_path / "two")
+    inside = [f"{name}/{part}/1.jpg" for name in ("cat", "dog") for part in ("train", "test")]
+    assert "(?P<part>" in error(fill(tmp_path / "inside", *inside))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat/images/1.jpg", "cat/images/2.jpg", "dog/images/1.jpg", "dog/images/2.jpg"],
+        ["cat/day/1.jpg", "cat/night/1.jpg", "dog/day/1.jpg", "dog/dusk/1.jpg"],
+        ["cat/day/1.jpg", "cat/night/1.jpg", "dog/day/1.jpg", "dog/night/1.jpg", "dog/2.jpg"],
+        ["cat/day/1.jpg", "cat/night/1.jpg", "dog/1.jpg", "dog/2.jpg"],
+    ],
+)
+def test_folders_inside_classes_are_no_parts(tmp_path: Path, names: list[str]) -> None:
+    assert scan(fill(tmp_path, *names)).classes == ["cat", "dog"]
+
+
+def test_two_names_for_one_part_say_which_part(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "dev/a/1.jpg", "eval/a/1.jpg")
+    assert "the same part, val" in error(tmp_path)
+
+
+def test_nothing_left_to_judge_by(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.jpg", "b/1.jpg", "c/1.jpg")
+    assert "no picture for validation" in error(tmp_path)
+    assert scan(tmp_path, val_fraction=0).val == []
+    fill(tmp_path, "c/2.jpg")
+    assert paths(scan(tmp_path).val) in (["c/1.jpg"], ["c/2.jpg"])
 
 
 # Evaluation and prediction

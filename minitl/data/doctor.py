@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image
 
 from minitl.data.decode import FORMATS, ImageError, decode_image
-from minitl.data.folder import PARTS, Dataset, Sample
+from minitl.data.folder import Dataset, Sample
+from minitl.data.parts import PARTS
 from minitl.tasks import output_slices
 
 FEW = 10  # pictures of a class in training: below this its results are mostly luck
@@ -302,7 +303,7 @@ def _copy_finding(group: Sequence[tuple[Sample, str]], dataset: Dataset, what: s
     # By number first, as classes are ordered; of several tasks each picture has a number of its own.
     in_order = sorted((sample for sample, _ in group), key=lambda sample: sample.label)
     labels = list(dict.fromkeys(dataset.label_of(sample) for sample in in_order))
-    parts = sorted({part for _, part in group}, key=list(PARTS).index)
+    parts = sorted({part for _, part in group}, key=PARTS.index)
     paths = [sample.path for sample, _ in group]
     near = "near-" if what.startswith("nearly") else ""
     if len(labels) > 1 and _contradict([sample.label for sample in in_order], dataset.targets):

@@ -3,8 +3,8 @@
 Two layouts are understood:
 
     DATA/<class>/...                       one folder per class; the split is made here
-    DATA/{train,val[,test]}/<class>/...    the folders say which part a picture belongs to;
-                                           "valid" and "validation" are other names for val
+    DATA/{train,val[,test]}/<class>/...    the folders say which part a picture belongs to; other names
+                                           that people give these parts: see parts.py
 
 Classes are sorted by name, so that a label means the same on every machine. Whatever the layout, a
 sample's path is relative to DATA and written with forward slashes, so that a saved split can travel.
@@ -14,13 +14,14 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
+from minitl.data.parts import Problem, object_to, part_of
 from minitl.data.targets import from_lists, in_words, known_counts, to_lists
 from minitl.errors import UserError
 from minitl.files import write_json
@@ -33,7 +34,6 @@ SUFFIXES = frozenset({
     ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
 })
 # fmt: on
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # Left behind by unpackers and disk stations, full of things that look like pictures.
 JUNK = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"})
 SPLIT_FORMAT = "minitl split"
@@ -136,6 +136,7 @@ def scan(
     test_fraction: float = 0.0,
     seed: int = 0,
     classes: Sequence[str] | None = None,
+    problems: list[Problem] | None = None,
 ) -> Dataset:
     """Find the pictures of a dataset folder, their labels and parts.
 
@@ -146,6 +147,8 @@ def scan(
     classes: for evaluating a model: the names that its outputs stand for, in their order. Folders are
         matched with them by name, nothing is drawn, and DATA/<class>/* is all `test`. A class without
         pictures then needs an empty folder, to say that this is meant.
+    problems: a list that takes what stands against training, in place of an error: the data doctor looks
+        at the rest all the same.
 
     Hidden files and folders are left out, folders inside a class are followed, links only where they
     stay inside DATA. Raises UserError for a folder that is not such a dataset.
@@ -154,30 +157,41 @@ def scan(
     _require_folder(root)
     _require_fractions(val_fraction, test_fraction)
     scanner = _Scanner(root)
-    parts = _part_folders(scanner)
+    parts = _part_folders(scanner, problems)
     if parts and "train" not in parts and classes is None:
-        raise UserError(
+        message = (
             f"{root} has {listed(folder.name + '/' for folder in parts.values())} but no train/; "
             "add it, or give the folder of one part for evaluation"
         )
+        object_to(problems, "no-train", message)
     found = {
-        part: _by_class(scanner, folder, classes) for part, folder in (parts or {"": root}).items()
+        part: _by_class(scanner, folder, classes, problems)
+        for part, folder in (parts or {"": root}).items()
     }
     if classes is None:
         names = sorted(set().union(*found.values()))
         for part, by_class in found.items():
-            _require_classes(parts.get(part, root), by_class, names, "which other parts have")
+            folder = parts.get(part, root)
+            _require_classes(folder, by_class, names, "which other parts have", problems)
+        if not parts:
+            _require_no_parts(root, found[""], problems)
         if len(names) == 1:
-            raise UserError(_only_one_class(scanner, parts.get("train", root), names[0]))
+            message = _only_one_class(scanner, parts.get("train", root), names[0])
+            object_to(problems, "one-class", message)
     else:
         names = [_normal(name) for name in classes]
         for part, by_class in found.items():
-            _require_classes(parts.get(part, root), by_class, names, "which the model knows")
+            _require_classes(parts.get(part, root), by_class, names, "which the model knows", None)
 
     if not parts:
         found = {"train" if classes is None else "test": found[""]}
-    drawn = classes is None and draw_parts(found, val_fraction, test_fraction, seed)
+    drawn = []
+    if classes is None and "train" in found:
+        drawn = draw_parts(found, val_fraction, test_fraction, seed)
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
+    if "val" in drawn and val_fraction and not val:
+        message = f"{root} leaves no picture for validation: no class has more than one to share; add some"
+        object_to(problems, "no-validation", message)
     if not drawn:
         return Dataset(root, names, train, val, test, notes=scanner.notes())
     return Dataset(root, names, train, val, test, seed, val_fraction, scanner.notes())
@@ -193,12 +207,13 @@ def from_labels(
     seed: int = 0,
     classes: Sequence[str] | None = None,
     notes: Sequence[str] = (),
+    problems: list[Problem] | None = None,
 ) -> Dataset:
     """Make a dataset of class names that come from elsewhere: a table, or a pattern on file names.
 
     labels: class name of each picture, keyed by the path relative to `root`. parts: "train", "val" or
     "test", for those of which it is known; the others are split as by `scan`, unless there are parts of
-    that name already. classes: as for `scan`; what has no part is then `test`.
+    that name already. classes, problems: as for `scan`; with classes, what has no part is `test`.
     """
     root = Path(root)
     _require_folder(root)
@@ -217,16 +232,16 @@ def from_labels(
         else [_normal(name) for name in classes]
     )
     if len(names) < 2:
-        raise UserError(
-            f"the labels of {root} name {len(names)} class(es) ({listed(names)}); at least two are needed"
-        )
-    drawn = classes is None and draw_parts(found, val_fraction, test_fraction, seed)
+        message = f"the labels of {root} name {len(names)} class(es) ({listed(names)}); at least two are needed"
+        object_to(problems, "one-class", message)
+    drawn = draw_parts(found, val_fraction, test_fraction, seed) if classes is None else []
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
     if classes is None:
-        _require_training(root, names, train, val)
+        _require_training(root, names, train, val, problems)
+    said = [*notes, *notes_on_draw(drawn, (parts or {}).values(), seed)]
     if not drawn:
-        return Dataset(root, names, train, val, test, notes=list(notes))
-    return Dataset(root, names, train, val, test, seed, val_fraction, list(notes))
+        return Dataset(root, names, train, val, test, notes=said)
+    return Dataset(root, names, train, val, test, seed, val_fraction, said)
 
 
 def list_inside(root: str | Path) -> list[str]:
@@ -438,7 +453,7 @@ def _require_folder(root: Path) -> None:
         raise UserError(f"{root} is a file; give the folder that holds one folder per class")
 
 
-def _part_folders(scanner: _Scanner) -> dict[str, Path]:
+def _part_folders(scanner: _Scanner, problems: list[Problem] | None) -> dict[str, Path]:
     """Return the folders of the parts, or nothing if the folders are the classes themselves.
 
     A class may be called "train" (beside "bus" and "car"), and a folder of pictures to predict often
@@ -447,37 +462,45 @@ def _part_folders(scanner: _Scanner) -> dict[str, Path]:
     """
     look = _Scanner(scanner.root)  # another one, so that nothing is counted twice
     folders, _ = look.entries(scanner.root)
-    named = [folder for folder in folders if folder.name.lower() in PARTS]
+    named = [folder for folder in folders if part_of(folder.name)]
     flat = [folder for folder in named if look.entries(folder)[1]]
     nested = [folder for folder in named if folder not in flat and look.entries(folder)[0]]
     others = [folder for folder in folders if folder not in named and look.pictures(folder)]
     if not nested or (others and len(nested) == 1):
         return {}
     if others:
-        raise UserError(
+        message = (
             f"{scanner.root} has {listed(f.name + '/' for f in nested)} and beside them pictures in "
             f"{listed(f.name + '/' for f in others)}; move these elsewhere, or keep class folders alone"
         )
+        object_to(problems, "beside-parts", message)
     for folder in flat:
-        if PARTS[folder.name.lower()] != "test":
-            raise UserError(
+        if part_of(folder.name) != "test":
+            message = (
                 f"{folder} holds pictures but {nested[0].name}/ holds class folders; "
                 "sort the pictures into class folders as well"
             )
+            object_to(problems, "unsorted", message)
         scanner.unlabelled.append(folder)
     parts: dict[str, Path] = {}
     for folder in nested:
-        part = PARTS[folder.name.lower()]
-        if part in parts:
-            raise UserError(
-                f"{parts[part]} and {folder.name}/ beside it mean the same part; keep one of them"
-            )
-        parts[part] = folder
+        part = part_of(folder.name)
+        if part not in parts:
+            parts[part] = folder
+            continue
+        message = (
+            f"{parts[part]} and {folder.name}/ beside it mean the same part, {part}; keep one of them, or "
+            "rename the one that is another part"
+        )
+        object_to(problems, "same-part", message)
     return parts
 
 
 def _by_class(
-    scanner: _Scanner, folder: Path, expected: Sequence[str] | None
+    scanner: _Scanner,
+    folder: Path,
+    expected: Sequence[str] | None,
+    problems: list[Problem] | None,
 ) -> dict[str, dict[str, str]]:
     """Return class name -> {path inside the class folder: path relative to the root}."""
     folders, loose = scanner.entries(folder)
@@ -485,24 +508,28 @@ def _by_class(
         what = "holds pictures but no class folders" if loose else "is empty"
         if not loose and scanner.notes():
             what = "holds no class folders"
-        raise UserError(
+        message = (
             f"{folder} {what}{scanner.excuse()}; make one folder per class and put its pictures inside"
             + ("; or take the labels from a table (--labels) or from the names" if loose else "")
             + (" of files (--label-from-name)" if loose else "")
         )
+        object_to(problems, "no-classes", message)
     by_class: dict[str, dict[str, str]] = {}
     for class_folder in folders:
         name = _normal(class_folder.name)
         if name in by_class:
-            raise UserError(
+            message = (
                 f"{folder} has two folders named {name!r} in different Unicode forms; merge them"
             )
+            object_to(problems, "two-forms", message)
+            continue
         inside = scanner.pictures(class_folder)
         if not inside and expected is None:
-            raise UserError(
+            message = (
                 f"the class {name!r} has no pictures in {class_folder}{scanner.excuse()}; "
                 "add some, or remove the folder"
             )
+            object_to(problems, "empty-class", message)
         prefix = class_folder.relative_to(scanner.root).as_posix()
         by_class[name] = {path: f"{prefix}/{path}" for path in inside}
     if expected is not None and not any(by_class.values()):
@@ -513,20 +540,60 @@ def _by_class(
     return by_class
 
 
-def _require_classes(folder: Path, found: Iterable[str], names: list[str], which: str) -> None:
+def _require_no_parts(
+    root: Path, by_class: Mapping[str, Mapping[str, str]], problems: list[Problem] | None
+) -> None:
+    """Object to class folders that all hold the same folders: then these are the classes, and those parts.
+
+    The pictures of a class may well lie in folders, but hardly for each class in several of the same names.
+    Where one bears the name of a part, the others may lack some.
+    """
+    inner = [{path.partition("/")[0] for path in paths} for paths in by_class.values()]
+    loose = any("/" not in path for paths in by_class.values() for path in paths)
+    if loose or len(inner) < 2 or min(map(len, inner)) < 2:
+        return
+    shared = set[str]().union(*inner)
+    equal = all(names == shared for names in inner)
+    if not equal and not (shared in inner and any(map(part_of, by_class))):
+        return
+    if all(map(part_of, shared)):
+        advice = (
+            "if these are classes, each with its parts, say so with "
+            "--label-from-name '^(?P<label>[^/]+)/(?P<part>[^/]+)/'"
+        )
+    else:
+        advice = (
+            "if they are the parts of the data, name them train, val and test; if they are the classes, say "
+            "so with --label-from-name '^(?P<label>[^/]+)/'"
+        )
+    message = (
+        f"{root} has {listed(f'{name}/' for name in by_class)} with the same folders in each "
+        f"({listed(sorted(shared))}): {advice}"
+    )
+    object_to(problems, "parts-as-classes", message)
+
+
+def _require_classes(
+    folder: Path,
+    found: Iterable[str],
+    names: list[str],
+    which: str,
+    problems: list[Problem] | None,
+) -> None:
     missing = sorted(set(names) - set(found))
     unknown = sorted(set(found) - set(names))
     if not missing and not unknown:
         return
-    problems = []
+    differences = []
     if missing:
-        problems.append(f"lacks the class folders {listed(missing)}, {which}")
+        differences.append(f"lacks the class folders {listed(missing)}, {which}")
     if unknown:
-        problems.append(f"has the folders {listed(unknown)}, which are none of {listed(names)}")
-    raise UserError(
-        f"{folder} {' and '.join(problems)}; every class needs its folder, by the same name "
+        differences.append(f"has the folders {listed(unknown)}, which are none of {listed(names)}")
+    message = (
+        f"{folder} {' and '.join(differences)}; every class needs its folder, by the same name "
         "(it may be empty when a model is evaluated)"
     )
+    object_to(problems, "classes-differ", message)
 
 
 def _only_one_class(scanner: _Scanner, folder: Path, name: str) -> str:
@@ -548,33 +615,50 @@ def _require_fractions(val: float, test: float) -> None:
         )
 
 
-def _require_training(root: Path, names: list[str], train: list[Sample], val: list[Sample]) -> None:
-    """Raise UserError where the given parts leave a class nothing to learn from, or nothing to judge."""
+def _require_training(
+    root: Path,
+    names: list[str],
+    train: list[Sample],
+    val: list[Sample],
+    problems: list[Problem] | None,
+) -> None:
+    """Object where the given parts leave a class nothing to learn from, or nothing to judge."""
     lacking = sorted(set(range(len(names))) - {sample.label for sample in train})
     if lacking:
-        raise UserError(
+        message = (
             f"the labels of {root} leave no training picture for {listed(names[i] for i in lacking)}; "
             "every class needs one"
         )
+        object_to(problems, "empty-class", message)
     if not val:
-        raise UserError(f"the labels of {root} leave no picture for validation; say which, or more")
+        message = f"the labels of {root} leave no picture for validation; say which, or more"
+        object_to(problems, "no-validation", message)
 
 
 def draw_parts(
     found: dict[str, dict[str, dict[str, str]]], val: float, test: float, seed: int
-) -> bool:
-    """Take parts that are not there out of the training pictures; return whether any was drawn.
+) -> list[str]:
+    """Take parts that are not there out of the training pictures; return which were drawn.
 
     Both come from the same order of a class's pictures, test before validation.
     """
-    drawn = False
+    drawn = []
     if test and "test" not in found:
         found["train"], found["test"] = _stratified(found["train"], test, seed)
-        val, drawn = val / (1 - test), True
+        val = val / (1 - test)
+        drawn.append("test")
     if "val" not in found:
         found["train"], found["val"] = _stratified(found["train"], val, seed)
-        drawn = True
+        drawn.append("val")
     return drawn
+
+
+def notes_on_draw(drawn: Sequence[str], said: Collection[str], seed: int) -> list[str]:
+    """Say so where a part was drawn although labels say of pictures that they are for training."""
+    if not drawn or "train" not in said:
+        return []
+    parts = " or ".join(sorted(drawn, reverse=True))
+    return [f"no picture is said to be {parts}: drawn out of those of train (seed {seed})"]
 
 
 def _stratified(
@@ -626,5 +710,6 @@ __all__ = [
     "list_inside",
     "list_pictures",
     "load_split",
+    "notes_on_draw",
     "scan",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minitl.data.folder import PARTS
+from minitl.data.parts import part_of
 from minitl.errors import UserError
 
 SEPARATORS = ",;\t"
@@ -119,7 +119,7 @@ def _inside(text: str, root: Path, place: str) -> str:
 
 def part_named(text: str, place: str) -> str:
     """Return the part that a text names, "" for none; UserError for what is no part."""
-    part = PARTS.get(text.lower(), "")
+    part = part_of(text)
     if text and not part:
         raise UserError(f"{place}: {text!r} is no part; write train, val, test or nothing")
     return part
