@@ -124,7 +124,46 @@ def test_links(tmp_path: Path) -> None:
     assert found[:4] == ["a/0.jpg", "a/1.jpg", "a/2.jpg", "a/more/inside.jpg"]
     assert found[4:7] == ["b/0.jpg", "b/1.jpg", "b/2.jpg"]
     assert found[8:] == ["b/link.jpg"] and found[7] in ("b/again/inside.jpg", "b/linked/inside.jpg")
-    assert "6 links" in " ".join(data.notes)
+    outward, useless = data.notes
+    assert "3 links that lead out of" in outward and "--follow-links" in outward
+    assert "3 links that are broken or lead back" in useless
+
+    data = scan(root, follow_links=True)
+    assert data.classes == ["a", "b", "c"]
+    more = {"a/out.jpg", "a/out/secret.jpg", "c/secret.jpg", "c/folder/secret.jpg"}
+    assert set(paths(data.train + data.val)) - set(found) == more
+    (useless,) = data.notes
+    assert "3 links that are broken or lead back" in useless
+
+
+def test_class_folders_and_files_that_are_links(tmp_path: Path) -> None:
+    """A split made of links: the pool holds the pictures, the folders only say which part they are in."""
+    pool = fill(tmp_path / "pool", *many("a", 4), *many("b", 4))
+    for part, numbers in (("train", (0, 1, 2)), ("val", (3,))):
+        for name in "ab":
+            folder = fill(tmp_path, f"data/{part}/{name}/") / "data" / part / name
+            for number in numbers:
+                (folder / f"{number}.jpg").symlink_to(pool / name / f"{number}.jpg")
+    root = tmp_path / "data"
+    message = error(root)
+    assert "'a' has no pictures" in message and "3 links" in message and "--follow-links" in message
+    data = scan(root, follow_links=True)
+    assert (data.counts("train"), data.counts("val")) == ([3, 3], [1, 1])
+    folders = fill(tmp_path / "folders", "x/")
+    (folders / "x").rmdir()
+    for name in "ab":
+        (folders / name).symlink_to(pool / name)
+    assert "2 links" in error(folders) and "--follow-links" in error(folders)
+    assert scan(folders, follow_links=True).classes == ["a", "b"]
+
+
+def test_a_link_that_comes_back_from_outside_is_not_followed(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", *many("a", 2), *many("b", 2))
+    outside = fill(tmp_path / "outside", "1.jpg")
+    (root / "a" / "out").symlink_to(outside)
+    (outside / "back").symlink_to(root)
+    data = scan(root, follow_links=True)
+    assert len(data.train + data.val) == 5
 
 
 def test_two_links_that_point_at_each_others_folder_end(tmp_path: Path) -> None:
@@ -340,6 +379,9 @@ def test_list_pictures(tmp_path: Path) -> None:
     assert list_pictures([tmp_path / "strange.xyz", str(tmp_path / "a")]) == [
         tmp_path / name for name in ("strange.xyz", "a/1.png", "a/2.png", "a/x/3.png")
     ]
+    (tmp_path / "a" / "link.png").symlink_to(tmp_path / "b.jpg")
+    assert len(list_pictures(tmp_path / "a")) == 3
+    assert list_pictures(tmp_path / "a", follow_links=True)[-2] == tmp_path / "a" / "link.png"
     with pytest.raises(UserError, match=r"gone\.jpg does not exist"):
         list_pictures([tmp_path / "gone.jpg"])
     with pytest.raises(UserError, match="none holds no pictures"):

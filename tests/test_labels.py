@@ -135,6 +135,19 @@ def test_labels_from_names(tmp_path):
     assert "odd.jpg" in notes[0]
 
 
+def test_links_are_taken_along_where_that_is_wanted(tmp_path):
+    fill(tmp_path / "pool", "cat_1.jpg", "dog_1.jpg")
+    fill(tmp_path / "data", "cat_2.jpg", "dog_2.jpg")
+    for name in ("cat_1.jpg", "dog_1.jpg"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "pool" / name)
+    pattern = "(?P<label>[a-z]+)_"
+    said, notes = labels_from_names(tmp_path / "data", pattern)
+    assert list(said) == ["cat_2.jpg", "dog_2.jpg"]
+    assert "2 links" in notes[0] and "--follow-links" in notes[0]
+    said, notes = labels_from_names(tmp_path / "data", pattern, follow_links=True)
+    assert len(said) == 4 and not notes
+
+
 @pytest.mark.parametrize(
     ("pattern", "word"),
     [("(", "no pattern"), ("cat", "(?P<label>...)"), ("(?P<label>bird)", "fits none")],
@@ -231,6 +244,29 @@ def test_finetune_and_evaluate_take_both(pictures, weights, tmp_path, capsys):
     strange = write(tmp_path / "s.csv", "path,label\nred_0.png,pink\n")
     code = command("evaluate", tmp_path / "a", pictures, "--labels", strange)
     expect_error(capsys, code, "s.csv, line 2", "pink", "blue")
+
+
+def test_every_command_takes_links_along_where_that_is_wanted(pictures, weights, tmp_path, capsys):
+    data = tmp_path / "data"
+    for path in pictures.iterdir():
+        (data / path.name.split("_")[0]).mkdir(parents=True, exist_ok=True)
+        (data / path.name.split("_")[0] / path.name).symlink_to(path)
+    with_weights = (data, "--weights", weights)
+    run = ("--epochs", 1, "--batch-size", 6, "--no-report", "--out", tmp_path / "run")
+    commands = {
+        "finetune": (*with_weights, *run),
+        "evaluate": (tmp_path / "run", data),
+        "predict": (tmp_path / "run", data),
+        "features": (*with_weights, "--out", tmp_path / "f.h5"),
+        "preview": (*with_weights, "--out", tmp_path / "p.png"),
+        "doctor-data": (data,),
+    }
+    for name, words in commands.items():
+        expect_error(capsys, command(name, *words), "--follow-links")
+        assert command(name, *words, "--follow-links") == 0, capsys.readouterr().err
+        capsys.readouterr()
+    transfer = ("transfer-report", *with_weights, "--out", tmp_path / "t", "--epochs", 1)
+    expect_error(capsys, command(*transfer, "--seeds", 1), "--follow-links")
 
 
 def test_contradictions(pictures, weights, tmp_path, capsys):

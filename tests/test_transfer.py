@@ -138,3 +138,24 @@ def test_the_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (out / "scratch/seed-1/best.h5").is_file()
     assert main([str(word) for word in (*command, *options)]) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_labels_may_come_from_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_noise(tmp_path / "data" / "x", 6, 0, 100, seed=1)
+    write_noise(tmp_path / "data" / "y", 6, 150, 256, seed=2)
+    for path in sorted((tmp_path / "data").rglob("*.png")):
+        path.rename(tmp_path / "data" / f"{path.parent.name}_{path.name}")
+    minitl.save_model(models.cifar_resnet20(num_classes=5, width=4), tmp_path / "w.h5")
+    command = ["transfer-report", tmp_path / "data", "--weights", tmp_path / "w.h5"]
+    short = ["--epochs", 1, "--seeds", 1, "--batch-size", 6, "--out", tmp_path / "out"]
+    labels = ["--label-from-name", "(?P<label>[xy])_"]
+    assert main([str(word) for word in (*command, *short, *labels)]) == 0
+    split = json.loads((tmp_path / "out/scratch/seed-0/split.json").read_text())
+    assert split["classes"] == ["x", "y"]
+    rows = [f"{path.name},{path.name[0]}\n" for path in (tmp_path / "data").glob("*.png")]
+    (tmp_path / "l.csv").write_text("path,label\n" + "".join(rows) + "gone.png,x\n")
+    capsys.readouterr()
+    short[-1] = tmp_path / "other"
+    table = ["--labels", tmp_path / "l.csv"]
+    assert main([str(word) for word in (*command, *short, *table)]) == 1
+    assert "l.csv, line 14" in capsys.readouterr().err

@@ -44,6 +44,15 @@ def add_labels(command: Any) -> None:
     )
 
 
+def add_follow_links(command: Any) -> None:
+    """Add --follow-links."""
+    command.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="take along what links that lead out of the folder point to (default: not)",
+    )
+
+
 def add_threshold(command: Any) -> None:
     """Add --threshold."""
     command.add_argument(

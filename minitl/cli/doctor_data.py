@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_labels, count
+from minitl.cli.arguments import add_follow_links, add_labels, count
 from minitl.cli.settings import add_tasks
 from minitl.errors import UserError
 
@@ -22,6 +22,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command.set_defaults(run=run)
     command.add_argument("data", metavar="DATA", type=Path, help="as for finetune")
     add_labels(command)
+    add_follow_links(command)
     add_tasks(command)
     command.add_argument(
         "--size", type=count, default=224, metavar="N", help="side of the network's input (224)"
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
         options.data,
         labels=options.labels,
         label_from_name=options.label_from_name,
+        follow_links=options.follow_links,
         tasks=parse(options.task or (), options.task_weight or ()),
     )
     total = len(dataset.train) + len(dataset.val) + len(dataset.test)

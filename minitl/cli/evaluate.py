@@ -9,6 +9,7 @@ from typing import Any
 from minitl.cli.arguments import (
     add_attack,
     add_device,
+    add_follow_links,
     add_labels,
     add_threads,
     add_threshold,
@@ -50,6 +51,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     add_threshold(command)
     add_attack(command)
     add_labels(command)
+    add_follow_links(command)
     add_threads(command)
     add_device(command, device="cpu", precision="float32")
     command.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -78,6 +80,7 @@ def run(options: argparse.Namespace) -> None:
         options.skip_bad,
         make_attack(options),
         options.threshold,
+        follow_links=options.follow_links,
     )
     if options.json:
         print(json.dumps(figures, indent=2))

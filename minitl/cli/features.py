@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_device, add_labels, add_threads, count
+from minitl.cli.arguments import add_device, add_follow_links, add_labels, add_threads, count
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -38,6 +38,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--test-fraction", type=float, default=0.0, metavar="X", help="the same for a test part (0)"
     )
     add_labels(command)
+    add_follow_links(command)
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the split (0)")
     command.add_argument(
         "--workers", type=count, default=1, metavar="N", help="threads that decode pictures (1)"
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
         val_fraction=options.val_fraction,
         test_fraction=options.test_fraction,
         seed=options.seed,
+        follow_links=options.follow_links,
     )
     extract(
         dataset,

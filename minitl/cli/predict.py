@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from minitl.cli.arguments import add_device, add_threads, add_threshold, count, share
+from minitl.cli.arguments import (
+    add_device,
+    add_follow_links,
+    add_threads,
+    add_threshold,
+    count,
+    share,
+)
 from minitl.errors import UserError
 
 FORMATS = ("table", "csv", "jsonl")
@@ -51,6 +58,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--skip-bad", action="store_true", help="go on without unreadable pictures"
     )
+    add_follow_links(command)
     command.add_argument(
         "--workers", type=count, metavar="N", help="decoding threads (1; with a GPU, one per core)"
     )
@@ -80,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     from minitl.train.console import Progress
     from minitl.train.predict import predictions
 
-    total = len(list_pictures(options.images))
+    total = len(list_pictures(options.images, options.follow_links))
     bad: list[str] = []
 
     def left_out(image: str, reason: str) -> None:
@@ -99,6 +107,7 @@ def run(options: argparse.Namespace) -> None:
             unknown_below=options.unknown_below,
             threshold=options.threshold,
             skip_bad=options.skip_bad,
+            follow_links=options.follow_links,
             on_bad=left_out,
             on_batch=progress.update if progress else lambda pictures: None,
             workers=options.workers,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_labels, count
+from minitl.cli.arguments import add_follow_links, add_labels, count
 from minitl.cli.settings import add_augmentation, add_tasks
 
 
@@ -43,6 +43,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--test-fraction", type=float, metavar="X", help="as for finetune, if DATA has no test (0)"
     )
     add_labels(what)
+    add_follow_links(what)
     add_tasks(command)
     add_augmentation(command)
     return command

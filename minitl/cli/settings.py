@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from minitl.cli.arguments import add_device, add_labels, add_threads
+from minitl.cli.arguments import add_device, add_follow_links, add_labels, add_threads
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
@@ -245,6 +245,7 @@ def add_pictures(command: argparse.ArgumentParser) -> None:
         help="share set aside to judge the best epoch by, if DATA has no test part (0)",
     )
     add_labels(group)
+    add_follow_links(group)
     group.add_argument("--skip-bad", action="store_true", help="go on without unreadable pictures")
     group.add_argument("--workers", type=int, metavar="N", help="threads that decode pictures (1)")
 

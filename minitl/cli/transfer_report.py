@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_attack, add_device, add_threads, count, make_attack
+from minitl.cli.arguments import (
+    add_attack,
+    add_device,
+    add_follow_links,
+    add_labels,
+    add_threads,
+    count,
+    make_attack,
+)
 from minitl.errors import UserError
 
 RATES = ("scratch", "frozen", "finetuned")
@@ -41,6 +49,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         command.add_argument(
             option, dest=name, action=kind, default=argparse.SUPPRESS, help="as for finetune"
         )
+    add_labels(command)
+    add_follow_links(command)
     command.add_argument(
         "--workers", type=count, default=1, metavar="N", help="decoding threads (1)"
     )
@@ -69,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
     names = (
         *("data", "weights", "epochs", "batch_size", "augment", "flip", "skip_bad"),
         *("workers", "threads", "device", "precision"),
+        *("labels", "label_from_name", "follow_links"),
     )
     given = {name: getattr(options, name, None) for name in names}
     attack = make_attack(options)

@@ -136,6 +136,7 @@ def scan(
     test_fraction: float = 0.0,
     seed: int = 0,
     classes: Sequence[str] | None = None,
+    follow_links: bool = False,
     problems: list[Problem] | None = None,
 ) -> Dataset:
     """Find the pictures of a dataset folder, their labels and parts.
@@ -147,16 +148,18 @@ def scan(
     classes: for evaluating a model: the names that its outputs stand for, in their order. Folders are
         matched with them by name, nothing is drawn, and DATA/<class>/* is all `test`. A class without
         pictures then needs an empty folder, to say that this is meant.
+    follow_links: take along what links that lead out of the folder point to.
     problems: a list that takes what stands against training, in place of an error: the data doctor looks
         at the rest all the same.
 
     Hidden files and folders are left out, folders inside a class are followed, links only where they
-    stay inside DATA. Raises UserError for a folder that is not such a dataset.
+    stay inside DATA, unless the others are wanted too. Raises UserError for a folder that is not such a
+    dataset.
     """
     root = Path(path)
     _require_folder(root)
     _require_fractions(val_fraction, test_fraction)
-    scanner = _Scanner(root)
+    scanner = _Scanner(root, follow_links)
     parts = _part_folders(scanner, problems)
     if parts and "train" not in parts and classes is None:
         message = (
@@ -232,7 +235,8 @@ def from_labels(
         else [_normal(name) for name in classes]
     )
     if len(names) < 2:
-        message = f"the labels of {root} name {len(names)} class(es) ({listed(names)}); at least two are needed"
+        found_names = f"{len(names)} class(es) ({listed(names)})"
+        message = f"the labels of {root} name {found_names}; at least two are needed"
         object_to(problems, "one-class", message)
     drawn = draw_parts(found, val_fraction, test_fraction, seed) if classes is None else []
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
@@ -244,23 +248,30 @@ def from_labels(
     return Dataset(root, names, train, val, test, seed, val_fraction, said)
 
 
-def list_inside(root: str | Path) -> list[str]:
-    """Return all pictures in a folder and below, relative to it with forward slashes, sorted."""
-    return _Scanner(Path(root)).pictures(Path(root))
+def list_inside(root: str | Path, follow_links: bool = False) -> tuple[list[str], list[str]]:
+    """Return all pictures in a folder and below, and notes on what was left out.
+
+    They are relative to it with forward slashes, sorted. follow_links: as for `scan`.
+    """
+    scanner = _Scanner(Path(root), follow_links)
+    return scanner.pictures(Path(root)), scanner.notes_on_links()
 
 
-def list_pictures(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def list_pictures(
+    paths: str | Path | Iterable[str | Path], follow_links: bool = False
+) -> list[Path]:
     """Return the pictures that files and folders stand for, without labels: for prediction.
 
     A file is taken as it is, whatever its name; a folder gives every picture inside it, sorted.
-    Raises UserError for a path that does not exist and for a folder without pictures.
+    follow_links: as for `scan`. Raises UserError for a path that does not exist and for a folder without
+    pictures.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
     pictures: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            scanner = _Scanner(path)
+            scanner = _Scanner(path, follow_links)
             inside = scanner.pictures(path)
             if not inside:
                 raise UserError(f"{path} holds no pictures{scanner.excuse()}")
@@ -371,13 +382,19 @@ def _safe_relative(path: str, source: str) -> str:
 class _Scanner:
     """Walks a dataset's folder and counts what it passes by."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, follow_links: bool) -> None:
         self.root = root
         self.real_root = Path(os.path.realpath(root))
+        self.follow_links = follow_links
         self.other_files = 0
         self.other_suffixes: set[str] = set()
-        self.links = 0
+        self.useless_links = 0
+        self.outward_links = 0
         self.unlabelled: list[Path] = []
+
+    def another(self) -> "_Scanner":
+        """Return one for a look ahead, so that nothing is counted twice."""
+        return _Scanner(self.root, self.follow_links)
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Return the visible folders and the picture files in a folder, sorted by name."""
@@ -391,8 +408,8 @@ class _Scanner:
             if entry.name.startswith(".") or entry.name in JUNK:
                 continue
             if entry.is_symlink() and not self._may_follow(path):
-                self.links += 1
-            elif entry.is_dir():
+                continue
+            if entry.is_dir():
                 folders.append(path)
             elif path.suffix.lower() in SUFFIXES:
                 files.append(path)
@@ -402,14 +419,17 @@ class _Scanner:
         return sorted(folders), sorted(files)
 
     def _may_follow(self, link: Path) -> bool:
-        """Whether a link stays inside the root, exists, and does not lead back above itself."""
+        """Whether a link exists, does not lead back above itself and stays inside the root, if it must."""
         target = Path(os.path.realpath(link))
         here = Path(os.path.realpath(link.parent))
-        return (
-            target.exists()
-            and target.is_relative_to(self.real_root)
-            and not here.is_relative_to(target)
-        )
+        above = here.is_relative_to(target) or self.real_root.is_relative_to(target)
+        if above or not target.exists():
+            self.useless_links += 1
+            return False
+        if not self.follow_links and not target.is_relative_to(self.real_root):
+            self.outward_links += 1
+            return False
+        return True
 
     def pictures(self, folder: Path) -> list[str]:
         """Return the pictures in a folder and below, relative to it, sorted."""
@@ -434,10 +454,19 @@ class _Scanner:
         if self.other_files:
             kinds = listed(sorted(self.other_suffixes))
             notes.append(f"left out {self.other_files} files that are not pictures ({kinds})")
-        if self.links:
+        return notes + self.notes_on_links()
+
+    def notes_on_links(self) -> list[str]:
+        """Say which links were left out, and how they are taken along where that makes sense."""
+        notes = []
+        if self.outward_links:
             notes.append(
-                f"left out {self.links} links that are broken or lead out of {self.root} or back into "
-                "a folder above them"
+                f"left out {self.outward_links} links that lead out of {self.root}; --follow-links takes "
+                "along what they point to"
+            )
+        if self.useless_links:
+            notes.append(
+                f"left out {self.useless_links} links that are broken or lead back into a folder above them"
             )
         return notes
 
@@ -460,7 +489,7 @@ def _part_folders(scanner: _Scanner, problems: list[Problem] | None) -> dict[str
     lies as test/ beside train/. So a part is a folder with such a name that holds folders, where
     nothing else with pictures lies beside the parts.
     """
-    look = _Scanner(scanner.root)  # another one, so that nothing is counted twice
+    look = scanner.another()
     folders, _ = look.entries(scanner.root)
     named = [folder for folder in folders if part_of(folder.name)]
     flat = [folder for folder in named if look.entries(folder)[1]]
@@ -598,9 +627,7 @@ def _require_classes(
 
 def _only_one_class(scanner: _Scanner, folder: Path, name: str) -> str:
     message = f"{folder} has only one class, {name!r}; at least two are needed"
-    inner, _ = (
-        _Scanner(scanner.root).entries(folder / name) if (folder / name).is_dir() else ([], [])
-    )
+    inner, _ = scanner.another().entries(folder / name) if (folder / name).is_dir() else ([], [])
     if len(inner) > 1:
         return f"{message}. If its {len(inner)} folders are the classes, give {folder / name}"
     return message

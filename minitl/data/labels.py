@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minitl.data.folder import Dataset, from_labels, list_inside, scan
+from minitl.data.parts import Problem
 from minitl.data.table import part_named, read_table
 from minitl.data.task_table import task_dataset
 from minitl.errors import UserError
@@ -40,6 +41,8 @@ def find_dataset(
     test_fraction: float = 0.0,
     seed: int = 0,
     classes: Sequence[str] | None = None,
+    follow_links: bool = False,
+    problems: list[Problem] | None = None,
 ) -> Dataset:
     """Return the dataset of a folder, with labels from its class folders unless something else is said.
 
@@ -57,7 +60,14 @@ def find_dataset(
             raise UserError("--task names columns of a table; give --labels FILE.csv")
         return task_dataset(root, labels, tasks, **draw, seed=seed)
     if labels is None and label_from_name is None:
-        return scan(root, **draw, seed=seed, classes=classes)
+        return scan(
+            root,
+            **draw,
+            seed=seed,
+            classes=classes,
+            follow_links=follow_links,
+            problems=problems,
+        )
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the one that the pictures' paths start from")
     notes: list[str] = []
@@ -65,12 +75,14 @@ def find_dataset(
         said = read_labels(Path(labels), root)
     else:
         assert label_from_name is not None
-        said, notes = labels_from_names(root, label_from_name)
+        said, notes = labels_from_names(root, label_from_name, follow_links)
     names = {path: label.name for path, label in said.items()}
     parts = {path: label.part for path, label in said.items() if label.part}
     if classes is not None:
         _require_known(said, classes)
-    return from_labels(root, names, parts, **draw, seed=seed, classes=classes, notes=notes)
+    return from_labels(
+        root, names, parts, **draw, seed=seed, classes=classes, notes=notes, problems=problems
+    )
 
 
 def read_labels(table: Path, root: Path) -> dict[str, Label]:
@@ -87,11 +99,13 @@ def read_labels(table: Path, root: Path) -> dict[str, Label]:
     return said
 
 
-def labels_from_names(root: Path, pattern: str) -> tuple[dict[str, Label], list[str]]:
-    """Return what a pattern finds in the pictures' paths, and notes on those it does not fit.
+def labels_from_names(
+    root: Path, pattern: str, follow_links: bool = False
+) -> tuple[dict[str, Label], list[str]]:
+    """Return what a pattern finds in the pictures' paths, and notes on those that are left out.
 
     pattern: a regular expression, searched for in each path relative to `root` (forward slashes), with a
-    group (?P<label>...) and perhaps (?P<part>...).
+    group (?P<label>...) and perhaps (?P<part>...). follow_links: as for `scan`.
 
     Raises UserError for a pattern that is none, lacks the group or fits no picture.
     """
@@ -106,7 +120,8 @@ def labels_from_names(root: Path, pattern: str) -> tuple[dict[str, Label], list[
         )
     said: dict[str, Label] = {}
     others = []
-    for path in list_inside(root):
+    paths, notes = list_inside(root, follow_links)
+    for path in paths:
         found = expression.search(path)
         name = found["label"] if found else None
         if not found or not name:
@@ -118,10 +133,12 @@ def labels_from_names(root: Path, pattern: str) -> tuple[dict[str, Label], list[
         raise UserError(
             f"--label-from-name {pattern!r} fits none of the {len(others)} pictures in {root}"
             + (f", such as {others[0]}" if others else "")
+            + "".join(f"; {note}" for note in notes)
         )
-    first = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-    notes = [f"left out {len(others)} pictures that the pattern does not fit ({first})"]
-    return said, notes if others else []
+    if others:
+        first = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        notes = [f"left out {len(others)} pictures that the pattern does not fit ({first})", *notes]
+    return said, notes
 
 
 def _require_known(said: Mapping[str, Label], classes: Sequence[str]) -> None:

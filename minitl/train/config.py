@@ -47,6 +47,7 @@ class Config:
     augment: random crops, mirrored pictures if `flip`, and what comes after it, see `Augmentation`.
         color_jitter: brightness, contrast, saturation, hue.
     labels: a table of labels; label_from_name: a pattern; see data/labels.py.
+    follow_links: take along what links that lead out of `data` point to.
     task, task_weight: the columns of `labels` that are tasks, and how much each counts, see `tasks.parse`.
     features: a file of minitl features, whose pictures and frozen layers these are.
     feature_cache: folder for what frozen layers compute, or "auto" for the user's own, or "off".
@@ -110,6 +111,7 @@ class Config:
     cutmix: float = 0.0
     labels: str | None = None
     label_from_name: str | None = None
+    follow_links: bool = False
     task: tuple[str, ...] = ()
     task_weight: tuple[str, ...] = ()
     val_fraction: float = 0.2

@@ -79,11 +79,21 @@ def check_options(model: Classifier, **given: Any) -> None:
 
 
 def _class_dataset(
-    model: Classifier, data: Path, labels: str | None, label_from_name: str | None
+    model: Classifier,
+    data: Path,
+    labels: str | None,
+    label_from_name: str | None,
+    follow_links: bool,
 ) -> Dataset:
     names = model.class_names
     try:
-        return find_dataset(data, labels=labels, label_from_name=label_from_name, classes=names)
+        return find_dataset(
+            data,
+            labels=labels,
+            label_from_name=label_from_name,
+            classes=names,
+            follow_links=follow_links,
+        )
     except UserError as error:
         if names != _numbers(model):
             raise
@@ -124,13 +134,14 @@ def evaluate(
     skip_bad: bool = False,
     attack: Attack | None = None,
     threshold: float | None = None,
+    follow_links: bool = False,
 ) -> dict[str, Any]:
     """Compare a model's predictions with the labels of an image folder.
 
     Folders are matched with the model's classes by name, never by position. part: "train", "val",
     "test" or "all"; None takes test, else val. A folder without parts is all "test". workers decode
     pictures; threads compute (None: one for each core). device, precision: as for `finetune`.
-    labels, label_from_name: as for `find_dataset`.
+    labels, label_from_name, follow_links: as for `find_dataset`.
     views: judge the mean over several views of each picture. skip_bad: leave out unreadable pictures.
 
     threshold: probability from which on a label is predicted, in a model with several of them (0.5).
@@ -145,7 +156,7 @@ def evaluate(
     if model.tasks:
         dataset = _task_dataset(model, data, labels, label_from_name)
     else:
-        dataset = _class_dataset(model, data, labels, label_from_name)
+        dataset = _class_dataset(model, data, labels, label_from_name, follow_links)
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     if part is None:
         part = "test" if dataset.test else "val"

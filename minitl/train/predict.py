@@ -24,6 +24,7 @@ def predictions(
     unknown_below: float | None = None,
     threshold: float | None = None,
     skip_bad: bool = False,
+    follow_links: bool = False,
     on_bad: Callable[[str, str], object] = lambda image, reason: None,
     on_batch: Callable[[int], object] = lambda pictures: None,
     workers: int | None = None,
@@ -38,8 +39,8 @@ def predictions(
     images: files, and folders of them; "image" is the path as it was given. top: classes in "top". views:
     probabilities are the mean over these. unknown_below: where the best class has less, "class" is
     "unknown"; "top" still names the classes. threshold: probability from which on a label is predicted,
-    0.5. skip_bad: leave out pictures that cannot be read, and call
-    `on_bad` with path and reason of each. on_batch: called with the number of pictures done, after each few.
+    0.5. skip_bad: leave out pictures that cannot be read, and call `on_bad` with path and reason of each.
+    follow_links: as for `scan`. on_batch: called with the number of pictures done, after each few.
 
     Raises UserError for a path that is not there, for options that mean nothing to the model, and without
     skip_bad naming the first bad picture.
@@ -47,7 +48,7 @@ def predictions(
     model = load(run_or_weights)
     assert model.class_names is not None
     check_options(model, threshold=threshold, unknown_below=unknown_below)
-    samples = [Sample(str(path), 0) for path in list_pictures(images)]
+    samples = [Sample(str(path), 0) for path in list_pictures(images, follow_links)]
     where = prepare_device(device, precision, threads)
     loader = ViewLoader(
         samples,

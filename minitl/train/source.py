@@ -25,6 +25,7 @@ def dataset_of(config: Config) -> Dataset:
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
+        follow_links=config.follow_links,
     )
 
 
