@@ -45,12 +45,15 @@ LAYOUTS = {
     "semicolons, byte order mark": (table(";"), "utf-8-sig"),
     "tabs, UTF-16": (table("\t", newline="\r\n"), "utf-16"),
     "blank lines, no end of line": (table(newline="\n\n").rstrip("\n"), "utf-8"),
+    "a line that says the separator": ("sep=;\r\n" + table(";", newline="\r\n"), "utf-8-sig"),
+    "the same for bars, quoted": ('"sep=|"\n' + table("|"), "utf-16"),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tables_as_programs_write_them(folder, tmp_path, layout):
-    said = read_labels(write(tmp_path / "l.csv", *LAYOUTS[layout]), folder)
+    said, notes = read_labels(write(tmp_path / "l.csv", *LAYOUTS[layout]), folder)
+    assert notes == []
     assert {path: label.name for path, label in said.items()} == dict(
         zip(NAMES, LABELS, strict=True)
     )
@@ -58,7 +61,7 @@ def test_tables_as_programs_write_them(folder, tmp_path, layout):
 
 def test_columns_may_come_in_any_order_with_others_between(folder, tmp_path):
     text = "id,Part,LABEL,note, Path \n1,Valid,cat,x,a b.png\n2,,dog,,sub/c.png\n3,TEST,dog,,.//ü.png\n"
-    said = read_labels(write(tmp_path / "l.csv", text), folder)
+    said, _ = read_labels(write(tmp_path / "l.csv", text), folder)
     assert {path: label[:2] for path, label in said.items()} == {
         "a b.png": ("cat", "val"),
         "sub/c.png": ("dog", ""),
@@ -68,12 +71,64 @@ def test_columns_may_come_in_any_order_with_others_between(folder, tmp_path):
 
 def test_windows_and_whole_paths(folder, tmp_path):
     text = f"path,label\nsub\\c.png,dog\n{folder.absolute() / 'ü.png'},cat\n"
-    assert set(read_labels(write(tmp_path / "l.csv", text), folder)) == {"sub/c.png", "ü.png"}
+    assert set(read_labels(write(tmp_path / "l.csv", text), folder)[0]) == {"sub/c.png", "ü.png"}
+
+
+@pytest.mark.parametrize(
+    ("header", "note"),
+    [
+        ("file,class,x", "path from its column file, label from its column class"),
+        ("Filename,label,x", "path from its column Filename"),
+        (
+            "IMAGE Path,Category,x",
+            "path from its column IMAGE Path, label from its column Category",
+        ),
+        ("path,class_name,class_index", "label from its column class_name"),
+        ("image,Label,target", "path from its column image"),  # label goes before target
+    ],
+)
+def test_columns_of_other_usual_names(folder, tmp_path, header, note):
+    file = write(tmp_path / "l.csv", f"{header}\na b.png,cat,1\nsub/c.png,dog,2\n")
+    said, notes = read_labels(file, folder)
+    assert {path: label.name for path, label in said.items()} == {
+        "a b.png": "cat",
+        "sub/c.png": "dog",
+    }
+    assert notes == [f"{file}: {note}"]
+
+
+def test_a_split_column_is_not_overlooked(folder, tmp_path):
+    text = "file,class,Split\na b.png,cat,test\nsub/c.png,dog,training\nü.png,dog,\n"
+    said, notes = read_labels(write(tmp_path / "l.csv", text), folder)
+    assert [label.part for label in said.values()] == ["test", "train", ""]
+    assert "part from its column Split" in notes[0]
+
+
+def test_accents_in_the_form_of_the_disk(tmp_path):
+    fill(tmp_path / "data", "cafe\u0301.png", "th\u00e9.png")
+    text = "path,label\ncaf\u00e9.png,a\nthe\u0301.png,b\n"
+    said, _ = read_labels(write(tmp_path / "l.csv", text), tmp_path / "data")
+    assert list(said) == ["cafe\u0301.png", "th\u00e9.png"]
+
+
+def test_class_names_in_either_unicode_form(tmp_path):
+    fill(tmp_path / "data", "1.png", "2.png")
+    file = write(tmp_path / "l.csv", "path,label\n1.png,cafe\u0301\n2.png,th\u00e9\n")
+    dataset = find_dataset(tmp_path / "data", labels=file, classes=["the\u0301", "caf\u00e9"])
+    assert [tuple(sample) for sample in dataset.test] == [("2.png", 0), ("1.png", 1)]
+    with pytest.raises(UserError, match="the model knows no class"):
+        find_dataset(tmp_path / "data", labels=file, classes=["the", "caf\u00e9"])
 
 
 FAULTS = {
     "": ["line 1", "path and label"],
-    "path,class\na b.png,cat\n": ["line 1", "label", "path, class"],
+    "path,kind\na b.png,cat\n": ["line 1", "label", "path, kind"],
+    "file,class_index,wnid,name\n": ["line 1", "no column label", "file, class_index, wnid, name"],
+    "path,class,category\n": ["line 1", "class and category", "label"],
+    "sep=;\nfile;image;label\n": ["line 2", "file and image", "path"],
+    "sep=;\npath;label\na b.png;cat\nnone.png;dog\n": ["line 4", "none.png"],
+    "path,label\na b.png,red, big\n": ["line 2", "3 cells", "has 2", "comma", "quotes"],
+    "path;label\na b.png;red; big\n": ["line 2", "3 cells", "semicolon"],
     "path,label,label\n": ["line 1", "twice"],
     "path,label\n": ["no picture"],
     "path,label\na b.png,cat\nsub/c.png\n": ["line 3", "1 cells"],
@@ -159,6 +214,11 @@ def test_patterns_that_cannot_be_meant(tmp_path, pattern, word):
     assert word in str(error.value)
 
 
+def test_cells_that_say_nothing_may_be_too_many(folder, tmp_path):
+    said, _ = read_labels(write(tmp_path / "l.csv", "path,label\na b.png,cat,, \n"), folder)
+    assert said["a b.png"].name == "cat"
+
+
 def counted(dataset):
     return {part: dataset.counts(part) for part in ("train", "val", "test")}
 
@@ -182,7 +242,16 @@ def test_parts_that_are_not_said_are_drawn(tmp_path):
     assert other.test != both.test
     given_test = split((f, "test" if f.endswith("_3.jpg") else "") for f in files)
     assert counted(given_test) == {"train": [15, 15], "val": [4, 4], "test": [1, 1]}
+    assert drawn.notes == both.notes == given_test.notes == []
+    train = split((f, "train") for f in files)
+    assert counted(train) == counted(drawn)
+    assert train.notes == ["no picture is said to be val: drawn out of those of train (seed 0)"]
+    train = split(((f, "train") for f in files), test_fraction=0.25, seed=3)
+    assert train.notes == [
+        "no picture is said to be val or test: drawn out of those of train (seed 3)"
+    ]
     said = split(((f, "val" if "_1" in f else "train") for f in files), test_fraction=0)
+    assert said.notes == []
     assert counted(said) == {"train": [9, 9], "val": [11, 11], "test": [0, 0]}
     assert said.val_fraction is None
     with pytest.raises(UserError, match="no training picture for cat"):
@@ -241,6 +310,9 @@ def test_finetune_and_evaluate_take_both(pictures, weights, tmp_path, capsys):
         assert json.loads(capsys.readouterr().out)["images"] == 30
     assert command("doctor-data", pictures, "--label-from-name", pattern, "--json") == 0
     assert json.loads(capsys.readouterr().out)["classes"] == ["blue", "green", "red"]
+    usual = write(tmp_path / "usual.csv", "file,class\n" + rows)
+    assert command("doctor-data", pictures, "--labels", usual) == 0
+    assert "path from its column file, label from its column class" in capsys.readouterr().out
     strange = write(tmp_path / "s.csv", "path,label\nred_0.png,pink\n")
     code = command("evaluate", tmp_path / "a", pictures, "--labels", strange)
     expect_error(capsys, code, "s.csv, line 2", "pink", "blue")

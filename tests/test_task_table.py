@@ -72,6 +72,17 @@ def test_a_table_is_read(data):
     assert dataset.seed is None
 
 
+def test_usual_names_are_for_path_and_part_alone(data):
+    lines = ["file,split,class", *(f"{n}.png,training,{'ab'[n % 2]}" for n in range(6))]
+    dataset = read(data, lines, parse(["class=classes"]))
+    header, drawn = dataset.notes
+    assert "path from its column file, part from its column split" in header
+    assert drawn == "no picture is said to be val: drawn out of those of train (seed 0)"
+    assert len(dataset.val) == 2
+    with pytest.raises(UserError, match="no column label"):
+        read(data, lines, parse(["label=classes"]))
+
+
 def test_one_task_of_labels_alone(data):
     dataset = read(data, LINES, parse(["tags=labels"]))
     assert dataset.classes == ["tags: striped", "tags: young"]

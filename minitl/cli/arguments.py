@@ -35,7 +35,8 @@ def add_labels(command: Any) -> None:
     command.add_argument(
         "--labels",
         metavar="FILE.csv",
-        help="a table with the columns path,label and perhaps part (default: class folders say the labels)",
+        help="a table with the columns path,label and perhaps part, or usual names of these such as "
+        "file,class,split (default: class folders say the labels)",
     )
     command.add_argument(
         "--label-from-name",

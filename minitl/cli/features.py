@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
     from minitl.data.labels import find_dataset
     from minitl.errors import UserError
+    from minitl.text import printable
     from minitl.train.extract import extract
 
     if options.out.exists() and not options.overwrite:
@@ -67,6 +68,8 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         follow_links=options.follow_links,
     )
+    for note in dataset.notes:
+        print(printable(note))
     extract(
         dataset,
         options.weights,

@@ -182,7 +182,7 @@ def scan(
             message = _only_one_class(scanner, parts.get("train", root), names[0])
             object_to(problems, "one-class", message)
     else:
-        names = [_normal(name) for name in classes]
+        names = [normal_form(name) for name in classes]
         for part, by_class in found.items():
             _require_classes(parts.get(part, root), by_class, names, "which the model knows", None)
 
@@ -228,11 +228,11 @@ def from_labels(
         if not (root / relative).is_file():
             raise UserError(f"the labels name {path!r}, and there is no such file in {root}")
         part = found.setdefault((parts or {}).get(path, open_part), {})
-        part.setdefault(_normal(name), {})[relative] = relative
+        part.setdefault(normal_form(name), {})[relative] = relative
     names = (
         sorted({name for part in found.values() for name in part})
         if classes is None
-        else [_normal(name) for name in classes]
+        else [normal_form(name) for name in classes]
     )
     if len(names) < 2:
         found_names = f"{len(names)} class(es) ({listed(names)})"
@@ -545,7 +545,7 @@ def _by_class(
         object_to(problems, "no-classes", message)
     by_class: dict[str, dict[str, str]] = {}
     for class_folder in folders:
-        name = _normal(class_folder.name)
+        name = normal_form(class_folder.name)
         if name in by_class:
             message = (
                 f"{folder} has two folders named {name!r} in different Unicode forms; merge them"
@@ -711,7 +711,7 @@ def _stratified(
 
 def _hash(seed: int, name: str, path: str) -> bytes:
     return hashlib.sha256(
-        f"{seed}/{name}/{_normal(path)}".encode("utf-8", "surrogateescape")
+        f"{seed}/{name}/{normal_form(path)}".encode("utf-8", "surrogateescape")
     ).digest()
 
 
@@ -723,7 +723,7 @@ def _samples(by_class: Mapping[str, Mapping[str, str]], names: list[str]) -> lis
     ]
 
 
-def _normal(name: str) -> str:
+def normal_form(name: str) -> str:
     """One form for accented letters: macOS may hand back another than was written."""
     return unicodedata.normalize("NFC", name)
 
@@ -737,6 +737,7 @@ __all__ = [
     "list_inside",
     "list_pictures",
     "load_split",
+    "normal_form",
     "notes_on_draw",
     "scan",
 ]

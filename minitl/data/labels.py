@@ -1,6 +1,7 @@
 """Labels from elsewhere than folders: a table, or a pattern on the files' names.
 
-A table is a CSV file with a header that has the columns path and label, and perhaps part:
+A table is a CSV file with a header that has the columns path and label, and perhaps part (or other usual
+names of these, such as file, class and split):
 
     path,label,part
     scans/0001.png,healthy,train
@@ -15,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minitl.data.folder import Dataset, from_labels, list_inside, scan
+from minitl.data.folder import Dataset, from_labels, list_inside, normal_form, scan
 from minitl.data.parts import Problem
-from minitl.data.table import part_named, read_table
+from minitl.data.table import LABEL, part_named, read_table
 from minitl.data.task_table import task_dataset
 from minitl.errors import UserError
 from minitl.tasks import Wanted
@@ -70,9 +71,8 @@ def find_dataset(
         )
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the one that the pictures' paths start from")
-    notes: list[str] = []
     if labels is not None:
-        said = read_labels(Path(labels), root)
+        said, notes = read_labels(Path(labels), root)
     else:
         assert label_from_name is not None
         said, notes = labels_from_names(root, label_from_name, follow_links)
@@ -85,18 +85,19 @@ def find_dataset(
     )
 
 
-def read_labels(table: Path, root: Path) -> dict[str, Label]:
-    """Read a table; return what it says by path, relative to `root` and with forward slashes.
+def read_labels(table: Path, root: Path) -> tuple[dict[str, Label], list[str]]:
+    """Read a table; return what it says by path, relative to `root` and with forward slashes, and notes.
 
     Raises UserError with file and line for a table that does not make sense: no header, a line without
     label, a path twice, a picture that is not there.
     """
     said: dict[str, Label] = {}
-    for row in read_table(table, root, ("label",), "path,label or path,label,part"):
+    rows, notes = read_table(table, root, {"label": LABEL}, "path,label or path,label,part")
+    for row in rows:
         if not row.cells["label"]:
             raise UserError(f"{row.place}: no label; fill it in, or take the line out")
         said[row.path] = Label(row.cells["label"], row.part, row.place)
-    return said
+    return said, notes
 
 
 def labels_from_names(
@@ -142,8 +143,9 @@ def labels_from_names(
 
 
 def _require_known(said: Mapping[str, Label], classes: Sequence[str]) -> None:
+    names = set(map(normal_form, classes))
     for label in said.values():
-        if label.name not in classes:
+        if normal_form(label.name) not in names:
             known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
             raise UserError(f"{label.place}: the model knows no class {label.name!r}, only {known}")
 

@@ -12,14 +12,13 @@ alone. That a picture has none of the labels is known too, and is written as -.
 
 import dataclasses
 import math
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from minitl.data.folder import Dataset, Sample, draw_parts
+from minitl.data.folder import Dataset, Sample, draw_parts, normal_form, notes_on_draw
 from minitl.data.table import read_table
 from minitl.data.targets import NONE, SEPARATOR
 from minitl.errors import UserError
@@ -67,6 +66,7 @@ def task_dataset(
             picture.path
         )
     drawn = draw_parts(found, val_fraction, test_fraction, seed)
+    notes = notes + notes_on_draw(drawn, {picture.part for picture in pictures}, seed)
     rows = {
         part: sorted(numbers[p] for paths in f.values() for p in paths) for part, f in found.items()
     }
@@ -96,12 +96,14 @@ def task_dataset_for(data: str | Path, table: str | Path, tasks: Sequence[Task])
 
 
 def _read(table: Path, root: Path, wanted: Sequence[Wanted]) -> tuple[list[_Picture], list[str]]:
-    """Return the pictures of which something is known, and a note on the others."""
+    """Return the pictures of which something is known, and notes on the others and on the header."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the one that the pictures' paths start from")
     names = [one.name for one in wanted]
     pictures, unknown = [], []
-    for row in read_table(table, root, names, f"path,part,{','.join(names)}"):
+    columns = {name: (name,) for name in names}
+    rows, notes = read_table(table, root, columns, f"path,part,{','.join(names)}")
+    for row in rows:
         answers = [
             _answer(row.cells[one.name], one.kind, f"{row.place}, column {one.name}")
             for one in wanted
@@ -114,8 +116,10 @@ def _read(table: Path, root: Path, wanted: Sequence[Wanted]) -> tuple[list[_Pict
         raise UserError(
             f"{table} says nothing in the columns {', '.join(names)}; fill some cells in"
         )
-    notes = [f"left out {len(unknown)} pictures of which nothing is known ({listed(unknown)})"]
-    return pictures, notes if unknown else []
+    if unknown:
+        left_out = f"left out {len(unknown)} pictures of which nothing is known ({listed(unknown)})"
+        notes = [*notes, left_out]
+    return pictures, notes
 
 
 def _answer(text: str, kind: str, where: str) -> Answer:
@@ -124,7 +128,7 @@ def _answer(text: str, kind: str, where: str) -> Answer:
         return None
     if kind == "number":
         return _number(text, where)
-    text = unicodedata.normalize("NFC", text)
+    text = normal_form(text)
     if kind == "classes":
         return (text,)
     if text == NONE:
