@@ -2,15 +2,21 @@
 
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import minitl
+from minitl import models
 from minitl.cli import main
 from minitl.data.doctor import Diagnosis, diagnose, quick_findings
 from minitl.data.folder import scan
+from minitl.errors import UserError
+from tests.test_text import Terminal
 
 
 def photograph(seed: int, side: int = 64) -> Image.Image:
@@ -209,3 +215,194 @@ def test_the_quick_look_counts_classes(folder: Path) -> None:
     for path in sorted((folder / "train/dog").iterdir())[2:]:
         path.unlink()
     assert [finding.kind for finding in quick_findings(scan(folder))] == ["few", "imbalance"]
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Run `minitl doctor-data`; return exit code, standard output and standard error."""
+    code = main([str(word) for word in ("doctor-data", *words)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def kinds(content: dict) -> list[tuple[str, str]]:
+    return [(finding["severity"], finding["kind"]) for finding in content["findings"]]
+
+
+def test_a_leak_under_another_label_is_a_leak_as_well(folder: Path) -> None:
+    picture = (folder / "train/cat/03.png").read_bytes()
+    for name in ("val/cat/copy.png", "train/dog/copy.png"):
+        (folder / name).write_bytes(picture)
+    pictures = ["train/cat/03.png", "train/dog/copy.png", "val/cat/copy.png"]
+    for findings in (examine(folder).findings, quick_findings(scan(folder))):
+        found = {finding.kind: sorted(finding.pictures) for finding in findings}
+        assert found == {"label-conflict": pictures, "leak": pictures}
+        assert all(finding.severity == "error" for finding in findings)
+
+
+def test_an_empty_class_is_found_and_the_rest_is_looked_at(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "val"):
+        (folder / part / "zebra").mkdir()
+    shutil.copy(folder / "train/cat/03.png", folder / "val/cat/copy.png")
+    (folder / "train/cat/readme.txt").touch()
+    code, out, err = command(capsys, folder, "--size", 64)
+    assert code == 1 and "3 error(s)" in err
+    assert "zebra       0       0" in out and "class 'zebra' has no pictures" in out
+    assert "the same picture is in train and val" in out
+    code, out, _ = command(capsys, folder, "--size", 64, "--json")
+    content = json.loads(out)
+    assert code == 1 and content["counts"] == {"train": [12, 12, 0], "val": [4, 3, 0]}
+    assert kinds(content) == [("error", "empty-class")] * 2 + [("error", "leak")]
+    assert content["notes"] == ["left out 1 files that are not pictures (.txt)"]
+
+
+def test_one_class_is_a_finding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(folder / "train/dog")
+    shutil.rmtree(folder / "val/dog")
+    (folder / "train/cat/bad.png").write_bytes(b"")
+    code, out, _ = command(capsys, folder, "--size", 64, "--json")
+    content = json.loads(out)
+    assert code == 1 and kinds(content) == [("error", "one-class"), ("error", "unreadable")]
+    assert content["counts"] == {"train": [13], "val": [3]}
+
+
+def flatten(root: Path) -> None:
+    """Leave the pictures of a class loose in val/."""
+    shutil.rmtree(root / "val")
+    (root / "x").rename(root / "val")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda root: (root / "val/dog").rename(root / "val/dogs"), "classes-differ"),
+        (lambda root: (root / "train").rename(root / "test"), "no-train"),
+        (lambda root: shutil.copytree(root / "val", root / "dev"), "same-part"),
+        (lambda root: shutil.copytree(root / "val", root / "more"), "beside-parts"),
+        (lambda root: (root / "val").rename(root / "more"), "parts-as-classes"),
+        (lambda root: shutil.rmtree(root / "val/dog"), "classes-differ"),
+        (lambda root: (root / "val/cat").rename(root / "x") and flatten(root), "unsorted"),
+    ],
+)
+def test_a_layout_that_cannot_be_trained_on_is_a_finding(folder: Path, change, kind: str) -> None:
+    change(folder)
+    problems: list = []
+    dataset = scan(folder, problems=problems)
+    diagnosis = diagnose(dataset, problems=problems, input_side=64)
+    assert (kind, "error") in [(f.kind, f.severity) for f in diagnosis.findings]
+    assert diagnosis.classes and not diagnosis.healthy
+    with pytest.raises(UserError) as error:
+        scan(folder)
+    assert str(error.value) in [finding.message for finding in diagnosis.findings]
+
+
+def test_labels_without_classes_are_findings(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"{path.relative_to(folder)},cat,train\n" for path in folder.glob("train/cat/*"))
+    (folder / "l.csv").write_text(f"path,label,part\n{rows}val/dog/00.png,dog,val\n")
+    labels = ("--labels", folder / "l.csv")
+    code, out, _ = command(capsys, folder, *labels, "--size", 64, "--json")
+    content = json.loads(out)
+    assert code == 1 and kinds(content) == [("error", "empty-class")]
+    assert content["counts"] == {"train": [12, 0], "val": [0, 1]}
+
+
+def test_what_cannot_be_looked_at_is_json_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.png").touch()
+    code, out, err = command(capsys, tmp_path, "--json")
+    content = json.loads(out)
+    assert code == 1 and not content["healthy"] and kinds(content) == [("error", "no-classes")]
+    code, out, err = command(capsys, tmp_path / "none", "--json")
+    assert kinds(json.loads(out)) == [("error", "layout")]
+    assert "does not exist" in err and "does not exist" in out
+    code, out, err = command(capsys, tmp_path / "none")
+    assert code == 1 and out == "" and "does not exist" in err
+
+
+def test_the_network_says_how_large_pictures_should_be(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = command(capsys, folder)
+    assert code == 0 and "30 pictures are less than half" in out and "--weights" in out
+    weights = tmp_path / "w.h5"
+    minitl.save_model(models.cifar_resnet20(num_classes=5, width=4), weights)
+    code, out, _ = command(capsys, folder, "--weights", weights)
+    assert code == 0 and "nothing found" in out
+    with pytest.raises(SystemExit):
+        command(capsys, folder, "--weights", weights, "--size", 32)
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_the_split_that_is_looked_at_is_the_runs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy within a class is a leak or a harmless duplicate, depending on the draw."""
+    data = folder / "train"
+    shutil.copy(data / "cat/03.png", data / "cat/copy.png")
+    seen = set()
+    for seed in range(8):
+        split = scan(data, seed=seed, val_fraction=0.4, test_fraction=0.1)
+        options = ("--seed", seed, "--val-fraction", 0.4, "--test-fraction", 0.1, "--size", 64)
+        content = json.loads(command(capsys, data, *options, "--json")[1])
+        assert content["counts"] == {part: split.counts(part) for part in ("train", "val", "test")}
+        parts = {
+            part
+            for part in ("train", "val", "test")
+            for sample in getattr(split, part)
+            if sample.path in ("cat/03.png", "cat/copy.png")
+        }
+        kind = "leak" if len(parts) == 2 else "duplicate"
+        assert kind in [finding["kind"] for finding in content["findings"]]
+        seen.add(kind)
+    assert seen == {"leak", "duplicate"}
+
+
+def test_one_class_in_two_spellings(folder: Path) -> None:
+    for part in ("train", "val"):
+        (folder / part / "cat").rename(folder / part / "traffic light")
+        (folder / part / "dog").rename(folder / part / "Traffic_Light")
+    for findings in (examine(folder).findings, quick_findings(scan(folder))):
+        (finding,) = findings
+        assert (finding.severity, finding.kind) == ("warning", "alike-classes")
+        assert "Traffic_Light and traffic light" in finding.message
+    for part in ("train", "val"):
+        (folder / part / "traffic light").rename(folder / part / "-1")
+        (folder / part / "Traffic_Light").rename(folder / part / "1")
+    assert examine(folder).findings == []
+
+
+def test_findings_have_colours_on_terminals_that_want_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "train/cat/bad.jpg").write_bytes(b"")
+    shutil.copy(folder / "train/dog/00.png", folder / "train/dog/copy.png")
+    photograph(9).convert("L").save(folder / "train/dog/gray.png")
+    (folder / "train/cat/readme.txt").touch()
+    monkeypatch.setenv("TERM", "xterm")
+    for no_color, marks in (("", ["\x1b[31merror", "\x1b[33mwarning", "\x1b[32mnote"]), ("1", [])):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        terminal = Terminal()
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert main(["doctor-data", str(folder), "--size", "64"]) == 1
+        monkeypatch.undo()
+        monkeypatch.setenv("TERM", "xterm")
+        text = terminal.getvalue()
+        assert all(mark in text for mark in marks) and ("\x1b" in text) == bool(marks)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are bytes on POSIX systems alone")
+def test_a_name_that_is_no_text_spoils_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"b\xe9d \xc3\xa9.png")
+    (folder / "train/cat" / name).write_bytes(b"")
+    (folder / "train/cat/it's.png").write_bytes(b"")
+    _, out, _ = command(capsys, folder, "--size", 64)
+    assert "train/cat/b\\udce9d é.png" in out and "train/cat/it's.png" in out
+    _, out, _ = command(capsys, folder, "--size", 64, "--json")
+    pictures = [finding["pictures"] for finding in json.loads(out)["findings"]]
+    assert [f"train/cat/{name}"] in pictures

@@ -2,12 +2,18 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitl.cli.arguments import add_follow_links, add_labels, count
 from minitl.cli.settings import add_tasks
 from minitl.errors import UserError
+
+if TYPE_CHECKING:
+    from minitl.data.doctor import Diagnosis
+    from minitl.data.folder import Dataset
+    from minitl.data.parts import Problem
 
 SHOWN = 3  # pictures named for each finding
 
@@ -24,9 +30,29 @@ def add(commands: Any) -> argparse.ArgumentParser:
     add_labels(command)
     add_follow_links(command)
     add_tasks(command)
-    command.add_argument(
-        "--size", type=count, default=224, metavar="N", help="side of the network's input (224)"
+    side = command.add_mutually_exclusive_group()
+    side.add_argument(
+        "--weights",
+        metavar="FILE.h5|NAME",
+        help="the network to train, as for finetune: it says how large pictures should be",
     )
+    side.add_argument(
+        "--size",
+        type=count,
+        metavar="N",
+        help="side of the network's input, without --weights (224)",
+    )
+    command.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="share kept for validation if DATA has no val, as for finetune (0.2)",
+    )
+    command.add_argument(
+        "--test-fraction", type=float, default=0.0, metavar="X", help="the same for a test part (0)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the split (0)")
     command.add_argument(
         "--workers", type=count, default=2, metavar="N", help="decoding threads (2)"
     )
@@ -37,44 +63,89 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
-    from minitl.data.doctor import diagnose
-    from minitl.data.labels import find_dataset
-    from minitl.tasks import parse
-    from minitl.text import printable
+    from minitl.data.doctor import Diagnosis, diagnose, layout_findings
+    from minitl.data.parts import Problem
     from minitl.train.console import Progress
 
-    dataset = find_dataset(
+    problems: list[Problem] = []
+    try:
+        side = options.size or _side(options.weights)
+        dataset = _dataset(options, problems)
+    except UserError as error:
+        if options.json:  # whoever reads JSON finds the reason there as well
+            found = layout_findings([*problems, Problem("layout", str(error))])
+            print(json.dumps(Diagnosis(str(options.data), [], {}, found).to_dict(), indent=2))
+        raise
+    total = len(dataset.train) + len(dataset.val) + len(dataset.test)
+    with Progress("looking at pictures", total) as progress:
+        diagnosis = diagnose(
+            dataset,
+            problems=problems,
+            input_side=side,
+            workers=options.workers,
+            progress=progress.update,
+        )
+    if options.json:
+        # ASCII: a terminal or pipe of any encoding takes it, and names that are no text come back.
+        print(json.dumps(diagnosis.to_dict(), indent=2))
+    else:
+        _show(diagnosis, total, options.all)
+    if not diagnosis.healthy:
+        errors = sum(finding.severity == "error" for finding in diagnosis.findings)
+        raise UserError(f"{options.data}: {errors} error(s) to repair before training")
+
+
+def _dataset(options: argparse.Namespace, problems: "list[Problem]") -> "Dataset":
+    from minitl.data.labels import find_dataset
+    from minitl.tasks import parse
+
+    if options.seed < 0:
+        raise UserError(f"--seed cannot be {options.seed}; give 0 or a positive number")
+    return find_dataset(
         options.data,
         labels=options.labels,
         label_from_name=options.label_from_name,
         follow_links=options.follow_links,
         tasks=parse(options.task or (), options.task_weight or ()),
+        val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
+        problems=problems,
     )
-    total = len(dataset.train) + len(dataset.val) + len(dataset.test)
-    with Progress("looking at pictures", total) as progress:
-        diagnosis = diagnose(
-            dataset, input_side=options.size, workers=options.workers, progress=progress.update
-        )
-    if options.json:
-        print(json.dumps(diagnosis.to_dict(), indent=2, ensure_ascii=False))
-    else:
-        for line in _table(diagnosis.classes, diagnosis.counts):
-            print(printable(line))
-        for note in dataset.notes:
-            print(f"note     {printable(note)}")
-        for finding in diagnosis.findings:
-            shown = finding.pictures if options.all else finding.pictures[:SHOWN]
-            more = len(finding.pictures) - len(shown)
-            print(f"{finding.severity:8} {printable(finding.message)}")
-            if shown:
-                print(
-                    f"           {printable(', '.join(shown))}{f' and {more} more' if more else ''}"
-                )
-        if not diagnosis.findings:
-            print(f"{total} pictures, nothing found")
-    if not diagnosis.healthy:
-        errors = sum(finding.severity == "error" for finding in diagnosis.findings)
-        raise UserError(f"{options.data}: {errors} error(s) to repair before training")
+
+
+def _side(weights: str | None) -> int | None:
+    """Return the side of the pictures that a network is shown, None without one."""
+    from minitl.convert.pull import find_weights
+    from minitl.data.preprocessing import Preprocessing
+    from minitl.models import load_model
+
+    if weights is None:
+        return None
+    path = find_weights(weights)
+    preprocessing = load_model(path).preprocessing
+    if not preprocessing:
+        raise UserError(f"{path} does not say how pictures are prepared; give --size N instead")
+    return Preprocessing.from_dict(preprocessing).crop
+
+
+def _show(diagnosis: "Diagnosis", total: int, everything: bool) -> None:
+    from minitl.data.doctor import COLOURS
+    from minitl.text import coloured, printable
+
+    for line in _table([printable(name) for name in diagnosis.classes], diagnosis.counts):
+        print(line)
+    for note in diagnosis.notes:
+        print(f"{coloured('note    ', COLOURS['note'], sys.stdout)} {printable(note)}")
+    for finding in diagnosis.findings:
+        shown = finding.pictures if everything else finding.pictures[:SHOWN]
+        more = len(finding.pictures) - len(shown)
+        word = coloured(f"{finding.severity:8}", COLOURS[finding.severity], sys.stdout)
+        print(f"{word} {printable(finding.message)}")
+        if shown:
+            print(f"           {printable(', '.join(shown))}{f' and {more} more' if more else ''}")
+    if not diagnosis.findings:
+        print(f"{total} pictures, nothing found")
 
 
 def _table(classes: list[str], counts: dict[str, list[int]]) -> list[str]:

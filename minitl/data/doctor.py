@@ -2,10 +2,11 @@
 
 Every file is decoded once. What is found is sorted by what it does to a result:
 
-    error     training would stop, or the result would be a lie: unreadable files, the same picture in
-              training and in validation or test, one picture under two labels
-    warning   the result will be worse than it could be: duplicates, too few or very unequal classes,
-              pictures far smaller than the network's input
+    error     training would stop, or the result would be a lie: folders that are no dataset to train on,
+              unreadable files, the same picture in training and in validation or test, one picture under
+              two labels
+    warning   the result will be worse than it could be: duplicates, too few or very unequal classes, one
+              class written in two ways, pictures far smaller than the network's input
     note      handled, and worth knowing: a suffix that is not the file's format, EXIF orientation,
               gray, CMYK, 16-bit, transparent or animated pictures
 
@@ -15,6 +16,7 @@ bits, of which at most NEAR_BITS may differ) and must also look alike as small g
 
 import hashlib
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,7 @@ from PIL import Image
 
 from minitl.data.decode import FORMATS, ImageError, decode_image
 from minitl.data.folder import Dataset, Sample
-from minitl.data.parts import PARTS
+from minitl.data.parts import PARTS, Problem
 from minitl.tasks import output_slices
 
 FEW = 10  # pictures of a class in training: below this its results are mostly luck
@@ -39,6 +41,8 @@ THUMBNAIL = 16
 # series among them) by at least 9.6.
 NEAR_LEVELS = 4.0
 TINY = 0.5  # of the network's input side
+USUAL_SIDE = 224
+COLOURS = {"error": "red", "warning": "yellow", "note": "green"}  # of a finding's severity
 
 # The suffixes that a format's files have; another one is worth a note.
 _SUFFIXES = {
@@ -82,12 +86,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found. counts: part -> pictures of each class, in the order of `classes`."""
+    """What `diagnose` found.
+
+    counts: part -> pictures of each class, in the order of `classes`. notes: what was left out and how labels
+    were understood, see `Dataset`.
+    """
 
     root: str
     classes: list[str]
     counts: dict[str, list[int]]
     findings: list[Finding]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def healthy(self) -> bool:
@@ -115,13 +124,15 @@ class _Seen:
 def diagnose(
     dataset: Dataset,
     *,
-    input_side: int = 224,
+    problems: Iterable[Problem] = (),
+    input_side: int | None = None,
     workers: int = 2,
     progress: Callable[[int], object] = lambda pictures: None,
 ) -> Diagnosis:
     """Look at every picture of a dataset.
 
-    input_side: what the network wants; much smaller pictures are reported. workers: decoding threads.
+    problems: what was found wrong with its layout. input_side: what the network wants; much smaller pictures
+    are reported; None for the usual one. workers: decoding threads.
     progress: called with the number of pictures after each few.
     """
     tasks = _tasks(dataset)
@@ -137,7 +148,7 @@ def diagnose(
             progress(1)
     finally:
         executor.shutdown(cancel_futures=True)
-    findings = [
+    findings = layout_findings(problems) + [
         Finding("error", "unreadable", f"cannot be read: {reason}", [path]) for path, reason in bad
     ]
     findings += _copies(seen, dataset)
@@ -149,15 +160,25 @@ def diagnose(
     }
     order = {"error": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda finding: order[finding.severity])
-    return Diagnosis(str(dataset.root), list(dataset.classes), counts, findings)
+    return Diagnosis(
+        str(dataset.root), list(dataset.classes), counts, findings, list(dataset.notes)
+    )
+
+
+def layout_findings(problems: Iterable[Problem]) -> list[Finding]:
+    """Return what is wrong with a layout as findings."""
+    return [Finding("error", problem.kind, problem.message) for problem in problems]
 
 
 def class_findings(dataset: Dataset) -> list[Finding]:
-    """Say which classes have too few pictures to train on, and whether they are very unequal."""
+    """Say which classes have too few pictures to train on, are very unequal, or may be one class.
+
+    One without any is no dataset to train on, which is said elsewhere.
+    """
     counts = dataset.counts("train")
     found = []
     names = dataset.classes
-    few = [(name, count) for name, count in zip(names, counts, strict=True) if count < FEW]
+    few = [(name, count) for name, count in zip(names, counts, strict=True) if 0 < count < FEW]
     if few:
         listed = ", ".join(f"{name} ({count})" for name, count in few[:8])
         more = f" and {len(few) - 8} more" if len(few) > 8 else ""
@@ -167,20 +188,40 @@ def class_findings(dataset: Dataset) -> list[Finding]:
     for own in output_slices(dataset.tasks) or [
         slice(None)
     ]:  # a task is compared with itself alone
-        found += _imbalance(names[own], counts[own])
+        found += _imbalance(names[own], counts[own]) + _alike(names[own])
     return found
 
 
+def _alike(names: list[str]) -> list[Finding]:
+    """Say which classes are the same words but for upper and lower case and what stands between them."""
+    by_words: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_words[re.sub(r"(?<=\w)[ _-]+(?=\w)", " ", name.strip().casefold())].append(name)
+    return [
+        Finding(
+            "warning",
+            "alike-classes",
+            f"{' and '.join(group)} are different classes; if one is meant, give it one name",
+        )
+        for group in by_words.values()
+        if len(group) > 1
+    ]
+
+
 def _imbalance(names: list[str], counts: list[int]) -> list[Finding]:
-    if not counts or min(counts) == 0 or max(counts) / min(counts) < UNEQUAL:
+    there = [(count, name) for count, name in zip(counts, names, strict=True) if count]
+    if not there:
         return []
-    largest, smallest = names[counts.index(max(counts))], names[counts.index(min(counts))]
+    largest, smallest = (extreme(there, key=lambda pair: pair[0]) for extreme in (max, min))
+    times = largest[0] / smallest[0]
+    if times < UNEQUAL:
+        return []
     return [
         Finding(
             "warning",
             "imbalance",
-            f"{largest} has {max(counts) / min(counts):.0f} times as many training pictures as "
-            f"{smallest}; accuracy then says little about {smallest}: read the F1 scores",
+            f"{largest[1]} has {times:.0f} times as many training pictures as {smallest[1]}; accuracy then "
+            f"says little about {smallest[1]}: read the F1 scores",
         )
     ]
 
@@ -193,8 +234,8 @@ def quick_findings(dataset: Dataset) -> list[Finding]:
     """
     by_kind: dict[str, list[Finding]] = defaultdict(list)
     for group in _equal_files(dataset):
-        finding = _copy_finding(group, dataset, "the same file")
-        by_kind[finding.kind].append(finding)
+        for finding in _copy_findings(group, dataset, "the same file"):
+            by_kind[finding.kind].append(finding)
     return [_merged(findings) for findings in by_kind.values()] + class_findings(dataset)
 
 
@@ -287,34 +328,40 @@ def _copies(seen: list[_Seen], dataset: Dataset) -> list[Finding]:
     for one in seen:
         equal[one.pixels].append(one)
     found = [
-        _copy_finding([(one.sample, one.part) for one in group], dataset, "the same picture")
+        finding
         for group in equal.values()
         if len(group) > 1
+        for finding in _copy_findings(
+            [(one.sample, one.part) for one in group], dataset, "the same picture"
+        )
     ]
     firsts = [group[0] for group in equal.values()]
     for group in _near_groups(firsts):
         everyone = [(one.sample, one.part) for first in group for one in equal[first.pixels]]
-        found.append(_copy_finding(everyone, dataset, "nearly the same picture"))
+        found += _copy_findings(everyone, dataset, "nearly the same picture")
     return found
 
 
-def _copy_finding(group: Sequence[tuple[Sample, str]], dataset: Dataset, what: str) -> Finding:
-    """Say what copies in these parts mean, under these labels."""
+def _copy_findings(
+    group: Sequence[tuple[Sample, str]], dataset: Dataset, what: str
+) -> list[Finding]:
+    """Say what copies in these parts mean, under these labels: a conflict, a leak, both, or neither."""
     # By number first, as classes are ordered; of several tasks each picture has a number of its own.
     in_order = sorted((sample for sample, _ in group), key=lambda sample: sample.label)
     labels = list(dict.fromkeys(dataset.label_of(sample) for sample in in_order))
     parts = sorted({part for _, part in group}, key=PARTS.index)
     paths = [sample.path for sample, _ in group]
     near = "near-" if what.startswith("nearly") else ""
+    severity = "warning" if near else "error"
+    found = []
     if len(labels) > 1 and _contradict([sample.label for sample in in_order], dataset.targets):
-        names = " and ".join(labels)
-        severity = "warning" if near else "error"
-        return Finding(severity, f"{near}label-conflict", f"{what} is labelled {names}", paths)
+        message = f"{what} is labelled {' and '.join(labels)}"
+        found.append(Finding(severity, f"{near}label-conflict", message, paths))
     if len(parts) > 1:
-        severity = "warning" if near else "error"
         message = f"{what} is in {' and '.join(parts)}: the judgement would be of learned pictures"
-        return Finding(severity, f"{near}leak", message, paths)
-    return Finding("warning", f"{near}duplicate", f"{what} is there {len(group)} times", paths)
+        found.append(Finding(severity, f"{near}leak", message, paths))
+    message = f"{what} is there {len(group)} times"
+    return found or [Finding("warning", f"{near}duplicate", message, paths)]
 
 
 def _contradict(numbers: list[int], targets: np.ndarray | None) -> bool:
@@ -363,13 +410,15 @@ def _look_alike(a: _Seen, b: _Seen) -> bool:
     return float(np.abs(a.thumbnail - b.thumbnail).mean()) <= NEAR_LEVELS
 
 
-def _small(seen: list[_Seen], input_side: int) -> list[Finding]:
-    small = [one.sample.path for one in seen if min(one.size) < TINY * input_side]
+def _small(seen: list[_Seen], input_side: int | None) -> list[Finding]:
+    side = input_side or USUAL_SIDE
+    small = [one.sample.path for one in seen if min(one.size) < TINY * side]
     if not small:
         return []
+    whose = "the network's input" if input_side else "the usual input of a network"
     message = (
-        f"{len(small)} pictures are less than half as large as the network's input ({input_side} px); "
-        "they are blown up"
+        f"{len(small)} pictures are less than half as large as {whose} ({side} px); they are blown up"
+        + ("" if input_side else "; --weights says how large yours is")
     )
     return [Finding("warning", "small", message, small)]
 
@@ -385,4 +434,12 @@ def _collected(seen: list[_Seen]) -> list[Finding]:
     ]
 
 
-__all__ = ["Diagnosis", "Finding", "class_findings", "diagnose", "quick_findings"]
+__all__ = [
+    "COLOURS",
+    "Diagnosis",
+    "Finding",
+    "class_findings",
+    "diagnose",
+    "layout_findings",
+    "quick_findings",
+]

@@ -192,7 +192,7 @@ def scan(
     if classes is None and "train" in found:
         drawn = draw_parts(found, val_fraction, test_fraction, seed)
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
-    if "val" in drawn and val_fraction and not val:
+    if names and "val" in drawn and val_fraction and not val:
         message = f"{root} leaves no picture for validation: no class has more than one to share; add some"
         object_to(problems, "no-validation", message)
     if not drawn:

@@ -29,7 +29,7 @@ from minitl import hdf5, models, nn, optim
 from minitl.convert.golden import make_golden
 from minitl.convert.pull import find_weights
 from minitl.data.decode import check_images
-from minitl.data.doctor import quick_findings
+from minitl.data.doctor import COLOURS, quick_findings
 from minitl.data.folder import Dataset, load_split
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
@@ -352,8 +352,7 @@ def _with_findings(dataset: Dataset) -> Dataset:
     for finding in quick_findings(dataset):
         shown = ", ".join(finding.pictures[:3]) + (", ..." if len(finding.pictures) > 3 else "")
         notes.append(f"{finding.message}{f' ({shown})' if shown else ''}")
-        colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "green")
-        word = coloured(finding.severity, colour, sys.stdout)
+        word = coloured(finding.severity, COLOURS[finding.severity], sys.stdout)
         say(f"  {word}: {printable(notes[-1])}")
     return dataclasses.replace(dataset, notes=notes)
 
