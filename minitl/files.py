@@ -65,9 +65,12 @@ def advice(error: OSError) -> str:
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Write `content` as readable JSON, as `write_atomically` does."""
+    """Write `content` as readable JSON, as `write_atomically` does.
+
+    Names of files need not be text. What is not has a place in Python's, which JSON can spell out.
+    """
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode())
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def user_folder() -> Path:

@@ -18,6 +18,7 @@ from PIL import Image
 import minitl
 from minitl import hdf5, models
 from minitl.cli import main
+from minitl.data.folder import load_split
 from tests.interrupts import listen_to_ctrl_c
 
 CLASSES = ("blue", "green", "red")
@@ -255,6 +256,46 @@ def test_bad_data_folders(run, capsys, tmp_path, pictures):
     expect_error(capsys, run(data=hollow)[0], "yellow", "no pictures")
 
 
+def test_one_picture_of_each_class_is_too_few(run, capsys, tmp_path):
+    data = write_pictures(tmp_path / "data", per_class=1)
+    expect_error(capsys, run(data=data)[0], data, "no picture for validation")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are bytes on POSIX systems alone")
+def test_names_that_are_no_text(tmp_path, weights, capsys):
+    """A class and its pictures as an old system named them, and a word between two dollar signs."""
+    data = write_pictures(tmp_path / "data")
+    (data / "red").rename(data / os.fsdecode(b"rouge fonc\xe9"))
+    (data / "blue").rename(data / r"$\nothing$")
+    for folder in data.iterdir():
+        for path in folder.iterdir():
+            path.rename(folder / os.fsdecode(b"\xfc" + os.fsencode(path.name)))
+    out = tmp_path / "run"
+    command = ["finetune", data, "--weights", weights, "--out", out, "--epochs", 1]
+    assert main([str(a) for a in command]) == 0
+    assert r"rouge fonc\udce9" in capsys.readouterr().out
+    split = load_split(out / "split.json", data)
+    assert split.classes[2] == os.fsdecode(b"rouge fonc\xe9")
+    assert len(split.train) == 18
+    assert "rouge fonc" in (out / "report.html").read_text(encoding="utf-8")
+    assert main(["evaluate", str(out), str(data)]) == 0
+    other = data.rename(tmp_path / os.fsdecode(b"d\xe9"))
+    command = ["finetune", other, "--weights", weights, "--out", tmp_path / "o"]
+    capsys.readouterr()
+    expect_error(capsys, main([str(a) for a in command]), r"d\udce9", "not UTF-8", "rename")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(run, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("minitl.data.folder.write_json", full)
+    code, folder = run()
+    expect_error(capsys, code, "no space")
+    assert not folder.exists()
+
+
 def test_bad_pictures_are_listed_before_training(run, capsys, tmp_path):
     data = write_pictures(tmp_path / "data")
     whole = (data / "red" / "0.png").read_bytes()
@@ -267,6 +308,13 @@ def test_bad_pictures_are_listed_before_training(run, capsys, tmp_path):
     assert "green/1.png" in captured.out
     assert "--skip-bad" in captured.err
     assert not folder.exists()
+    last = write_pictures(tmp_path / "last", per_class=3)
+    for number in range(3):
+        (last / "green" / f"{number}.png").write_bytes(b"")
+    for more in ((), ("--class-weights", "balanced")):
+        code, folder = run("--skip-bad", *more, data=last)
+        expect_error(capsys, code, "no readable training picture left of green", last)
+        assert not folder.exists()
     code, folder = run("--skip-bad", data=data)
     assert code == 0
     assert json.loads((folder / "summary.json").read_text())["train_images"] <= 18

@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from minitl import hdf5, models
 from minitl.cli import main
@@ -277,6 +278,29 @@ def test_other_commands_know_the_tasks(few, weights, tmp_path, capsys):
 def test_what_has_no_meaning_is_refused(digits, tmp_path, capsys, options, words):
     expect_error(capsys, main(command(digits, tmp_path / "x", *TASKS, *options)), *words)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [("2.png", ("training picture left of kind: b",)), ("4.png", ("validation", "age is known"))],
+)
+def test_without_bad_pictures_every_task_has_something_left(tmp_path, weights, capsys, bad, words):
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(6):
+        pixels = np.full((8, 8, 3), 40 * number, np.uint8)
+        Image.fromarray(pixels).save(data / f"{number}.png")
+    table = tmp_path / "t.csv"
+    rows = ["0.png,train,a,1", "1.png,train,a,2", "2.png,train,b,3"]
+    rows += ["3.png,val,a,", "4.png,val,b,5", "5.png,val,b,"]
+    table.write_text("\n".join(["path,part,kind,age", *rows]))
+    (data / bad).write_bytes(b"")
+    out = tmp_path / "out"
+    tasks = ("--task", "kind=classes", "--task", "age=number")
+    options = ["finetune", data, "--labels", table, *tasks, "--weights", weights, "--out", out]
+    code = main([str(word) for word in (*options, "--skip-bad")])
+    expect_error(capsys, code, data, *words)
+    assert not out.exists()
 
 
 def test_settings_that_need_others():

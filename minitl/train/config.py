@@ -14,6 +14,7 @@ from minitl.device import check_precision, parse_device
 from minitl.errors import UserError
 from minitl.files import write_atomically
 from minitl.tasks import parse as parse_tasks
+from minitl.text import printable
 from minitl.train.attack import Attack
 from minitl.train.batches import decoding_threads
 from minitl.train.checkpoint import parse_interval
@@ -167,6 +168,13 @@ class Config:
                 raise UserError(
                     f"--{name.replace('_', '-')} cannot be {getattr(self, name)}; {_HINTS[name]}"
                 )
+        for name, value in vars(self).items():
+            if isinstance(value, str) and not _is_text(value):
+                option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+                raise UserError(
+                    f"{option} {printable(value)}: a name that is not UTF-8 has no place in config.toml; "
+                    "rename that file or folder"
+                )
         self.augmentation()
         parse_interval(self.save_every)
         parse_head(self.head)
@@ -278,6 +286,15 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     config = Config(**values)
     refuse_idle(config, given)
     return config
+
+
+def _is_text(value: str) -> bool:
+    """Whether a value is text: names of files may hold bytes that are none."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _positive(value: float | None) -> bool:

@@ -16,7 +16,9 @@ LOG_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
 def say(text: str = "") -> None:
-    """Print a line without breaking a live bar."""
+    """Print a line without breaking a live bar; what the terminal's encoding lacks is spelled out."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 

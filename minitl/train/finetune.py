@@ -38,7 +38,8 @@ from minitl.errors import InterruptedRunError, UserError
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
-from minitl.text import coloured, printable
+from minitl.tasks import output_slices
+from minitl.text import coloured, listed, printable
 from minitl.train import extract
 from minitl.train.attack import Attack
 from minitl.train.averaging import WeightAverage
@@ -148,17 +149,17 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     _say_model(model, config)
     folder.mkdir(parents=True, exist_ok=True)
     clear_run(folder)
-    config.save(folder / "config.toml")
-    dataset.save_split(folder / "split.json")
-    model.to(device)
-    optimizer = make_optimizer(model, config)
-    average = WeightAverage(model, config.ema) if config.ema else None
-    run = Run(config, folder, dataset, device, model, optimizer, [], clock, average)
-    run.micro_batch = config.micro_batch
     try:
+        config.save(folder / "config.toml")
+        dataset.save_split(folder / "split.json")
+        model.to(device)
+        optimizer = make_optimizer(model, config)
+        average = WeightAverage(model, config.ema) if config.ema else None
+        run = Run(config, folder, dataset, device, model, optimizer, [], clock, average)
+        run.micro_batch = config.micro_batch
         return _train(run)
     except BaseException:
-        if not _saved(run):  # nothing to resume from: do not stand in the way of another try
+        if not _saved(folder):  # nothing to resume from: do not stand in the way of another try
             clear_run(folder)
             if not any(folder.iterdir()):
                 folder.rmdir()
@@ -294,9 +295,9 @@ def _say_data(dataset: Dataset) -> None:
             say(f"  {task.name}: {printable(task.in_words())}")
     else:
         names = ", ".join(dataset.classes[:10])
-        say(f"  classes: {names}{', ...' if len(dataset.classes) > 10 else ''}")
+        say(f"  classes: {printable(names)}{', ...' if len(dataset.classes) > 10 else ''}")
     for note in dataset.notes:
-        say(f"  {note}")
+        say(f"  {printable(note)}")
 
 
 def _say_model(model: Classifier, config: Config) -> None:
@@ -329,7 +330,7 @@ def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
         return dataset
     say(f"{len(bad)} of {len(samples)} pictures cannot be read:")
     for path, reason in bad:
-        say(f"  {path}: {reason}")
+        say(printable(f"  {path}: {reason}"))
     if not config.skip_bad:
         raise UserError(
             f"{len(bad)} unreadable pictures (listed above); repair them or go on with --skip-bad"
@@ -343,7 +344,26 @@ def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
     for part in ("train", "val"):
         if not getattr(good, part):
             raise UserError(f"{dataset.root} has no readable picture left for {part}; repair some")
+    _require_all_left(dataset, good)
     return good
+
+
+def _require_all_left(dataset: Dataset, good: Dataset) -> None:
+    """Raise UserError where a class lost all that it could be learned from, or a task all it is judged by."""
+    counts = zip(dataset.classes, dataset.counts("train"), good.counts("train"), strict=True)
+    lost = [name for name, before, after in counts if before and not after]
+    if lost:
+        raise UserError(
+            f"{dataset.root} has no readable training picture left of {listed(lost)}; repair some, or take "
+            "that class out"
+        )
+    left = good.counts("val")
+    for task, own in zip(dataset.tasks, output_slices(dataset.tasks), strict=True):
+        if not sum(left[own]) and sum(dataset.counts("val")[own]):
+            raise UserError(
+                f"{dataset.root} has no readable validation picture left of which {task.name} is known; "
+                "repair some"
+            )
 
 
 def _with_findings(dataset: Dataset) -> Dataset:
@@ -453,7 +473,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
         if run.epoch < config.epochs:
             say(f"stopped early: no better validation for {config.patience} epochs")
     except KeyboardInterrupt:
-        if not _saved(run):
+        if not _saved(run.folder):
             raise InterruptedRunError(
                 "interrupted during the first epoch; nothing was saved yet, the run folder is free again"
             ) from None
@@ -583,9 +603,9 @@ def _save(run: Run) -> None:
     _write_metrics(run)
 
 
-def _saved(run: Run) -> bool:
+def _saved(folder: Path) -> bool:
     """Whether there is something to resume from."""
-    return (run.folder / "last.h5").exists()
+    return (folder / "last.h5").exists()
 
 
 def _save_state(run: Run) -> None:

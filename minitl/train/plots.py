@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from minitl.text import printable
+
 NAMED = 40  # classes whose names fit at the axes of a confusion matrix
 
 
@@ -43,9 +45,10 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classes) <= NAMED:
-        shown = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
-        axes.set_xticks(range(len(classes)), shown, rotation=90)
-        axes.set_yticks(range(len(classes)), shown)
+        names = map(printable, classes)  # a folder's name need not be text
+        shown = [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
+        axes.set_xticks(range(len(classes)), shown, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(classes)), shown, parse_math=False)
     if len(classes) <= 20:
         for row, column in np.ndindex(counts.shape):
             if counts[row, column]:
