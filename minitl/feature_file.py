@@ -7,6 +7,7 @@
     checksums      (N,) uint32: the CRC-32 of each row's bytes
     labels         (N,) int64: class numbers                        } in files made for people
     paths, parts   (N,) UTF-8: relative to DATA; train, val, test   } by `minitl features`
+    sizes, times   (N,) int64: what the picture's file was like     }
     class_names    (C,) UTF-8                                       }
 
 `about` names the network, where it was cut, the SHA-256 of the weights before the cut, the preprocessing.

@@ -427,6 +427,25 @@ def test_split_of_another_place(saved: tuple[Dataset, Path], tmp_path: Path) -> 
     assert load_split(file, tmp_path / "moved").train == data.train
 
 
+def test_split_knows_its_files_by_size_and_date(
+    saved: tuple[Dataset, Path], tmp_path: Path
+) -> None:
+    data, file = saved
+    assert load_split(file, data.root).changed() == data.changed() == []
+    (data.root / "a/1.jpg").write_bytes(b"longer")
+    later = (data.root / "a/2.jpg").stat().st_mtime_ns + 1
+    os.utime(data.root / "a/2.jpg", ns=(later, later))
+    assert sorted(load_split(file, data.root).changed()) == ["a/1.jpg", "a/2.jpg"]
+    load_split(file, data.root).save_split(file)
+    assert load_split(file, data.root).changed() == []
+    data.root.rename(tmp_path / "moved")
+    assert load_split(file, tmp_path / "moved").changed() == []
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert len(content.pop("files")) == 10  # and an older release wrote none
+    file.write_text(json.dumps(content))
+    assert load_split(file, tmp_path / "moved").changed() == []
+
+
 def test_interrupted_save_keeps_the_old_one(saved: tuple[Dataset, Path], monkeypatch) -> None:
     data, file = saved
     before = file.read_bytes()
@@ -457,6 +476,9 @@ def test_split_names_a_picture_that_is_gone(saved: tuple[Dataset, Path]) -> None
         (lambda c: c.update(classes=["a", "a"]), "`classes`"),
         (lambda c: c.update(seed="x"), "`seed`"),
         (lambda c: c.update(notes=[1]), "`notes`"),
+        (lambda c: c.update(files=["a/1.jpg"]), "`files`"),
+        (lambda c: c["files"].update({"a/1.jpg": "1"}), "`files`"),
+        (lambda c: c["files"].update({"a/1.jpg": 1}), "`files`"),
         (lambda c: c.pop("val"), "'val'"),
         (lambda c: c["train"].update(z=[]), "'train'"),
         (lambda c: c["train"].update(a="a/1.jpg"), "not a list of paths"),

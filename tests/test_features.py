@@ -1,6 +1,7 @@
 """`minitl features` and what trains on its files."""
 
 import json
+import os
 import shutil
 
 import h5py
@@ -15,6 +16,8 @@ from minitl.data.folder import scan
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile
+from minitl.train import finetune as finetune_module
+from minitl.train.extract import changed_pictures
 from tests.test_finetune import expect_error, write_pictures, write_weights
 
 
@@ -37,6 +40,15 @@ def features(tmp_path, pictures, weights):
         return main([str(part) for part in command]), tmp_path / out
 
     return make
+
+
+_train_epoch = finetune_module._train_epoch
+
+
+def interrupt(run, *others):
+    if run.epoch == 2:
+        raise KeyboardInterrupt
+    return _train_epoch(run, *others)
 
 
 def finetune(folder, *more):
@@ -92,21 +104,51 @@ def test_the_pictures_need_not_be_there(features, pictures, tmp_path, monkeypatc
     _, file = features(data=data)
     shutil.rmtree(data)
     assert finetune(tmp_path / "whole", "--features", file) == 0
-    from minitl.train import finetune as module
-
-    original = module._train_epoch
-
-    def interrupted(run, *others):
-        if run.epoch == 2:
-            raise KeyboardInterrupt
-        return original(run, *others)
-
-    monkeypatch.setattr(module, "_train_epoch", interrupted)
+    monkeypatch.setattr(finetune_module, "_train_epoch", interrupt)
     assert finetune(tmp_path / "part", "--features", file) != 0
     monkeypatch.undo()
     assert main(["finetune", "--resume", str(tmp_path / "part")]) == 0
     a, b = (hdf5.read(tmp_path / run / "last.h5").state for run in ("whole", "part"))
     assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_features_of_other_pictures_are_refused(features, pictures, tmp_path, capsys, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    _, file = features(data=data)
+    (data / "blue" / "1.png").unlink()
+    os.utime(data / "red" / "0.png", ns=(0, 0))  # copied, not changed
+    capsys.readouterr()
+    assert finetune(tmp_path / "good", "--features", file) == 0
+    assert "1 of 39 pictures have another size or date" in capsys.readouterr().out
+    monkeypatch.setattr(finetune_module, "_train_epoch", interrupt)
+    before = (tmp_path / "good" / "best.h5").read_bytes()
+    replaced = data / "red" / "3.png"
+    content = replaced.read_bytes()
+    replaced.write_bytes((data / "red" / "4.png").read_bytes())
+    capsys.readouterr()
+    code = finetune(tmp_path / "good", "--features", file, "--overwrite")
+    expect_error(capsys, code, file, "red/3.png", "minitl features")
+    assert (tmp_path / "good" / "best.h5").read_bytes() == before
+    replaced.write_bytes(content)
+    assert finetune(tmp_path / "part", "--features", file, "--save-every", 2) == 130
+    replaced.write_bytes((data / "red" / "4.png").read_bytes())
+    monkeypatch.undo()
+    resumed = ["finetune", "--resume", str(tmp_path / "part")]
+    capsys.readouterr()
+    expect_error(capsys, main(resumed), "red/3.png", "--accept-changed")
+    assert main([*resumed, "--accept-changed"]) == 0
+
+
+def test_files_without_dates_are_compared_by_content(features, pictures, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    _, path = features(data=data)
+    with h5py.File(path, "r+") as file:
+        del file["sizes"], file["times"]
+    assert changed_pictures(FeatureFile(path)) == []
+    (data / "red" / "3.png").write_bytes(b"other")
+    assert changed_pictures(FeatureFile(path)) == ["red/3.png"]
 
 
 def test_what_cannot_be(features, pictures, weights, tmp_path, capsys):

@@ -20,7 +20,7 @@ from minitl.errors import UserError
 from minitl.train import finetune
 from minitl.train.checkpoint import SavingTimer, parse_interval
 from minitl.train.step import TrainingStep
-from tests.test_finetune import pictures, write_pictures, write_weights
+from tests.test_finetune import expect_error, pictures, write_pictures, write_weights
 
 __all__ = ["pictures"]  # a fixture
 
@@ -186,6 +186,40 @@ def test_an_interrupt_within_the_first_epoch_keeps_what_was_saved(
     monkeypatch.undo()
     assert hdf5.read(folder / "last.h5").progress["partial"]["images"] == 8
     assert main(["finetune", "--resume", str(folder)]) == 0
+
+
+def test_other_pictures_than_the_run_began_with_are_not_taken_silently(
+    monkeypatch, tmp_path, weights, capsys
+):
+    data, folder = write_pictures(tmp_path / "data"), tmp_path / "run"
+    assert main(command(data, weights, tmp_path / "whole", SMALL)) == 0
+    original = TrainingStep.__call__
+    done = []
+
+    def interrupted(self, inputs):
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        done.append(1)
+        return original(self, inputs)
+
+    monkeypatch.setattr(TrainingStep, "__call__", interrupted)
+    assert main(command(data, weights, folder, SMALL)) == 130
+    monkeypatch.undo()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("red/1.png", "blue/2.png"):  # as a copy of the folder would have them
+        os.utime(data / name, ns=(0, 0))
+    resumed = ["finetune", "--resume", str(folder)]
+    capsys.readouterr()
+    expect_error(capsys, main(resumed), "2 of 24", "red/1.png", "blue/2.png", "--accept-changed")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert main([*resumed, "--accept-changed"]) == 0
+    assert "2 pictures were no longer the same" in capsys.readouterr().out
+    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert "red/1.png" in json.loads((folder / "split.json").read_text())["notes"][-1]
+    assert main(resumed) == 0  # accepted for good
+    expect_error(capsys, main(["finetune", "--accept-changed", str(data)]), "--resume")
+    (data / "red/1.png").write_bytes((data / "red/2.png").read_bytes())
+    expect_error(capsys, main(resumed), "1 of 24", "red/1.png")
 
 
 def test_when_to_save(monkeypatch):

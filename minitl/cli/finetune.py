@@ -26,7 +26,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         description="Train a pretrained network on DATA/<class>/* or DATA/{train,val[,test]}/<class>/*. "
         "In brackets: what holds if an option is not given.",
         usage="minitl finetune DATA --weights FILE.h5|NAME [--recipe NAME] [--out RUN] [options]\n"
-        "       minitl finetune --resume RUN",
+        "       minitl finetune --resume RUN [--accept-changed]",
         argument_default=argparse.SUPPRESS,
     )
     command.set_defaults(run=run, debug=False)
@@ -53,6 +53,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
     what.add_argument("--demo", action="store_true", help="built-in example: handwritten digits")
     what.add_argument(
         "--resume", metavar="RUN", help="continue a run where it was last saved, to the same result"
+    )
+    what.add_argument(
+        "--accept-changed",
+        action="store_true",
+        help="with --resume: go on although pictures have another size or date than when the run began",
     )
     what.add_argument(
         "--recipe",
@@ -98,13 +103,18 @@ def run(options: argparse.Namespace) -> None:
     from minitl.train.run_folder import prepare_folder
 
     given = {k: v for k, v in vars(options).items() if k not in ("run", "debug")}
+    accept_changed = given.pop("accept_changed", False)
     if "resume" in given:
         if len(given) > 1:
             raise UserError(
                 "--resume takes no other options: a run continues with its own settings"
             )
-        resume(Path(given["resume"]))
+        resume(Path(given["resume"]), accept_changed)
         return
+    if accept_changed:
+        raise UserError(
+            "--accept-changed is about the pictures of a run; give --resume RUN as well"
+        )
     config_file = given.pop("config", None)
     out, overwrite = given.pop("out", None), given.pop("overwrite", False)
     if given.pop("demo", False):

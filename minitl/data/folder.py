@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from minitl.data.parts import Problem, object_to, part_of
+from minitl.data.stamps import Stamp, stamps
 from minitl.data.targets import from_lists, in_words, known_counts, to_lists
 from minitl.errors import UserError
 from minitl.files import write_json
@@ -60,6 +61,7 @@ class Dataset:
     notes: what was seen, and what was left out, in sentences for the user.
     tasks, targets: where there are several tasks: what they are, and what is known of each picture, see
         targets.py; `classes` then names the network's outputs.
+    stamps: of a saved split: what the files were like then, see stamps.py.
     """
 
     root: Path
@@ -72,6 +74,12 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
     tasks: tuple[Task, ...] = ()
     targets: np.ndarray | None = None
+    stamps: dict[str, Stamp] = field(default_factory=dict, compare=False)
+
+    def changed(self) -> list[str]:
+        """Return which pictures are no longer the files that they were when the split was saved."""
+        now = stamps(self.root, self.stamps)
+        return [path for path, stamp in self.stamps.items() if now.get(path) != stamp]
 
     def counts(self, part: str) -> list[int]:
         """Return the number of pictures of each class in "train", "val" or "test".
@@ -109,8 +117,14 @@ class Dataset:
             "classes": self.classes,
             "notes": self.notes,
             **parts,
+            "files": self._files(),
         }
         write_json(path, content)
+
+    def _files(self) -> dict[str, str]:
+        """Return what the files are like now, as JSON can hold it in a line for each."""
+        paths = [sample.path for sample in self.train + self.val + self.test]
+        return {path: str(stamp) for path, stamp in stamps(self.root, paths).items()}
 
     def _task_split(self, targets: np.ndarray) -> dict[str, Any]:
         parts = {}
@@ -126,6 +140,7 @@ class Dataset:
             "tasks": [task.to_dict() for task in self.tasks],
             "notes": self.notes,
             **parts,
+            "files": self._files(),
         }
 
 
@@ -332,7 +347,19 @@ def load_split(path: str | Path, root: str | Path) -> Dataset:
     notes = content.get("notes", [])
     if not _strings(notes):
         raise UserError(f"{path} is damaged: `notes` is not a list of sentences")
-    return Dataset(root, classes, train, val, test, seed, fraction, notes, tasks, targets)
+    files = _stamps_of_split(path, content)
+    return Dataset(root, classes, train, val, test, seed, fraction, notes, tasks, targets, files)
+
+
+def _stamps_of_split(path: Path, content: Any) -> dict[str, Stamp]:
+    """Return what the files were like; nothing where an earlier release wrote the split."""
+    try:
+        files = content.get("files", {})
+        return {_safe_relative(name, str(path)): Stamp.parse(text) for name, text in files.items()}
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(
+            f"{path} is damaged: `files` does not map paths to sizes and dates"
+        ) from None
 
 
 def _part_of_split(path: Path, content: Any, part: str, classes: list[str]) -> list[Sample]:

@@ -3,7 +3,8 @@
 The file (see feature_file.py) holds a row for each picture of a folder, its label, path and part. What it
 says of itself, `about`, names the network, where it was cut, the digest of all weights before the cut,
 the preprocessing, the weights file and the folder. A run on it is a run with these layers frozen and
-without augmentation, and gives the same result; the pictures need not be there.
+without augmentation, and gives the same result; the pictures need not be there. Where they are, they must be
+those that the rows are of: the report shows them beside what was learned.
 """
 
 import os
@@ -17,9 +18,11 @@ from minitl import models
 from minitl.convert.pull import find_weights
 from minitl.data.folder import Dataset, Sample
 from minitl.data.preprocessing import Preprocessing
+from minitl.data.stamps import Stamp, stamps
 from minitl.errors import UserError
 from minitl.feature_file import KEY_BYTES, FeatureFile, write
 from minitl.models import Classifier
+from minitl.text import listed
 from minitl.train.computing import prepare_device
 from minitl.train.console import Progress, say
 from minitl.train.feature_cache import FeatureCache, describe, file_digests, weights_digest
@@ -61,10 +64,16 @@ def extract(
         "weights_file": str(path.absolute()),
         "data": str(dataset.root.absolute()),
     }
+    # Before the digests: a file that changes in between then looks changed, not the other way round.
+    files = stamps(dataset.root, (sample.path for sample in samples))
+    unread = Stamp(-1, -1)  # not there; the digest is about to say so
+    stamped = [files.get(sample.path, unread) for sample in samples]
     columns: dict[str, np.ndarray | list[str]] = {
         "labels": np.array([sample.label for sample in samples], "<i8"),
         "paths": [sample.path for sample in samples],
         "parts": [part for part, inside in parts.items() for _ in inside],
+        "sizes": np.array([stamp.size for stamp in stamped], "<i8"),
+        "times": np.array([stamp.time for stamp in stamped], "<i8"),
         "class_names": dataset.classes,
     }
     keys = np.frombuffer(b"".join(file_digests(dataset.root, samples, workers)), np.uint8)
@@ -160,6 +169,47 @@ def dataset_of(file: FeatureFile) -> Dataset:
     return Dataset(root, list(classes), by_part["train"], by_part["val"], by_part["test"])
 
 
+def changed_pictures(file: FeatureFile) -> list[str]:
+    """Return which pictures are there and are not those that a file's rows are of.
+
+    Pictures with another date but the same size are read: the keys are their digests.
+    """
+    root, paths = Path(file.about["data"]), file.column("paths")
+    now = stamps(root, paths)
+    then = _stamps(file)
+    suspects = [
+        row for row, path in enumerate(paths) if path in now and now[path] != then.get(path)
+    ]
+    if suspects:
+        count = f"{len(suspects)} of {len(paths)} pictures"
+        say(f"  {count} have another size or date than in {file.path}; comparing their contents")
+    digests = file_digests(root, [Sample(paths[row], 0) for row in suspects], 1)
+    return [
+        paths[row]
+        for row, digest in zip(suspects, digests, strict=True)
+        if digest != file.keys[row].tobytes()
+    ]
+
+
+def _stamps(file: FeatureFile) -> dict[str, Stamp]:
+    """Return what the pictures' files were like; nothing where the file does not say it."""
+    try:
+        sizes, times = (np.asarray(file.column(name)).tolist() for name in ("sizes", "times"))
+    except UserError:  # of an earlier release
+        return {}
+    return dict(zip(file.column("paths"), map(Stamp, sizes, times), strict=True))
+
+
+def require_same_pictures(file: FeatureFile) -> None:
+    """Raise UserError where a file's rows are of other pictures than there are now."""
+    changed = changed_pictures(file)
+    if changed:
+        raise UserError(
+            f"{file.path} holds features of other pictures than {file.about['data']} has now: "
+            f"{listed(changed)}; make the features again with minitl features"
+        )
+
+
 class FeatureRows(FeatureCache):
     """A file of features in the place of a cache: rows are found by path, and nothing is computed."""
 
@@ -185,4 +235,12 @@ class FeatureRows(FeatureCache):
         return self.file.rows(np.array([int.from_bytes(key.tobytes()) for key in keys]))
 
 
-__all__ = ["FeatureRows", "check_weights", "dataset_of", "extract", "settings_of"]
+__all__ = [
+    "FeatureRows",
+    "changed_pictures",
+    "check_weights",
+    "dataset_of",
+    "extract",
+    "require_same_pictures",
+    "settings_of",
+]

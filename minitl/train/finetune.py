@@ -35,6 +35,7 @@ from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device, get_device
 from minitl.errors import InterruptedRunError, UserError
+from minitl.feature_file import FeatureFile
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
@@ -166,8 +167,13 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
         raise
 
 
-def resume(folder: Path) -> dict[str, Any]:
-    """Continue a run where it was last saved, as if it had never stopped."""
+def resume(folder: Path, accept_changed: bool = False) -> dict[str, Any]:
+    """Continue a run where it was last saved, as if it had never stopped.
+
+    accept_changed: go on although pictures are no longer those that it began with.
+
+    Raises UserError where it cannot, or where pictures have changed and that was not accepted.
+    """
     config = Config.load(folder / "config.toml")
     clear_leftovers(folder)
     if not (folder / "last.h5").exists():
@@ -176,8 +182,12 @@ def resume(folder: Path) -> dict[str, Any]:
     device = get_device(config.device)
     if config.features is None:
         dataset = load_split(folder / "split.json", Path(config.data))
+        changed = dataset.changed()
     else:
-        dataset = dataset_of(config)
+        features = FeatureFile(config.features)
+        dataset, changed = extract.dataset_of(features), extract.changed_pictures(features)
+    if changed and not accept_changed:
+        raise _changed(folder, dataset, changed)
     checkpoint = hdf5.read(folder / "last.h5")
     if checkpoint.progress is None or checkpoint.optimizer is None:
         raise UserError(f"{folder / 'last.h5'} holds weights only, no state to resume from")
@@ -208,9 +218,32 @@ def resume(folder: Path) -> dict[str, Any]:
     run.before = checkpoint.progress.get("before")
     step = f", step {partial.steps} of the next" if partial.steps else ""
     say(f"{folder}: continuing after epoch {run.epoch} of {config.epochs}{step}")
+    if changed:
+        _note_changed(run, changed)
     if history:
         _write_metrics(run)  # it may have been killed before that
     return _train(run)
+
+
+def _changed(folder: Path, dataset: Dataset, changed: list[str]) -> UserError:
+    total = len(dataset.train) + len(dataset.val) + len(dataset.test)
+    return UserError(
+        f"{folder}: {len(changed)} of {total} pictures in {dataset.root} are no longer the files that the "
+        f"run began with: {printable(listed(changed))}. Put them back; or go on with these, for example "
+        "because they were only copied and their dates alone differ: add --accept-changed. Nothing of the "
+        "run is lost"
+    )
+
+
+def _note_changed(run: Run, changed: list[str]) -> None:
+    """Say that the run goes on with other files, and keep that in its split, as well as what they are now."""
+    note = (
+        f"{len(changed)} pictures were no longer the same files when the run was resumed after epoch "
+        f"{run.epoch}: {listed(changed)}"
+    )
+    say(f"  {coloured('warning', 'yellow', sys.stdout)}: {printable(note)}")
+    run.dataset = dataclasses.replace(run.dataset, notes=[*run.dataset.notes, note])
+    run.dataset.save_split(run.folder / "split.json")
 
 
 def make_model(config: Config, dataset: Dataset) -> Classifier:

@@ -16,7 +16,9 @@ def dataset_of(config: Config) -> Dataset:
     Raises UserError for whatever is wrong with it.
     """
     if config.features is not None:
-        return extract.dataset_of(FeatureFile(config.features))
+        file = FeatureFile(config.features)
+        extract.require_same_pictures(file)
+        return extract.dataset_of(file)
     return find_dataset(
         Path(config.data),
         labels=config.labels,
