@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL.features
+import PIL.Image
 import pytest
 
 import minitl
@@ -221,6 +223,22 @@ def test_other_kernels_have_other_features(model, tmp_path, monkeypatch):
     assert kernel_sources.__wrapped__("cpu") != digest
     monkeypatch.setattr(feature_cache, "kernel_sources", kernel_sources.__wrapped__)
     assert open_cache(config, model, 2).folder != before
+
+
+def test_another_decoder_has_other_features(model, tmp_path, monkeypatch):
+    def folder():
+        about = describe(model, 1, Preprocessing.from_dict(model.preprocessing), {})
+        return FeatureCache(tmp_path, about).folder
+
+    before = folder()
+    assert folder() == before
+    for module, name, other in (
+        (PIL.Image, "__version__", "99.0"),
+        (PIL.features, "version", lambda feature: "99.0"),
+    ):
+        monkeypatch.setattr(module, name, other)
+        assert folder() != before
+        monkeypatch.undo()
 
 
 def test_views_are_those_of_the_loader(model, pictures, tmp_path):

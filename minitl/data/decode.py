@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from minitl.data.folder import Sample
 from minitl.errors import UserError
@@ -72,6 +72,18 @@ class ImageError(UserError):
         super().__init__(f"{path}: {reason}; replace the file or remove it")
         self.path = path
         self.reason = reason
+
+
+def decoder() -> str:
+    """Return what turns files into pixels: another release may round otherwise."""
+    return ", ".join(
+        f"{name} {release}"
+        for name, release in (
+            ("Pillow", Image.__version__),
+            ("libjpeg-turbo", features.version("libjpeg_turbo")),
+            ("libwebp", features.version("webp")),
+        )
+    )
 
 
 def decode(path: str | Path, min_side: int | None = None) -> np.ndarray:
@@ -237,4 +249,5 @@ __all__ = [
     "decode",
     "decode_bytes",
     "decode_image",
+    "decoder",
 ]

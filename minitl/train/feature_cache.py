@@ -1,10 +1,10 @@
 """Features of frozen layers, computed once and kept on disk for later epochs and later runs.
 
 The cache is a folder with one folder for each thing that computes features: the frozen layers' names and
-weights, the preprocessing, the kind of numbers, the kernels' sources, and the release of minitl. All this
-goes into the folder's name, so features of other weights or another preprocessing are never found. Inside,
-a row is found by its key, made of the picture file's content; a file that changes has another key. Nothing
-is looked up by name or date.
+weights, what decodes pictures, the preprocessing, the kind of numbers, the kernels' sources, and the release
+of minitl. All this goes into the folder's name, so features of other weights or another preprocessing are
+never found. Inside, a row is found by its key, made of the picture file's content; a file that changes has
+another key. Nothing is looked up by name or date.
 
 Folders hold files that appear whole and never change (see feature_file.py), so any number of processes
 may use the cache at once. Two that compute the same at the same time both add a file; one of them is read.
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitl.backend import kernel_sources, to_host
+from minitl.data.decode import decoder
 from minitl.data.folder import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
@@ -65,6 +66,7 @@ def describe(
         "arch": model.arch,
         "cut": stages[-1].name,
         "weights": weights_digest(model, cut),
+        "decoder": decoder(),
         "preprocessing": preprocessing.to_dict(),
         "numbers": numbers,
         "minitl": version("minitl"),
