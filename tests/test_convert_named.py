@@ -344,6 +344,27 @@ def test_a_dry_run_says_all_and_writes_nothing(path, tmp_path, capsys):
     assert "classes: 3: ash, birch, cedar" in capsys.readouterr().out
 
 
+def test_the_names_of_imagenet_are_at_hand(path, tmp_path, capsys):
+    model = models.cifar_resnet20(num_classes=1000, width=4)
+    arrays = model.state_dict().items()
+    state = {name: torch.tensor(array).contiguous() for name, array in arrays}
+    safetensors.torch.save_file(state, path)
+    target = tmp_path / "w.h5"
+    assert main(["convert", str(path), str(target)]) == 0
+    assert (
+        "1000: not named" in (said := capsys.readouterr().out) and "--class-names imagenet" in said
+    )
+    assert hdf5.read(target).class_names is None  # nobody has said so
+    assert (
+        main(["convert", str(path), str(target), "--overwrite", "--class-names", "imagenet"]) == 0
+    )
+    names = hdf5.read(target).class_names
+    assert (len(names), names[0], names[368]) == (1000, "tench", "gibbon")
+    safetensors.torch.save_file(cifar_state(), path)
+    code = main(["convert", str(path), str(tmp_path / "other.h5"), "--class-names", "imagenet"])
+    assert code == 1 and "1000 class names were given" in capsys.readouterr().err
+
+
 def test_preprocessing_is_said_with_its_origin(path, tmp_path, capsys):
     safetensors.torch.save_file(cifar_state(), path)
     target = tmp_path / "w.h5"

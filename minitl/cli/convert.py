@@ -49,7 +49,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
         """'{"resize": 232, "interpolation": "bicubic"}'""",
     )
     command.add_argument(
-        "--class-names", type=Path, metavar="FILE", help="one name a line, in order"
+        "--class-names",
+        type=Path,
+        metavar="FILE|imagenet",
+        help="one name a line, in order; the word imagenet: the usual names and order of its 1000 classes",
     )
     command.add_argument("--license", metavar="TEXT", help="recorded in the file")
     command.add_argument(
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
             options.target,
             arch=options.arch,
             arch_options=dict(_name_value(text) for text in options.arch_option),
-            class_names=options.class_names and _lines(options.class_names),
+            class_names=options.class_names and _names(options.class_names),
             preprocessing=options.preprocessing,
             license=options.license,
             entry=options.entry,
@@ -94,7 +97,11 @@ def _preprocessing(text: str) -> str | dict[str, Any]:
     return dict(fields)
 
 
-def _lines(file: Path) -> list[str]:
+def _names(file: Path) -> list[str]:
+    from minitl.weights import IMAGENET_CLASSES
+
+    if str(file) == "imagenet" and not file.exists():
+        file = IMAGENET_CLASSES
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:

@@ -109,8 +109,8 @@ def convert(
     own = model.state_dict()
     state |= {name: own[name] for name in report.reinitialised}
     report.arch, report.arch_options, report.target = model.arch, model.arch_options, str(dst)
-    report.classes = f"{model.num_classes}: " + (
-        ", ".join(names) if names is not None else "not named; --class-names FILE names them"
+    report.classes = (
+        f"{model.num_classes}: {', '.join(names) if names is not None else _unnamed(model)}"
     )
     if dry_run:
         return report
@@ -134,6 +134,12 @@ def read_source(path: Path, data: bytes, request: Request) -> Source:
     """Return the weights in a file of any known format; WeightsFileError says what is wrong with it."""
     reader = next(reader for reader in READERS if reader.recognises(data))
     return reader.read(path, data, request)
+
+
+def _unnamed(model: "Classifier") -> str:
+    """Say how classes get names. A thousand of them are not certain to be ImageNet's, nor in its order."""
+    usual = ", if they are ImageNet's: --class-names imagenet" if model.num_classes == 1000 else ""
+    return f"not named; --class-names FILE names them{usual}"
 
 
 def _check_class_names(names: Sequence[str], num_classes: int, src: Path) -> None:
