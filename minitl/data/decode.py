@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError, features
 
 from minitl.data.folder import Sample
@@ -79,7 +80,7 @@ def decoder() -> str:
     return ", ".join(
         f"{name} {release}"
         for name, release in (
-            ("Pillow", Image.__version__),
+            ("Pillow", PIL.__version__),
             ("libjpeg-turbo", features.version("libjpeg_turbo")),
             ("libwebp", features.version("webp")),
         )

@@ -390,9 +390,9 @@ def _require_all_left(dataset: Dataset, good: Dataset) -> None:
             f"{dataset.root} has no readable training picture left of {listed(lost)}; repair some, or take "
             "that class out"
         )
-    left = good.counts("val")
+    there, left = dataset.counts("val"), good.counts("val")
     for task, own in zip(dataset.tasks, output_slices(dataset.tasks), strict=True):
-        if not sum(left[own]) and sum(dataset.counts("val")[own]):
+        if any(there[own]) and not any(left[own]):
             raise UserError(
                 f"{dataset.root} has no readable validation picture left of which {task.name} is known; "
                 "repair some"
