@@ -842,7 +842,7 @@ def test_two_candidates_for_one_name(path, tmp_path):
         ({"arch_options": {"shortcut": "C"}}, "shortcut"),
         ({"arch_options": {"nonsense": 1}}, "nonsense"),
         ({"class_names": ["a", "b"]}, "2 class names.*10 classes"),
-        ({"class_names": [*"abcdefgh", "a\n", "a\n"]}, r"several classes have the name .a.n.;"),
+        ({"class_names": [*"abcdefgh", "a\n", "a\n"]}, r"several classes have the name a\\n;"),
         ({"preprocessing": {"resize": 3}}, "preprocessing"),
         ({"entry": "ema"}, "ema"),
     ],
