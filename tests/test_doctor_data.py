@@ -257,6 +257,15 @@ def test_an_empty_class_is_found_and_the_rest_is_looked_at(
     assert content["notes"] == ["left out 1 files that are not pictures (.txt)"]
 
 
+def test_classes_that_are_all_empty_are_the_only_findings(folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    problems: list = []
+    dataset = scan(folder / "train", problems=problems)
+    findings = diagnose(dataset, problems=problems, input_side=64).findings
+    assert [finding.kind for finding in findings] == ["empty-class"] * 2
+
+
 def test_one_class_is_a_finding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(folder / "train/dog")
     shutil.rmtree(folder / "val/dog")
@@ -316,6 +325,8 @@ def test_what_cannot_be_looked_at_is_json_too(
     code, out, err = command(capsys, tmp_path, "--json")
     content = json.loads(out)
     assert code == 1 and not content["healthy"] and kinds(content) == [("error", "no-classes")]
+    _, out, _ = command(capsys, tmp_path)
+    assert out.startswith("error    ") and "no class folders" in out
     code, out, err = command(capsys, tmp_path / "none", "--json")
     assert kinds(json.loads(out)) == [("error", "layout")]
     assert "does not exist" in err and "does not exist" in out

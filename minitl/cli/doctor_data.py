@@ -149,6 +149,8 @@ def _show(diagnosis: "Diagnosis", total: int, everything: bool) -> None:
 
 
 def _table(classes: list[str], counts: dict[str, list[int]]) -> list[str]:
+    if not classes:
+        return []
     width = max(len(name) for name in [*classes, "class"])
     lines = [f"{'class':{width}}" + "".join(f"{part:>8}" for part in counts)]
     for number, name in enumerate(classes):

@@ -207,7 +207,7 @@ def scan(
     if classes is None and "train" in found:
         drawn = draw_parts(found, val_fraction, test_fraction, seed)
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
-    if names and "val" in drawn and val_fraction and not val:
+    if train and "val" in drawn and val_fraction and not val:
         message = f"{root} leaves no picture for validation: no class has more than one to share; add some"
         object_to(problems, "no-validation", message)
     if not drawn:
@@ -590,7 +590,7 @@ def _by_class(
         by_class[name] = {path: f"{prefix}/{path}" for path in inside}
     if expected is not None and not any(by_class.values()):
         raise UserError(f"{folder} holds no pictures{scanner.excuse()}")
-    if loose:
+    if loose and folders:
         scanner.other_files += len(loose)
         scanner.other_suffixes.add(f"pictures beside the class folders in {folder.name}/")
     return by_class

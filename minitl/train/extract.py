@@ -181,8 +181,8 @@ def changed_pictures(file: FeatureFile) -> list[str]:
         row for row, path in enumerate(paths) if path in now and now[path] != then.get(path)
     ]
     if suspects:
-        count = f"{len(suspects)} of {len(paths)} pictures"
-        say(f"  {count} have another size or date than in {file.path}; comparing their contents")
+        why = f"have another size or date than in {file.path}" if then else "may have changed since"
+        say(f"  {len(suspects)} of {len(paths)} pictures {why}; comparing their contents")
     digests = file_digests(root, [Sample(paths[row], 0) for row in suspects], 1)
     return [
         paths[row]
