@@ -100,9 +100,9 @@ def run_ours(task: Task, data: Path, weights: Path, seed: int, folder: Path) -> 
     command += ["--out", str(run), "--seed", str(seed), "--epochs", str(task.epochs)]
     command += ["--batch-size", str(BATCH), "--lr", str(task.lr), "--weight-decay", "0"]
     command += ["--schedule", "step", "--step-epochs", "7", "--gamma", "0.1", "--no-report"]
-    command += ["--feature-cache", str(folder / "features")]
     if task.frozen:
         command += ["--freeze", "backbone", "--no-augment"]
+        command += ["--feature-cache", str(folder / "features")]
     found = timed(OURS, command)
     summary = json.loads((run / "summary.json").read_text())
     return found | {

@@ -100,10 +100,11 @@ class Module:
         """Train what the patterns name again; the reverse of `freeze`."""
         return self._set_frozen(False, patterns)
 
-    def _set_frozen(self, frozen: bool, patterns: tuple[str, ...]) -> list[str]:
+    def parameters_named(self, *patterns: str) -> dict[str, Parameter]:
+        """Return the parameters that patterns as for `freeze` name; ValueError for one that names none."""
         named = dict(self.named_parameters())
         chosen: dict[str, Parameter] = {}
-        for pattern in patterns or ("*",):
+        for pattern in patterns:
             matches = {n: p for n, p in named.items() if _matches(n, pattern)}
             if not matches:
                 tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in named))
@@ -111,6 +112,10 @@ class Module:
                     f"{pattern!r} matches no parameter of this model; its parts are: {tops}"
                 )
             chosen |= matches
+        return chosen
+
+    def _set_frozen(self, frozen: bool, patterns: tuple[str, ...]) -> list[str]:
+        chosen = self.parameters_named(*(patterns or ("*",)))
         for parameter in chosen.values():
             parameter.requires_grad = not frozen
             if frozen:

@@ -198,5 +198,5 @@ def test_preprocessing_applies_the_variation_to_its_crop() -> None:
     ],
 )
 def test_values_that_make_no_sense_are_refused(wrong: dict) -> None:
-    with pytest.raises(UserError, match=f"augmentation: {next(iter(wrong))} must be"):
+    with pytest.raises(UserError, match=f"(--|: ){next(iter(wrong))} must be"):
         Augmentation(**wrong)

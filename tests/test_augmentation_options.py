@@ -10,8 +10,10 @@ from minitl.data.augment import Augmentation
 from minitl.data.folder import scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
-from minitl.data.preview import contact_sheet
+from minitl.data.preview import CAPTION, MARGIN, contact_sheet
+from minitl.train import finetune
 from minitl.train.config import Config
+from minitl.train.preview import NARROWEST
 from tests.test_finetune import expect_error, pictures, run, weights
 
 __all__ = ["pictures", "run", "weights"]  # fixtures
@@ -87,10 +89,11 @@ def test_settings_travel_through_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--zoom", "2"], ["zoom", "0.9"]),
-        (["--erase", "2"], ["erase", "probability"]),
-        (["--crop-scale", "0.9,0.5"], ["scale", "rising"]),
-        (["--policy", "2,90"], ["policy", "30"]),
+        (["--zoom", "2"], ["--zoom", "0.9"]),
+        (["--erase", "2"], ["--erase", "probability"]),
+        (["--crop-scale", "0.9,0.5"], ["--crop-scale", "rising"]),
+        (["--policy", "2,90"], ["--policy", "30"]),
+        (["--color-jitter", "0.1,0.1,0.1,0.6"], ["--color-jitter", "hue", "0.5"]),
         (["--rotation", "5", "--no-augment"], ["--rotation", "--no-augment"]),
         (["--vertical-flip", "--no-augment"], ["--vertical-flip", "--no-augment"]),
     ],
@@ -108,9 +111,53 @@ def test_words_that_are_no_strengths(run, capsys, value):
     assert "--color-jitter" in capsys.readouterr().err
 
 
-def test_a_preview_needs_to_know_the_network(tmp_path, pictures, capsys):
-    out = ["--out", str(tmp_path / "s.png")]
-    expect_error(capsys, main(["preview", str(pictures), *out]), "--weights")
+def test_a_preview_prepares_pictures_as_usual_where_no_network_is_named(tmp_path, pictures, capsys):
+    out = ["--out", str(tmp_path / "s.png"), "--pictures", "2", "--columns", "3"]
     expect_error(capsys, main(["preview", str(pictures), "--arch", "resnet5", *out]), "resnet5")
     assert not (tmp_path / "s.png").exists()
-    assert main(["preview", str(pictures), "--arch", "cifar_resnet20", *out]) == 0
+    assert main(["preview", str(pictures), "--arch", "resnet18", *out]) == 0
+    named = (tmp_path / "s.png").read_bytes()
+    assert "224 x 224" not in capsys.readouterr().out
+    expect_error(capsys, main(["preview", str(pictures), *out]), "s.png exists", "--overwrite")
+    assert main(["preview", str(pictures), *out, "--overwrite"]) == 0
+    assert "224 x 224 pixels" in capsys.readouterr().out
+    assert (tmp_path / "s.png").read_bytes() == named
+    assert main(["preview", str(pictures), *out, "--overwrite", "--recipe", "frozen-mlp"]) == 0
+    assert (tmp_path / "s.png").read_bytes() != named  # the recipe shears and zooms
+
+
+@pytest.mark.parametrize("options", [("--mixup", 0.4), ("--cutmix", 1)], ids=["mixup", "cutmix"])
+def test_a_run_mixes_as_the_preview_shows(run, tmp_path, pictures, weights, monkeypatch, options):
+    trained = {}
+    original = finetune.mix
+
+    def watched(inputs, *how, epoch, batch, **where):
+        mixed = original(inputs, *how, epoch=epoch, batch=batch, **where)
+        if batch == 0:
+            trained[epoch] = mixed
+        return mixed
+
+    monkeypatch.setattr(finetune, "mix", watched)
+    code, folder = run(*options, "--seed", 3)
+    assert code == 0
+    sheets = []
+    for more in (
+        ("--config", folder / "config.toml"),
+        (pictures, "--weights", weights, *options, "--seed", 3, "--batch-size", 6),
+    ):
+        out = tmp_path / f"{len(sheets)}.png"
+        command = ("preview", *more, "--out", out, "--columns", 3, "--pictures", 4)
+        assert main([str(word) for word in command]) == 0
+        sheets.append(np.asarray(Image.open(out)))
+    assert np.array_equal(*sheets)
+    preprocessing = Preprocessing.from_dict(hdf5.read(weights).preprocessing)
+    scale, mean, std = (np.array(getattr(preprocessing, n)) for n in ("scale", "mean", "std"))
+    side = preprocessing.crop
+    assert sheets[0].shape[1] == MARGIN + 3 * (NARROWEST + MARGIN)
+    for epoch in range(3):
+        for row in range(4):
+            top = CAPTION + MARGIN + row * (side + MARGIN + CAPTION)
+            left = MARGIN + epoch * (NARROWEST + MARGIN)
+            shown = sheets[0][top : top + side, left : left + side].astype(float)
+            seen = (trained[epoch].x[row] * std + mean) / scale
+            np.testing.assert_allclose(shown, seen, atol=0.51)

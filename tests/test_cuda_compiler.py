@@ -94,11 +94,13 @@ def test_processes_may_compile_at_once(folder):
 
 
 def test_first_compilation_is_announced_once(folder):
-    announced = []
+    announced, seconds = [], [compiler.compile_seconds()]
     compiler.on_first_compile(lambda: announced.append(1))
-    cubin()
-    cubin(FACTOR=5)
+    for factor in (3, 5, 5):
+        cubin(FACTOR=factor)
+        seconds.append(compiler.compile_seconds())
     assert announced == [1]
+    assert seconds[0] < seconds[1] < seconds[2] == seconds[3]  # the last one is there already
 
 
 def test_mistake_is_shown_with_its_line(folder):

@@ -90,6 +90,7 @@ ELSEWHERE = {  # Numba's; see test_cuda_avgpool.py
     f"{kind}avgpool2d_{way}" for kind in ("", "adaptive_") for way in ("forward", "dx")
 }
 SETTINGS = {
+    "compile_seconds",
     "on_first_compile",
     "release_memory",
     "set_conv_algorithm",

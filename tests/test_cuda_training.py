@@ -137,6 +137,32 @@ def test_weights_of_classes_count_as_on_the_cpu(gpu):
     assert there == pytest.approx(here, rel=1e-5)
 
 
+@pytest.mark.parametrize("mixes", [False, True], ids=["plain", "mixed"])
+def test_weights_of_classes_count_in_parts_as_in_whole_batches(gpu, monkeypatch, mixes):
+    """What a part weighs changes from step to step, in recorded ones too."""
+
+    class Steady(Small):
+        """Without batch statistics, which are those of a part."""
+
+        def forward(self, x):
+            self.bn.frozen = True
+            return self.fc(ops.flatten(self.bn.after(self.conv, x, relu=True)))
+
+    sizes, weights = [4, 4, 4, 3, 4, 4, 4], np.array([0.1, 5, 1, 0.3, 2], np.float32)
+    options = {"make": Steady, "class_weights": weights, "mixes": mixes}
+    whole, whole_results, _ = train(CPU, sizes, **options)
+    parts, results, step = train(get_device("cuda"), sizes, micro_batch=2, **options)
+    assert step._recorder.recorded
+    for name, value in whole.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    for mine, other in zip(results, whole_results, strict=True):
+        assert mine.loss == pytest.approx(other.loss, rel=1e-4)
+    monkeypatch.setattr(recording, "EAGER", 100)
+    as_code, _, step = train(get_device("cuda"), sizes, micro_batch=2, **options)
+    assert not step._recorder.recorded
+    assert_same(parts, as_code)
+
+
 def test_the_average_of_the_weights_is_that_of_the_cpu(gpu):
     def averages(device):
         model = Small().to(device)
@@ -307,14 +333,6 @@ def test_a_step_that_does_not_fit_goes_on_with_smaller_parts(capsys):
         theirs, their_results, _ = train(get_device("cuda"), sizes, micro_batch=32)
     assert_same(ours, theirs)  # the failed attempt left no trace, in masks and statistics either
     assert results == their_results
-
-
-def test_smaller_parts_say_what_becomes_of_the_weights_of_classes(capsys):
-    model, weights = Small(), np.ones(5, np.float32)
-    sgd = optim.SGD(model.parameters(), lr=0.05)
-    for given in (None, weights):
-        TrainingStep(model, model, sgd, CPU, class_weights=given)._halve(64)
-        assert ("class weights are then" in capsys.readouterr().out) == (given is not None)
 
 
 def test_a_single_picture_that_does_not_fit_is_an_error():

@@ -38,6 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     minitl.save_model(model, place / "w.h5")
     command = ["finetune", write_pictures(place / "data"), "--weights", place / "w.h5"]
     options = ["--out", place / "run", "--epochs", 2, "--batch-size", 6, "--lr", 0.05]
+    options += ["--compare-before"]
     assert main([str(word) for word in (*command, *options)]) == 0
     return place / "run"
 
@@ -52,7 +53,11 @@ def test_a_run_leaves_its_evidence(run: Path) -> None:
     assert "the same file is in train and val" in page and "val/dark/copy.png" in page
     for part in ("checking the pictures", "training", "waiting for decoded pictures", "judging"):
         assert part in page
-    timing = json.loads((run / "summary.json").read_text())["timing"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert "Before and after training, on validation" in page
+    for figures in (summary["before"], summary["val"]):
+        assert f"<td>{figures['loss']:.4f}</td>" in page
+    timing = summary["timing"]
     waiting = "of training, validation and features: waiting for decoded pictures"
     assert timing["training"] > timing[waiting] >= 0
     assert list(timing)[-1] == waiting

@@ -156,8 +156,19 @@ def test_what_cannot_be(features, pictures, weights, tmp_path, capsys):
     expect_error(capsys, features()[0], file, "--overwrite")
     expect_error(capsys, features("--cut", "layer9", out="g.h5")[0], "layer9", "layer2.0")
     run = tmp_path / "run"
-    for option in ([pictures], ["--freeze", "layer1"], ["--cached-views", 2]):
-        expect_error(capsys, finetune(run, "--features", file, *option), "--features", "leave")
+    for option in (
+        *([pictures], ["--freeze", "layer1"], ["--freeze-until", "layer2"], ["--cached-views", 2]),
+        *(["--labels", "l.csv"], ["--val-fraction", 0.2], ["--rotation", 5], ["--no-flip"]),
+        *(["--no-feature-cache"], ["--skip-bad"], ["--mixup", 0.2], ["--augment"]),
+    ):
+        code = finetune(run, "--features", file, *option)
+        named = option[0] if isinstance(option[0], str) else "DATA"
+        expect_error(capsys, code, "--features", f"leave {named} out")
+    code = finetune(run, "--features", file, "--recipe", "all-layers")
+    expect_error(capsys, code, "--recipe all-layers", "all layers", "frozen-mlp")
+    assert finetune(run, "--features", file, "--recipe", "frozen-mlp", "--no-augment") == 0
+    capsys.readouterr()  # the first to compile says so there
+    shutil.rmtree(run)
     other = tmp_path / "other.h5"
     minitl.save_model(models.cifar_resnet20(num_classes=5, width=4, seed=2), other)
     expect_error(

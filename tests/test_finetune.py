@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import minitl
 from minitl import hdf5, models
 from minitl.cli import main
 from minitl.data.folder import load_split
+from minitl.train.run_folder import ASIDE, put_back, set_aside
 from tests.interrupts import listen_to_ctrl_c
 
 CLASSES = ("blue", "green", "red")
@@ -191,7 +193,7 @@ def test_evaluate_and_predict(run, pictures, capsys, tmp_path):
     capsys.readouterr()
     assert main(["evaluate", str(folder), str(pictures), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["images"] == 24
+    assert (figures["part"], figures["images"], figures["own_split"]) == ("val", 6, True)
     assert figures["accuracy"] >= 0.8
 
     files = [str(pictures / name / "0.png") for name in CLASSES]
@@ -201,6 +203,42 @@ def test_evaluate_and_predict(run, pictures, capsys, tmp_path):
     assert sum(p for _, p in results[0]["top"]) == pytest.approx(1, abs=1e-4)
     assert main(["predict", str(folder / "best.h5"), files[0], "--threads", "1"]) == 0
     assert "blue" in capsys.readouterr().out
+
+
+def test_a_run_is_not_judged_on_what_it_was_trained_on_unasked(run, pictures, capsys, tmp_path):
+    _, folder = run("--epochs", 1, "--test-fraction", 0.2)
+    split = json.loads((folder / "split.json").read_text())
+    sizes = {part: sum(map(len, split[part].values())) for part in ("train", "val", "test")}
+    assert sizes["train"] > sizes["test"] > 0
+
+    def judged(model, data, *more):
+        capsys.readouterr()
+        assert main(["evaluate", str(model), str(data), "--json", *map(str, more)]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        return figures["part"], figures["images"], figures["own_split"]
+
+    assert judged(folder, pictures) == ("test", sizes["test"], True)
+    assert judged(folder / "best.h5", pictures / ".." / pictures.name) == (
+        *("test", sizes["test"]),
+        True,
+    )
+    assert judged(folder, pictures, "--part", "train") == ("train", sizes["train"], True)
+    copy = shutil.copytree(pictures, tmp_path / "copy")
+    assert judged(folder, copy) == ("test", 24, False)
+    _, other = run("--epochs", 1, data=copy, out="other")
+    assert judged(other, copy) == ("val", 6, True)
+    (copy / "red" / "0.png").unlink()
+    for name in "xy":
+        shutil.copy(copy / "red" / "1.png", copy / "red" / f"{name}.png")
+    assert judged(other, copy) == ("test", 2, True)  # what it has not seen
+    assert judged(other, copy, "--part", "all") == ("all", 25, True)
+    assert main(["evaluate", str(folder), str(pictures)]) == 0
+    said = capsys.readouterr().out
+    assert f"{folder} was trained on these pictures" in said and "not seen in training" in said
+    _, without = run("--epochs", 1, out="without")
+    capsys.readouterr()
+    code = main(["evaluate", str(without), str(pictures), "--part", "test"])
+    expect_error(capsys, code, "no test part", "--part val")
 
 
 def test_evaluation_matches_folders_by_name(run, capsys, tmp_path):
@@ -227,6 +265,22 @@ def test_a_test_part_is_judged_at_the_end(run, tmp_path, capsys):
     code, folder = run(data=data)
     assert code == 0
     assert json.loads((folder / "summary.json").read_text())["test"]["images"] == 9
+
+
+def test_a_fraction_of_a_part_that_is_there_is_refused(run, tmp_path, weights, capsys):
+    data = tmp_path / "parts"
+    for part, count in (("train", 6), ("val", 2)):
+        write_pictures(data / part, per_class=count, seed=count)
+    expect_error(capsys, run("--val-fraction", 0.3, data=data)[0], "--val-fraction", "val part")
+    options = ("--val-fraction", 0.3, "--test-fraction", 0.2)
+    expect_error(capsys, run(*options, data=data)[0], "--val-fraction", data)
+    command = ["features", data, "--weights", weights, "--out", tmp_path / "f.h5"]
+    code = main([str(word) for word in (*command, "--val-fraction", 0.3)])
+    expect_error(capsys, code, "--val-fraction")
+    assert run("--epochs", 1, "--test-fraction", 0.2, data=data)[0] == 0
+    write_pictures(data / "test", per_class=2)
+    code, _ = run("--test-fraction", 0.2, data=data, out="two")
+    expect_error(capsys, code, "--test-fraction", "test part")
 
 
 # --------------------------------------------------------------------------- what can go wrong
@@ -403,11 +457,104 @@ def test_overwriting_spares_the_earlier_run_until_the_new_one_can_start(run, cap
     assert run("--epochs", 1, "--overwrite", "--weights", folder / "best.h5")[0] == 0
 
 
-def test_overwriting_a_folder_spares_the_runs_inside_it(run):
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("end", ["diverges", "is interrupted"])
+def test_a_run_that_saves_nothing_leaves_the_one_it_was_to_replace(run, capsys, monkeypatch, end):
+    from minitl.train import finetune
+
+    _, folder = run("--epochs", 1)
+    before = files_of(folder)
+
+    def interrupt(*others):
+        raise KeyboardInterrupt
+
+    if end == "diverges":
+        assert run("--overwrite", "--lr", 1e20)[0] == 1
+    else:
+        monkeypatch.setattr(finetune, "_train_epoch", interrupt)
+        assert run("--overwrite", "--seed", 7)[0] == 130
+        assert "as it was before" in capsys.readouterr().err
+        monkeypatch.undo()
+    assert files_of(folder) == before
+    assert [path for path in folder.iterdir() if path.is_dir()] == []
+    assert run("--overwrite", "--seed", 7, "--epochs", 1)[0] == 0
+    assert [path for path in folder.iterdir() if path.is_dir()] == []
+    assert files_of(folder)["best.h5"] != before["best.h5"]
+
+
+def test_a_replacement_that_was_killed_does_not_cost_the_earlier_run(tmp_path):
+    """Whatever moment it was killed at: the earlier run comes back if the next one saves nothing either."""
+
+    def write(folder, *names):
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / name).write_text(f"{folder.name} {name}")
+
+    folder, aside = tmp_path / "run", tmp_path / "run" / ASIDE
+    write(folder, "config.toml", "best.h5", "last.h5", "mine.txt")
+    earlier = files_of(folder)
+    set_aside(folder)
+    assert files_of(folder).keys() == {"mine.txt"}
+    write(folder, "config.toml", "split.json", ".last.h5.12.tmp")  # and killed in the first epoch
+    set_aside(folder)
+    assert files_of(folder).keys() == {"mine.txt"}
+    put_back(folder)
+    assert files_of(folder) == earlier and not aside.exists()
+    set_aside(folder)
+    (aside / "last.h5").rename(folder / "last.h5")  # as if killed before it was moved
+    set_aside(folder)
+    put_back(folder)
+    assert files_of(folder) == earlier and not aside.exists()
+    set_aside(folder)
+    write(
+        folder, "config.toml", "last.h5"
+    )  # the new run has saved, and was killed before tidying up
+    new = files_of(folder)
+    set_aside(folder)
+    put_back(folder)
+    assert files_of(folder) == new and not aside.exists()
+
+
+def test_only_runs_are_overwritten(run, tmp_path, capsys):
     _, inner = run("--epochs", 1, out="runs/first")
-    before = (inner / "best.h5").read_bytes()
-    assert run("--epochs", 1, "--overwrite", out="runs")[0] == 0
-    assert (inner / "best.h5").read_bytes() == before
+    before = files_of(inner)
+    capsys.readouterr()
+    expect_error(capsys, run("--overwrite", out="runs")[0], "runs holds no run of minitl")
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "config.toml").write_text('title = "mine"\n')
+    (others / "summary.json").write_text("{}")
+    expect_error(capsys, run("--overwrite", out="others")[0], "others holds no run of minitl")
+    code, _ = run(out="others")
+    error = capsys.readouterr().err
+    assert code == 1 and "choose another --out" in error
+    assert "--overwrite" not in error and "--resume" not in error
+    assert files_of(others).keys() == {"config.toml", "summary.json"}
+    assert files_of(inner) == before
+
+
+def test_a_run_killed_in_its_first_epoch_is_named_as_one_to_resume(run, capsys, monkeypatch):
+    from minitl.train import finetune
+
+    class Terminated(BaseException):
+        """As by SIGTERM: nothing is tidied up."""
+
+    def kill(*others):
+        raise Terminated
+
+    monkeypatch.setattr(finetune, "_train_epoch", kill)
+    monkeypatch.setattr(finetune, "put_back", lambda folder: None)
+    with pytest.raises(Terminated):
+        run("--epochs", 1)
+    monkeypatch.undo()
+    capsys.readouterr()
+    code, folder = run("--epochs", 1)
+    expect_error(capsys, code, "not empty", f"--resume {folder}", "--overwrite")
+    assert main(["finetune", "--resume", str(folder)]) == 0
+    assert "beginning again" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_checkpoint(
@@ -426,6 +573,30 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_checkpoint(
     code, folder = run()
     expect_error(capsys, code, "loss", "nan", "--lr", "last.h5")
     assert hdf5.read(folder / "last.h5").progress["epoch"] == 1
+
+
+def test_outputs_that_are_no_numbers_end_the_run_in_validation(run, capsys):
+    """The loss of the last step is one, and the weights behind it are not: nobody has seen that yet."""
+    code, folder = run("--epochs", 1, "--batch-size", 50, "--lr", 1e20)
+    expect_error(capsys, code, "validation of epoch 1", "--lr", "1e+19")
+    assert not folder.exists()
+
+
+def test_a_loss_that_explodes_and_stays_a_number_is_mentioned(run, capsys):
+    assert run("--lr", 1e3, "--freeze", "backbone")[0] == 0
+    assert "times that of guessing" in capsys.readouterr().out
+    assert run("--epochs", 1, out="calm")[0] == 0
+    assert "guessing" not in capsys.readouterr().out
+
+
+def test_weights_that_give_no_numbers_are_said(tmp_path, capsys, pictures):
+    model = models.cifar_resnet20(num_classes=3, width=4, seed=1)
+    model.class_names = list(CLASSES)
+    model.linear.bias.data[1] = np.nan
+    minitl.save_model(model, tmp_path / "w.h5")
+    for command in ("evaluate", "predict"):
+        code = main([command, str(tmp_path / "w.h5"), str(pictures)])
+        expect_error(capsys, code, "not numbers", "diverged")
 
 
 def test_a_full_disk_keeps_the_checkpoint(run, capsys, monkeypatch, tmp_path):
@@ -547,6 +718,43 @@ def test_kept_features_are_without_dropout(tmp_path, pictures):
     images = np.concatenate([batch.images for batch in loader.epoch(0)])
     assert model.training
     assert np.array_equal(rows, model.eval().features(minitl.tensor(images)).numpy())
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_run_without_its_best_weights_is_not_continued(run, capsys, monkeypatch, damage):
+    from minitl.train import finetune
+
+    original = finetune._train_epoch
+
+    def interrupted(run, *others):
+        if run.epoch == 2:
+            raise KeyboardInterrupt
+        return original(run, *others)
+
+    monkeypatch.setattr(finetune, "_train_epoch", interrupted)
+    code, folder = run()
+    assert code == 130
+    monkeypatch.setattr(finetune, "_train_epoch", lambda *others: pytest.fail("it trains"))
+    if damage == "missing":
+        (folder / "best.h5").unlink()
+    else:
+        (folder / "best.h5").write_bytes((folder / "best.h5").read_bytes()[:-5000])
+    capsys.readouterr()
+    expect_error(capsys, main(["finetune", "--resume", str(folder)]), folder / "best.h5")
+
+
+def test_a_run_goes_on_with_other_threads_but_no_other_settings(run, capsys):
+    _, folder = run("--epochs", 1)
+    before = (folder / "config.toml").read_bytes()
+    resume = ["finetune", "--resume", str(folder)]
+    assert main([*resume, "--threads", "1", "--workers", "2"]) == 0
+    assert (folder / "config.toml").read_bytes() == before
+    capsys.readouterr()
+    code = main([*resume, "--epochs", "3"])
+    expect_error(capsys, code, "--resume", "--threads, --workers, --device")
+    code = main([*resume, "--device", "cuda"])
+    expect_error(capsys, code, "--device cuda", "began on cpu", "best.h5")
+    expect_error(capsys, main([*resume, "--workers", "0"]), "--workers")
 
 
 @pytest.mark.parametrize("change", [("\nlr = ", "\n# "), ('    "none"', '    "backbone"')])

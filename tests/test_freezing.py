@@ -5,7 +5,7 @@ import pytest
 
 from minitl import hdf5, models, nn
 from minitl.errors import UserError
-from minitl.train.freezing import apply_freeze, table
+from minitl.train.freezing import apply_freeze, refuse_untrained_head, table
 from tests.test_finetune import expect_error, pictures, run, weights
 
 __all__ = ["pictures", "run", "weights"]  # fixtures
@@ -77,6 +77,16 @@ def test_the_parts_before_one():
             apply_freeze(model, ("none",), part)
     with pytest.raises(UserError, match="nothing to train"):
         apply_freeze(model, ("fc",), "fc")
+
+
+def test_a_head_that_helps_to_train_may_be_frozen_with_the_backbone():
+    model = models.create("inception_v3", num_classes=3, seed=None, auxiliary=True)
+    apply_freeze(model, ("backbone",))
+    assert not any(p.requires_grad for p in model.parameters_named("AuxLogits").values())
+    refuse_untrained_head(model)
+    apply_freeze(model, ("fc",))
+    with pytest.raises(UserError, match="fc, never trains"):
+        refuse_untrained_head(model)
 
 
 def test_the_table_says_what_trains_and_whose_statistics_are_fixed(run, capsys):

@@ -106,7 +106,7 @@ def test_a_run_with_such_a_head(run, pictures, capsys, options):
     assert best.state["linear.4.weight"].shape == (3, 8)
     assert main(["finetune", "--resume", str(folder)]) == 0
     capsys.readouterr()
-    assert main(["evaluate", str(folder), str(pictures), "--json"]) == 0
+    assert main(["evaluate", str(folder), str(pictures), "--part", "all", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 24
     # and on with it: another head in its place
     assert run("--weights", folder / "best.h5", "--epochs", 1, out="next")[0] == 0

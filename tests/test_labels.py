@@ -307,7 +307,8 @@ def test_finetune_and_evaluate_take_both(pictures, weights, tmp_path, capsys):
     capsys.readouterr()
     for labels in (("--labels", file), ("--label-from-name", pattern)):
         assert command("evaluate", tmp_path / "a", pictures, *labels, "--json") == 0
-        assert json.loads(capsys.readouterr().out)["images"] == 30
+        figures = json.loads(capsys.readouterr().out)
+        assert (figures["part"], figures["images"], figures["own_split"]) == ("test", 6, True)
     assert command("doctor-data", pictures, "--label-from-name", pattern, "--json") == 0
     assert json.loads(capsys.readouterr().out)["classes"] == ["blue", "green", "red"]
     usual = write(tmp_path / "usual.csv", "file,class\n" + rows)

@@ -162,6 +162,7 @@ def test_importing_minitl_is_light():
 GEOMETRY = "stride padding dilation groups"
 INTERFACE = {
     "on_first_compile": "announce training",
+    "compile_seconds": "",
     "release_memory": "",
     "set_conv_algorithm": "name",
     "set_precision": "name",

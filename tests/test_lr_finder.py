@@ -8,7 +8,9 @@ from PIL import Image
 
 from minitl.cli import main
 from minitl.train import lr_finder, plots
+from minitl.train.config import Config
 from minitl.train.lr_finder import judge_ramp, smoothed
+from minitl.train.step import TrainingStep
 from tests.test_finetune import expect_error, pictures, weights
 
 __all__ = ["pictures", "weights"]  # fixtures
@@ -29,10 +31,14 @@ def test_a_ramp_on_pictures(find, weights, tmp_path, capsys, monkeypatch):
     original = lr_finder.judge_ramp
     monkeypatch.setattr(lr_finder, "judge_ramp", lambda *a: ramps.append(original(*a)) or ramps[-1])
     before = weights.read_bytes()
-    for more in ((), ("--workers", "3")):
+    for more in ((), ("--workers", "3", "--overwrite")):
         code, out = find("--steps", 60, "--optimizer", "adam", *more)
         assert code == 0
     assert weights.read_bytes() == before
+    drawing = out.read_bytes()
+    capsys.readouterr()
+    expect_error(capsys, find("--steps", 60)[0], out, "exists", "--overwrite")
+    assert out.read_bytes() == drawing
     assert [path.name for path in tmp_path.iterdir()] == ["lr.png"]
     assert Image.open(out).format == "PNG"
     first, second = ramps
@@ -42,16 +48,66 @@ def test_a_ramp_on_pictures(find, weights, tmp_path, capsys, monkeypatch):
     assert np.diff(np.log(first.rates)) == pytest.approx(math.log(1e7) / 59)
     assert first.smooth[-1] > 2 * min(first.smooth)  # it went on until it exploded
     assert 1e-5 < first.suggestion < 1
-    assert f"--lr {first.suggestion:.1g}" in capsys.readouterr().out
 
 
-def test_the_suggestion_is_where_the_loss_falls_most_steeply():
+def loss_at(rate):
+    """Half of the fall is done at 0.01, where it is steepest as well."""
+    return 3 / (1 + (rate / 0.01) ** 2) + (rate / 2) ** 3
+
+
+def test_the_suggestion_is_where_half_of_the_fall_is_done():
     rates = np.geomspace(1e-5, 10, 200).tolist()
-    losses = [3 / (1 + (rate / 0.01) ** 2) + (rate / 2) ** 3 for rate in rates]
-    ramp = judge_ramp(rates, losses)
-    # Of 3 / (1 + u**2) in log u: at u = 1; smoothing looks back and so comes later.
-    assert 0.01 <= ramp.suggestion < 0.03
+    ramp = judge_ramp(rates, [loss_at(rate) for rate in rates])
+    assert 0.01 <= ramp.suggestion < 0.03  # smoothing looks back and so comes later
     assert ramp.suggestion < rates[int(np.argmin(ramp.smooth))]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_chance_at_the_beginning_does_not_move_the_suggestion(seed):
+    """Batches that differ, and a first one that is worse or better than all others."""
+    rates = np.geomspace(1e-6, 10, 100).tolist()
+    noise = np.random.default_rng(seed).normal(0, 0.4, 100)
+    noise[:2] = (-2, 2)[seed % 2]
+    ramp = judge_ramp(rates, [loss_at(rate) + n for rate, n in zip(rates, noise, strict=True)])
+    assert 0.005 < ramp.suggestion < 0.06
+
+
+def test_without_a_clear_fall_there_is_no_suggestion(find, capsys):
+    rates = np.geomspace(1e-6, 10, 100).tolist()
+    found = []
+    for seed in range(40):
+        noise = np.random.default_rng(seed).normal(0, 0.3, 100)
+        losses = [2.3 + max(0, rate - 0.1) + n for rate, n in zip(rates, noise, strict=True)]
+        found.append(judge_ramp(rates, losses).suggestion)
+    assert found.count(None) >= 35
+    code, out = find("--steps", 20, "--highest", 1e-4)  # nothing is learned there
+    assert code == 0 and Image.open(out).format == "PNG"
+    said = capsys.readouterr().out
+    assert "no clear rate" in said and "--steps 60" in said and "--lr" not in said
+
+
+def test_parts_keep_their_proportion_to_the_rate(find, monkeypatch, pictures, weights, tmp_path):
+    settings = {
+        "data": str(pictures),
+        "weights": str(weights),
+        "lr": 0.01,
+        "lr_for": ("head=0.05",),
+    }
+    Config(**settings, batch_size=6, augment=False).save(tmp_path / "c.toml")
+    seen = []
+    original = TrainingStep.__call__
+
+    def watched(self, inputs):
+        groups = self._optimizer.param_groups
+        seen.append(sorted({group["lr"] * self._optimizer.lr_factor for group in groups}))
+        return original(self, inputs)
+
+    monkeypatch.setattr(TrainingStep, "__call__", watched)
+    command = ["lr-find", "--config", tmp_path / "c.toml", "--out", tmp_path / "lr.png"]
+    options = ["--steps", 12, "--lowest", 1e-4, "--highest", 1e-2]
+    assert main([str(word) for word in (*command, *options)]) == 0
+    rates = np.geomspace(1e-4, 1e-2, 12)
+    np.testing.assert_allclose(seen, np.stack([rates, 5 * rates], axis=1))
 
 
 def test_the_rates_are_written_as_numbers(monkeypatch):
@@ -71,7 +127,8 @@ def test_smoothing_does_not_favour_the_first_value():
 def test_frozen_layers_and_mixing(find):
     options = ("--steps", 12, "--highest", 1e-3)
     assert find(*options, "--freeze", "backbone", "--no-augment")[0] == 0
-    assert find(*options, "--mixup", 0.2)[0] == 0
+    assert find(*options, "--mixup", 0.2, "--overwrite")[0] == 0
+    assert find(*options, "--recipe", "frozen-mlp", "--overwrite")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def test_formats_agree_and_paths_are_as_given(
     table = list(csv.DictReader(predict(capsys, "--format", "csv", "--top", 2).splitlines()))
     assert [row["class"] for row in table] == [row["class"] for row in lines]
     assert [float(row["top2_probability"]) for row in table] == [r["top"][1][1] for r in lines]
+    table = list(csv.reader(predict(capsys, "--format", "csv", "--top", 10).splitlines()))
+    assert {len(row) for row in table} == {3 + 2 * len(CLASSES)}
     first = predict(capsys).splitlines()[0]
     assert first.startswith(f"data/dark/0.png: {lines[0]['class']} ") and str(place) not in first
 
@@ -77,6 +79,9 @@ def test_a_file_appears_whole_and_is_not_replaced_unasked(
     assert len(out.read_text().splitlines()) == 12
     assert main(["predict", "w.h5", "data", "--out", str(out)]) == 1
     assert "--overwrite" in capsys.readouterr().err
+    assert main(["predict", "w.h5", "data", "--out", str(tmp_path / "nowhere" / "p.csv")]) == 1
+    error = capsys.readouterr().err
+    assert "there is no folder" in error and "nowhere/p.csv" in error and ".tmp" not in error
     before = out.read_bytes()
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
@@ -157,8 +162,11 @@ def test_bad_pictures_end_the_command_or_are_left_out(
     assert np.trace(figures["confusion"]) == right and "calibration" in figures
     for path in Path("data").rglob("*.png"):
         path.write_bytes(b"")
-    assert main(["predict", "w.h5", "data", "--skip-bad"]) == 1
-    assert "none of the 13" in capsys.readouterr().err
+    for more in ((), ("--json",), ("--format", "csv"), ("--format", "jsonl", "--out", "p.jsonl")):
+        assert main(["predict", "w.h5", "data", "--skip-bad", *more]) == 1
+        output = capsys.readouterr()
+        assert "none of the 13" in output.err and output.out == ""
+    assert not Path("p.jsonl").exists()
 
 
 def test_an_attack_leaves_fewer_right(
@@ -172,8 +180,10 @@ def test_an_attack_leaves_fewer_right(
     assert figures["attack"]["epsilon"] == 30 and figures["attack"]["images"] == 12
     assert main(["evaluate", "w.h5", "data", "--epsilon", "1"]) == 1
     assert "--attack" in capsys.readouterr().err
-    assert main(["evaluate", "w.h5", "data", "--attack", "fgsm", "--epsilon", "900"]) == 1
-    assert "900" in capsys.readouterr().err
+    for epsilon in ("900", "0"):
+        assert main(["evaluate", "w.h5", "data", "--attack", "fgsm", "--epsilon", epsilon]) == 1
+        error = capsys.readouterr().err
+        assert f"--epsilon {epsilon}" in error and "at most 255" in error and "step" not in error
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")

@@ -38,6 +38,13 @@ def test_every_command_shown_is_understood(line):
         assert callable(cli._parser().parse_args(command[1:]).run)
 
 
+def test_what_it_links_to_and_shows_exists():
+    targets = [t for t in re.findall(r"\]\(([^)#\s]+)\)", README) if "://" not in t]
+    assert "benchmarks/results/report.png" in targets
+    for target in targets:
+        assert (Path(__file__).parent.parent / target).exists(), target
+
+
 def test_every_file_of_the_map_exists():
     root = Path(__file__).parent.parent
     tree = re.search(r"^```\n(minitl/ .*?)^```", README, re.MULTILINE | re.DOTALL)

@@ -13,7 +13,7 @@ from minitl import hdf5, models
 from minitl.cli import main
 from minitl.data.digits import write_digits
 from minitl.errors import UserError
-from minitl.train.config import make_config
+from minitl.train.config import Config, make_config
 from minitl.train.recipes import BELONGING, RECIPES, settings_of
 from minitl.weights import STROKES
 from tests.test_finetune import expect_error, pictures, run, weights
@@ -160,9 +160,28 @@ def test_what_is_given_overrides_a_recipe():
     assert "shear" not in settings_of("frozen-mlp", {"augment": False})
 
 
+def test_what_is_given_overrides_an_earlier_run_s_settings(tmp_path):
+    """And what belonged to the settings that it replaces goes with them."""
+    file = tmp_path / "config.toml"
+    common = {"data": "d", "weights": "w.h5", "epochs": 4}
+    sgd = {"nesterov": True, "momentum": 0.8, "lr": 0.05, "lr_for": ("head=0.1",)}
+    Config(**common, **sgd, weight_decay=0.1, schedule="step", step_epochs=2, gamma=0.5).save(file)
+    same = make_config(file, {"optimizer": "sgd", "dropout": 0.1})
+    assert (same.nesterov, same.momentum, same.lr, same.lr_for) == (*sgd.values(),)
+    adam = make_config(file, {"optimizer": "adam"})
+    assert (adam.nesterov, adam.momentum, adam.lr, adam.lr_for) == (False, 0.9, None, ())
+    assert (adam.weight_decay, adam.gamma, adam.epochs) == (None, 0.5, 4)
+    cosine = make_config(file, {"schedule": "cosine"})
+    assert (cosine.gamma, cosine.step_epochs, cosine.lr) == (None, 7, 0.05)
+    Config(**common, augment=False, freeze=("layer1",), freeze_until="layer2").save(file)
+    assert make_config(file, {"rotation": 5.0}).augment
+    gradual = make_config(file, {"unfreeze_schedule": ("head:0",)})
+    assert (gradual.freeze, gradual.freeze_until) == (("none",), None)
+
+
 def test_recipes_name_settings_that_there_are():
     for name, recipe in RECIPES.items():
-        config = make_config(None, {"data": "d", "arch": "resnet18", "recipe": name})
+        config = make_config(None, {"data": "d", "weights": "w.h5", "recipe": name})
         assert all(getattr(config, option) == value for option, value in recipe.items())
     everything = vars(make_config(None, {"data": "d", "arch": "resnet18"}))
     assert BELONGING.keys() <= everything.keys()

@@ -62,8 +62,8 @@ class Killed(BaseException):
     """What the end of the process looks like from inside: nothing catches it, nothing is tidied."""
 
 
-def resumed_after(monkeypatch, arguments, folder, step):
-    """Run, kill before the given step (from 0), resume to the end."""
+def resumed_after(monkeypatch, arguments, folder, step, *more):
+    """Run, kill before the given step (from 0), resume to the end with more options."""
     done = 0
     original = TrainingStep.__call__
 
@@ -75,11 +75,11 @@ def resumed_after(monkeypatch, arguments, folder, step):
         return original(self, inputs)
 
     monkeypatch.setattr(TrainingStep, "__call__", killing)
-    monkeypatch.setattr(finetune, "clear_run", lambda folder: None)
+    monkeypatch.setattr(finetune, "put_back", lambda folder: None)
     with pytest.raises(Killed):
         main(arguments)
     monkeypatch.undo()
-    assert main(["finetune", "--resume", str(folder)]) == 0
+    assert main(["finetune", "--resume", str(folder), *more]) == 0
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,10 @@ def test_killed_before_any_step(monkeypatch, tmp_path, pictures, weights, option
     assert main(command(pictures, weights, tmp_path / "whole", options)) == 0
     whole = outcome(tmp_path / "whole")
     steps = random.Random(len(options)).sample(range(15), 2)
-    for step in steps:
+    for step, more in zip(steps, ((), ("--threads", "1", "--workers", "3")), strict=True):
         folder = tmp_path / f"part{step}"
-        resumed_after(monkeypatch, command(pictures, weights, folder, options), folder, step)
+        arguments = command(pictures, weights, folder, options)
+        resumed_after(monkeypatch, arguments, folder, step, *more)
         assert outcome(folder) == whole, f"killed before step {step}"
 
 

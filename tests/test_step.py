@@ -8,6 +8,7 @@ from minitl.backend import kernel_module
 from minitl.device import CPU
 from minitl.tensor import Tensor
 from minitl.train.batches import Inputs
+from minitl.train.mixing import mix
 from minitl.train.step import TrainingStep
 
 
@@ -33,10 +34,11 @@ def network(frozen_statistics=True):
     return model
 
 
-def train(batches, micro_batch=None, **options):
+def train(batches, micro_batch=None, class_weights=None, **options):
     model = network(**options)
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    step = TrainingStep(model, model, optimizer, CPU, label_smoothing=0.1, micro_batch=micro_batch)
+    how = {"label_smoothing": 0.1, "micro_batch": micro_batch, "class_weights": class_weights}
+    step = TrainingStep(model, model, optimizer, CPU, **how)
     for inputs in batches:
         assert step(inputs) is None
     return model.state_dict(), step.results()
@@ -56,12 +58,16 @@ def test_a_step_is_forward_loss_backward_and_update():
     assert results == [(loss.item(), right, 6)]
 
 
+@pytest.mark.parametrize("of", ["one class each", "weighted classes", "weighted mixtures"])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-def test_parts_add_up_to_the_whole_batch(size):
+def test_parts_add_up_to_the_whole_batch(size, of):
     """7 pictures in parts of unequal sizes; the statistics are fixed, so only rounding differs."""
     batches = [batch(7, seed) for seed in range(3)]
-    whole, whole_results = train(batches)
-    parts, part_results = train(batches, micro_batch=size)
+    weights = None if of == "one class each" else np.array([0.2, 3, 1, 0.5, 2], np.float32)
+    if of == "weighted mixtures":
+        batches = [mix(one, 0.4, 0.4, seed=0, epoch=0, batch=n) for n, one in enumerate(batches)]
+    whole, whole_results = train(batches, class_weights=weights)
+    parts, part_results = train(batches, micro_batch=size, class_weights=weights)
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=2e-6, err_msg=name)
     for one, other in zip(whole_results, part_results, strict=True):

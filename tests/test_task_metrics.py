@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, precision_score, r2_score
 
+from minitl.data.folder import Dataset
 from minitl.tasks import Task
-from minitl.train.figures import best_of, columns, history_figures, in_words
+from minitl.train.figures import (
+    best_of,
+    columns,
+    history_figures,
+    in_words,
+    loss_of_guessing,
+)
 from minitl.train.task_metrics import answers, task_metrics
+from minitl.train.task_report import tiles
 from tests.reference.task_loss import task_loss
 from tests.test_task_loss import DESCRIBED, TASKS, known, outputs_of
 
@@ -98,3 +106,23 @@ def test_the_best_epoch_is_that_of_the_score_then_of_the_loss():
         {"epoch": 3.0, "val_score": 0.7, "val_loss": 1.5},
     ]
     assert best_of(rows)["epoch"] == 3
+
+
+def test_a_tile_of_a_number_that_is_worse_than_its_mean():
+    figures = {"kind": "number", "r2": -0.041}
+    tasks = {"age": figures, "pose": {"kind": "labels", "map": 0.5}, "none": {"kind": "classes"}}
+    assert tiles({"score": 0.25, "tasks": tasks}, "test") == [
+        ("score on test", "25.0 %"),
+        ("age: R2", "-0.041"),
+        ("pose: mAP", "50.0 %"),
+    ]
+
+
+def test_what_knowing_nothing_costs(tmp_path):
+    outputs = np.zeros((50, 7))  # all classes and labels alike, a number in the middle
+    targets = known(50, 0.0)
+    targets[:, -1] = np.where(np.arange(50) % 2, 30 - 12, 30 + 12)  # one deviation off
+    data = Dataset(tmp_path, [], [], [], tasks=tuple(TASKS), targets=targets)
+    said = task_loss(outputs, targets, DESCRIBED)
+    assert loss_of_guessing(data) == pytest.approx(said, rel=1e-9)
+    assert loss_of_guessing(Dataset(tmp_path, ["a", "b", "c"], [], [])) == math.log(3)

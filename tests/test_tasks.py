@@ -5,6 +5,7 @@ Tasks: the digit itself (classes), what is true of it (labels: even, loop, high)
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -117,6 +118,8 @@ def test_the_run_folder_says_it_all(run):
     page = (run / "report.html").read_text()
     for text in ("digit", "traits", "value", "average precision", "Furthest from the truth"):
         assert text in page
+    r2 = summary["test"]["tasks"]["value"]["r2"]
+    assert re.search(rf"<b>{r2:.3g}</b>\s*value: R2", page)
     assert not (run / "confusion.png").exists()
     assert len(json.loads((run / "classes.json").read_text())) == 14
 
@@ -137,6 +140,8 @@ def test_evaluate_gives_the_run_s_figures(run, digits, capsys):
         for key in ("accuracy", "map", "mae", "loss"):
             if key in task:
                 assert figures["tasks"][name][key] == pytest.approx(task[key], rel=1e-4), name
+    assert figures["own_split"]
+    assert json.loads(ask(capsys, "evaluate", run, data, "--json")) == figures
     words = ask(capsys, "evaluate", run, data, "--labels", table, "--part", "val", "--tta", "flip")
     assert "traits, labels:" in words and "average precision" in words and "val: 100 pict" in words
 
@@ -318,7 +323,8 @@ def test_settings_that_need_others():
 def test_judging_refuses_what_has_no_meaning(run, digits, capsys):
     data, table = digits
     expect_error(
-        capsys, main(["evaluate", str(run), str(data)]), "--labels", "digit, traits, value"
+        *(capsys, main(["evaluate", str(run), str(data / "test")])),
+        *("--labels", "digit, traits, value"),
     )
     arguments = ["evaluate", str(run), str(data), "--labels", str(table), "--attack", "fgsm"]
     expect_error(capsys, main(arguments), "--attack")

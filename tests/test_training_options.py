@@ -72,13 +72,63 @@ def test_a_layer_learns_the_slower_the_deeper_it_lies():
     assert depths["layer2.0.downsample.0.weight"] == 3
     assert depths["layer4.1.bn2.bias"] == 8
     assert depths["fc.weight"] == 9
-    settings = resolved(config(lr=1.0, layer_decay=0.5, lr_head=3.0), model)
+    settings = resolved(config(lr=1.0, layer_decay=0.5, lr_for=("head=3",)), model)
     names = {id(p): name for name, p in model.named_parameters()}
     lr = {names[id(p)]: g["lr"] for g in parameter_groups(model, settings) for p in g["params"]}
     assert len(lr) == len(names)
     assert lr["fc.weight"] == lr["fc.bias"] == 3.0
     assert lr["layer4.1.conv1.weight"] == 0.5
     assert lr["conv1.weight"] == lr["bn1.weight"] == 0.5**9
+
+
+def test_parts_have_rates_of_their_own_by_name_pattern_and_word():
+    model = models.create("resnet18", num_classes=3)
+    chosen = ("backbone=0.5", "layer4*=0.25", "layer4.1.bn2=2", "head=4")
+    settings = resolved(config(lr=1.0, lr_for=chosen), model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    lr = {names[id(p)]: g["lr"] for g in parameter_groups(model, settings) for p in g["params"]}
+    assert lr.keys() == set(names.values())
+    assert lr["conv1.weight"] == lr["layer3.1.bn2.bias"] == 0.5
+    assert lr["layer4.0.conv1.weight"] == lr["layer4.1.bn1.bias"] == 0.25
+    assert lr["layer4.1.bn2.weight"] == lr["layer4.1.bn2.bias"] == 2
+    assert lr["fc.weight"] == lr["fc.bias"] == 4
+
+
+def test_a_part_moves_at_its_own_rate(run, weights, capsys):
+    """Plain SGD: what a step changes is the rate times a gradient that is the same."""
+    options = (
+        "--epochs",
+        1,
+        "--batch-size",
+        50,
+        "--momentum",
+        0,
+        "--weight-decay",
+        0,
+        "--lr",
+        0.01,
+    )
+    moved = {}
+    for own in ((), ("--lr-for", "layer3*=0.04"), ("--lr-for", "head=0.02"), ("--lr-head", 0.02)):
+        code, folder = run(*options, *own, out="".join(map(str, own)) or "plain")
+        assert code == 0
+        before, after = hdf5.read(weights).state, hdf5.read(folder / "last.h5").state
+        names = ("conv1.weight", "layer3.0.conv1.weight")
+        moved[own] = {n: after[n] - before[n] for n in names} | {"head": after["linear.weight"]}
+    plain, part, head, short = moved.values()
+    np.testing.assert_array_equal(part["conv1.weight"], plain["conv1.weight"])
+    close = {"rtol": 1e-3, "atol": 1e-7}  # of a difference to weights of about 1
+    name = "layer3.0.conv1.weight"
+    np.testing.assert_allclose(part[name], 4 * plain[name], **close)
+    np.testing.assert_array_equal(part["head"], plain["head"])
+    assert not np.array_equal(head["head"], plain["head"])
+    np.testing.assert_array_equal(head["head"], short["head"])
+    assert "learning rates of their own: layer3* 0.04" in capsys.readouterr().out
+
+
+def test_rates_of_the_head_from_before_other_parts_had_some(tmp_path):
+    (tmp_path / "c.toml").write_text('data = "d"\narch = "resnet18"\nlr_head = 0.02\n')
+    assert Config.load(tmp_path / "c.toml").lr_for == ("head=0.02",)
 
 
 def test_what_is_left_open_follows_the_optimizer_and_what_trains():
@@ -134,6 +184,22 @@ def test_a_run_with_these_options_learns(run, options):
     assert code == 0
     rows = rows_of(folder)
     assert float(rows[-1]["train_loss"]) < 0.75 * float(rows[0]["train_loss"])
+
+
+def test_class_weights_do_not_mind_batches_in_parts(run, tmp_path):
+    data = write_pictures(tmp_path / "uneven", per_class=8)
+    for number in range(1, 6):
+        (data / "red" / f"{number}.png").unlink()
+    options = ("--freeze", "backbone", "--no-augment", "--class-weights", "balanced")
+    heads = []
+    for out, parts in (("whole", ()), ("parts", ("--micro-batch", 2)), ("plain", ())):
+        given = (*options, *parts) if out != "plain" else options[:-2]
+        code, folder = run(*given, data=data, out=out)
+        assert code == 0
+        heads.append(hdf5.read(folder / "last.h5").state["linear.weight"])
+    whole, parts, plain = heads
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-6)
+    assert np.abs(plain - whole).max() > 1e-3
 
 
 def test_steps_and_plateaus_show_in_the_metrics(run):
@@ -373,7 +439,23 @@ def test_dropout_follows_the_seed_and_no_layer_shares_its_places():
         (["--step-epochs", "3", "--schedule", "plateau"], ["--step-epochs", "--schedule step"]),
         (["--schedule", "one-cycle", "--warmup-steps", "2"], ["--warmup-steps", "one-cycle"]),
         (["--layer-decay", "1.5"], ["--layer-decay", "1.5"]),
-        (["--lr-head", "-1"], ["--lr-head"]),
+        (["--lr-head", "-1"], ["--lr-head", "-1"]),
+        (["--lr-for", "layer3"], ["--lr-for", "layer3", "part"]),
+        (["--lr-for", "layer3=fast"], ["--lr-for", "layer3=fast", "positive"]),
+        (["--lr-for", "layer9=0.1"], ["--lr-for", "layer9", "layer3", "head, backbone"]),
+        (["--lr-for", "layer1=0.1", "--freeze", "layer1"], ["--lr-for", "layer1", "never trains"]),
+        (["--layer-decay", "0.5", "--freeze", "backbone"], ["--layer-decay", "head"]),
+        (["--no-feature-cache"], ["--no-feature-cache", "--freeze"]),
+        (["--feature-cache", "kept"], ["--feature-cache", "--freeze"]),
+        (["--cached-views", "2"], ["--cached-views", "--freeze"]),
+        (["--patience", "3"], ["--patience", "--epochs"]),
+        (["--from-scratch", "--freeze", "backbone"], ["--freeze", "--from-scratch", "random"]),
+        (["--from-scratch", "--freeze-until", "layer3"], ["--freeze-until", "--from-scratch"]),
+        (["--from-scratch", "--recipe", "frozen-mlp"], ["--freeze", "--from-scratch"]),
+        (["--freeze", "linear"], ["linear", "never trains", "random"]),
+        (["--freeze", "head"], ["--freeze head", "--freeze backbone"]),
+        (["--unfreeze-schedule", "layer3:0"], ["linear", "never trains", "head:0"]),
+        (["--test-fraction", "0.9"], ["--test-fraction"]),
         (["--clip-norm", "0"], ["--clip-norm"]),
         (["--ema", "1"], ["--ema"]),
         (["--patience", "0"], ["--patience"]),
@@ -385,7 +467,6 @@ def test_dropout_follows_the_seed_and_no_layer_shares_its_places():
             ["--class-weights", "balanced", "--sampler", "balanced"],
             ["--class-weights", "--sampler", "twice"],
         ),
-        (["--class-weights", "balanced", "--micro-batch", "2"], ["--micro-batch"]),
         (["--no-augment", "--no-flip"], ["--no-flip", "--no-augment"]),
         (["--unfreeze-schedule", "linear"], ["--unfreeze-schedule", "linear", "PART:EPOCH"]),
         (["--unfreeze-schedule", "linear:1"], ["epoch 0"]),

@@ -32,7 +32,7 @@ from minitl.kernels.cpu.elementwise import (
     relu_forward,
     scale_forward,
 )
-from minitl.kernels.cpu.jit import on_first_compile
+from minitl.kernels.cpu.jit import compile_seconds, on_first_compile
 from minitl.kernels.cpu.linear import linear_db, linear_dw, linear_dx, linear_forward
 from minitl.kernels.cpu.loss import (
     mean_squared_error_dx,
@@ -78,6 +78,7 @@ __all__ = [
     "batchnorm_statistics",
     "cast",
     "clip_norm",
+    "compile_seconds",
     "concat_dx",
     "concat_forward",
     "conv2d_db",

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -68,6 +69,44 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable], Any]:
     return decorate
 
 
+class _Stopwatch(event.Listener):
+    """Adds up how long our kernels are compiled; one compiles those that it calls, which count once."""
+
+    def __init__(self) -> None:
+        self.seconds, self._under_way, self._started = 0.0, 0, 0.0
+
+    def on_start(self, compilation: Any) -> None:
+        if _is_ours(compilation):
+            if not self._under_way:
+                self._started = time.perf_counter()
+            self._under_way += 1
+
+    def on_end(self, compilation: Any) -> None:
+        if _is_ours(compilation):
+            self._under_way -= 1
+            if not self._under_way:
+                self.seconds += time.perf_counter() - self._started
+
+
+def _is_ours(compilation: Any) -> bool:
+    name: str = compilation.data["dispatcher"].py_func.__module__
+    return name.startswith("minitl.")
+
+
+def _listen(listener: event.Listener) -> None:
+    register: Any = event.register  # it carries no types
+    register("numba:compile", listener)
+
+
+_stopwatch = _Stopwatch()
+_listen(_stopwatch)
+
+
+def compile_seconds() -> float:
+    """Return how long this process has compiled kernels so far, those that are read from disk left out."""
+    return _stopwatch.seconds
+
+
 def on_first_compile(announce: Callable[[], None], training: bool = False) -> None:
     """Call `announce` once, as soon as a kernel has to be compiled because no cache holds it.
 
@@ -78,8 +117,7 @@ def on_first_compile(announce: Callable[[], None], training: bool = False) -> No
         waiting = True
 
         def on_start(self, compilation: Any) -> None:
-            dispatcher = compilation.data["dispatcher"]
-            if self.waiting and dispatcher.py_func.__module__.startswith("minitl."):
+            if self.waiting and _is_ours(compilation):
                 self.waiting = False
                 announce()
                 if training:
@@ -90,5 +128,4 @@ def on_first_compile(announce: Callable[[], None], training: bool = False) -> No
         def on_end(self, compilation: Any) -> None:
             pass
 
-    register: Any = event.register  # it carries no types
-    register("numba:compile", Listener())
+    _listen(Listener())

@@ -23,7 +23,7 @@ from minitl.kernels.cuda.batchnorm_relu_maxpool import (
     batchnorm_relu_maxpool_dx,
     batchnorm_relu_maxpool_forward,
 )
-from minitl.kernels.cuda.compiler import on_first_compile
+from minitl.kernels.cuda.compiler import compile_seconds, on_first_compile
 from minitl.kernels.cuda.conv2d import (
     conv2d_db,
     conv2d_dw,
@@ -85,6 +85,7 @@ __all__ = [
     "batchnorm_statistics",
     "cast",
     "clip_norm",
+    "compile_seconds",
     "concat_dx",
     "concat_forward",
     "conv2d_db",

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -153,6 +154,12 @@ def compile_source(
 
 
 _announce: list[Callable[[], None]] = []
+_seconds: list[float] = []  # of each compilation
+
+
+def compile_seconds() -> float:
+    """Return how long this process has compiled kernels so far; those of Numba are left out."""
+    return sum(_seconds)
 
 
 def on_first_compile(announce: Callable[[], None], training: bool = False) -> None:
@@ -213,7 +220,9 @@ def cubin_path(stem: str, architecture: str, defines: Defines) -> Path:
         path.unlink(missing_ok=True)  # damaged
     while _announce:
         _announce.pop()()
+    started = time.perf_counter()
     compiled = compile_source(source, f"{stem}.cu", headers, architecture)
+    _seconds.append(time.perf_counter() - started)
     path = folder / f"{name}-{_digest(compiled.cubin)}.cubin"
     _write(path, compiled.cubin)
     _write(path.with_suffix(".log"), compiled.log.encode())

@@ -1,6 +1,7 @@
 """Arguments that several commands have."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from minitl.errors import UserError
@@ -28,6 +29,19 @@ def add_device(command: Any, **defaults: Any) -> None:
     )
     if defaults:
         command.set_defaults(**defaults)
+
+
+def add_overwrite(command: Any) -> None:
+    """Add --overwrite, for a command with --out FILE; `refuse_to_replace` minds it."""
+    command.add_argument(
+        "--overwrite", action="store_true", default=False, help="replace a file of that name"
+    )
+
+
+def refuse_to_replace(out: Path, overwrite: bool) -> None:
+    """Raise UserError where the file is there already and nobody said that it may go."""
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists; choose another --out, or replace it with --overwrite")
 
 
 def add_labels(command: Any) -> None:

@@ -23,7 +23,10 @@ CONFUSIONS = 3
 def add(commands: Any) -> argparse.ArgumentParser:
     """Declare the command and its arguments."""
     command: argparse.ArgumentParser = commands.add_parser(
-        "evaluate", help="judge a run or a weights file on an image folder"
+        "evaluate",
+        help="judge a run or a weights file on an image folder",
+        description="Judge a run or a weights file on labelled pictures. Where DATA is what the run was "
+        "trained on, its parts are those of the run.",
     )
     command.set_defaults(run=run)
     command.add_argument(
@@ -85,6 +88,8 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(figures, indent=2))
         return
+    if figures["own_split"]:
+        print(_about_split(options.model, figures["part"]))
     if "tasks" in figures:
         _show_tasks(figures)
         return
@@ -114,6 +119,18 @@ def run(options: argparse.Namespace) -> None:
         )
     for path, reason in figures["left_out"].items():
         print(printable(f"left out {path}: {reason}"), file=sys.stderr)
+
+
+def _about_split(run: Path, part: str) -> str:
+    """Say that the pictures are the run's own, and what that makes of the figures."""
+    bias = {
+        "train": "on which it was trained",
+        "val": "by which its best epoch was chosen",
+        "test": "which it has not seen in training",
+        "all": "most of which it was trained on",
+    }
+    which = "all of it" if part == "all" else f"the {part} part"
+    return f"{run} was trained on these pictures: by its own split this is {which}, {bias[part]}"
 
 
 def _show_tasks(figures: dict[str, Any]) -> None:

@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_device, add_follow_links, add_labels, add_threads, count
+from minitl.cli.arguments import (
+    add_device,
+    add_follow_links,
+    add_labels,
+    add_overwrite,
+    add_threads,
+    count,
+    refuse_to_replace,
+)
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -26,7 +34,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         metavar="PART",
         help="take what comes out of this part, as layer3 (the last before the head)",
     )
-    command.add_argument("--overwrite", action="store_true", help="replace a file of that name")
+    add_overwrite(command)
     command.add_argument(
         "--val-fraction",
         type=float,
@@ -51,14 +59,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
     from minitl.data.labels import find_dataset
-    from minitl.errors import UserError
     from minitl.text import printable
     from minitl.train.extract import extract
+    from minitl.train.source import refuse_idle_fractions
 
-    if options.out.exists() and not options.overwrite:
-        raise UserError(
-            f"{options.out} exists; choose another --out, or replace it with --overwrite"
-        )
+    refuse_to_replace(options.out, options.overwrite)
     dataset = find_dataset(
         options.data,
         labels=options.labels,
@@ -68,6 +73,7 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         follow_links=options.follow_links,
     )
+    refuse_idle_fractions(dataset, options.val_fraction, options.test_fraction)
     for note in dataset.notes:
         print(printable(note))
     extract(

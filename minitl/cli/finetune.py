@@ -13,9 +13,12 @@ from minitl.cli.settings import (
     add_optimizer,
     add_pictures,
     add_rate,
+    add_recipe,
     add_tasks,
 )
 from minitl.errors import UserError
+
+RESUMABLE = ("threads", "workers", "device")  # what may change without changing the result
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -26,7 +29,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         description="Train a pretrained network on DATA/<class>/* or DATA/{train,val[,test]}/<class>/*. "
         "In brackets: what holds if an option is not given.",
         usage="minitl finetune DATA --weights FILE.h5|NAME [--recipe NAME] [--out RUN] [options]\n"
-        "       minitl finetune --resume RUN [--accept-changed]",
+        "       minitl finetune --resume RUN [--accept-changed] [--threads N] [--workers N] [--device D]",
         argument_default=argparse.SUPPRESS,
     )
     command.set_defaults(run=run, debug=False)
@@ -52,20 +55,17 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     what.add_argument("--demo", action="store_true", help="built-in example: handwritten digits")
     what.add_argument(
-        "--resume", metavar="RUN", help="continue a run where it was last saved, to the same result"
+        "--resume",
+        metavar="RUN",
+        help="continue a run where it was last saved, to the same result, perhaps with other --threads, "
+        "--workers or another GPU",
     )
     what.add_argument(
         "--accept-changed",
         action="store_true",
         help="with --resume: go on although pictures have another size or date than when the run began",
     )
-    what.add_argument(
-        "--recipe",
-        metavar="NAME",
-        help="settings that belong together: all-layers (SGD), frozen-mlp (a dense layer of 1024 on "
-        "frozen features, Adam), frozen-vgg (the same on a VGG's flattened map), adamw-steps (all layers, "
-        "rate in steps, dropout, early stopping, compared with before); other options override it",
-    )
+    add_recipe(what)
     what.add_argument(
         "--config", metavar="FILE.toml", help="settings of an earlier run to start from"
     )
@@ -105,11 +105,13 @@ def run(options: argparse.Namespace) -> None:
     given = {k: v for k, v in vars(options).items() if k not in ("run", "debug")}
     accept_changed = given.pop("accept_changed", False)
     if "resume" in given:
-        if len(given) > 1:
+        folder = Path(given.pop("resume"))
+        if given.keys() - set(RESUMABLE):
+            allowed = ", ".join(f"--{name}" for name in RESUMABLE)
             raise UserError(
-                "--resume takes no other options: a run continues with its own settings"
+                f"--resume {folder} takes no options but {allowed}: a run continues with its own settings"
             )
-        resume(Path(given["resume"]), accept_changed)
+        resume(folder, accept_changed=accept_changed, **given)
         return
     if accept_changed:
         raise UserError(
@@ -120,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
     if given.pop("demo", False):
         if config_file or given.keys() & {"data", "weights", "arch", "from_scratch", "recipe"}:
             raise UserError("--demo brings its own DATA, --weights and settings; leave yours out")
-        demo(prepare_folder(out, "demo", overwrite), **given)
+        demo(prepare_folder(out, "demo", overwrite, ("finetuned", "scratch")), **given)
         return
     if "features" in given:
         from minitl.feature_file import FeatureFile

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import count
+from minitl.cli.arguments import add_overwrite, count, refuse_to_replace
 from minitl.cli.settings import (
     add_augmentation,
     add_batches,
@@ -12,6 +12,7 @@ from minitl.cli.settings import (
     add_model,
     add_optimizer,
     add_pictures,
+    add_recipe,
     add_tasks,
 )
 
@@ -36,7 +37,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     what.add_argument("--arch", metavar="NAME", help="without --weights: the network")
     what.add_argument("--config", metavar="FILE.toml", help="settings of a run to start from")
-    what.add_argument("--out", default="lr.png", metavar="FILE.png", help="the drawing (lr.png)")
+    add_recipe(what)
+    what.add_argument(
+        "--out", default=Path("lr.png"), type=Path, metavar="FILE.png", help="the drawing (lr.png)"
+    )
+    add_overwrite(what)
     what.add_argument("--steps", type=count, default=100, metavar="N", help="at most (100)")
     what.add_argument(
         "--lowest", type=float, default=1e-6, metavar="X", help="the first rate (1e-6)"
@@ -59,5 +64,6 @@ def run(options: argparse.Namespace) -> None:
 
     given = {k: v for k, v in vars(options).items() if k not in ("run", "debug")}
     out, *ramp = (given.pop(name) for name in ("out", "steps", "lowest", "highest"))
+    refuse_to_replace(out, given.pop("overwrite"))
     file = given.pop("config", None)
-    find_lr(make_config(file and Path(file), given), Path(out), *ramp)
+    find_lr(make_config(file and Path(file), given), out, *ramp)

@@ -20,6 +20,7 @@ from minitl.cli.arguments import (
     share,
 )
 from minitl.errors import UserError
+from minitl.files import replaced_atomically
 
 FORMATS = ("table", "csv", "jsonl")
 
@@ -116,17 +117,24 @@ def run(options: argparse.Namespace) -> None:
             precision=options.precision,
         )
         if options.json:
-            out.write(json.dumps(list(results), indent=2, ensure_ascii=False) + "\n")
+            everything = list(results)
+            _refuse_nothing(bad, total)
+            out.write(json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
             return
         first = next(results, None)
+        _refuse_nothing(bad, total)
+        assert first is not None
         form = options.format or "table"
-        if first is not None and "tasks" in first:
+        if "tasks" in first:
             write = _task_writer(form, out, first)
         else:
-            write = _writer(form, out, options.top)
-        for result in itertools.chain([] if first is None else [first], results):
+            write = _writer(form, out, len(first["top"]))
+        for result in itertools.chain([first], results):
             write(result)
-    if bad and len(bad) == total:
+
+
+def _refuse_nothing(bad: list[str], total: int) -> None:
+    if len(bad) == total:
         raise UserError(f"none of the {total} pictures could be read")
 
 
@@ -138,14 +146,14 @@ def _output(path: Path | None, overwrite: bool) -> Iterator[TextIO]:
         return
     if path.exists() and (not overwrite or not path.is_file()):
         raise UserError(f"--out {path} exists; choose another name, or --overwrite it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Names of files need not be text; what is not goes out as \udcXX, which JSON reads back.
-        with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Names of files need not be text; what is not goes out as \udcXX, which JSON reads back.
+    with (
+        replaced_atomically(path) as temporary,
+        temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _writer(form: str, out: TextIO, top: int) -> Callable[[dict[str, Any]], object]:

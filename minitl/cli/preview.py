@@ -4,8 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_follow_links, add_labels, count
-from minitl.cli.settings import add_augmentation, add_tasks
+from minitl.cli.arguments import (
+    add_follow_links,
+    add_labels,
+    add_overwrite,
+    count,
+    refuse_to_replace,
+)
+from minitl.cli.settings import add_augmentation, add_recipe, add_tasks
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -14,8 +20,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "preview",
         help="show what the network will see of your pictures",
         description="Draw a sheet of training pictures, varied exactly as minitl finetune will vary them "
-        "with the same options and seed: a row for each picture, a column for each epoch.",
-        usage="minitl preview DATA --weights FILE.h5|NAME [options of finetune] [--out FILE.png]",
+        "with the same options and seed: a row for each picture, a column for each epoch. With --mixup or "
+        "--cutmix a column shows the first pictures of its epoch.",
+        usage="minitl preview DATA [--weights FILE.h5|NAME] [options of finetune] [--out FILE.png]",
         argument_default=argparse.SUPPRESS,
     )
     command.set_defaults(run=run, debug=False)
@@ -24,18 +31,30 @@ def add(commands: Any) -> argparse.ArgumentParser:
     what.add_argument(
         "--weights",
         metavar="FILE.h5|NAME",
-        help="the network to prepare pictures for: a file or a name",
+        help="the network to prepare pictures for: a file or a name (224 x 224 pixels, as most)",
     )
     what.add_argument(
         "--arch", metavar="NAME", help="without --weights: the network's architecture"
     )
     what.add_argument("--config", metavar="FILE.toml", help="settings of a run to show instead")
     what.add_argument(
-        "--out", default="preview.png", metavar="FILE.png", help="the sheet (preview.png)"
+        "--out",
+        default=Path("preview.png"),
+        type=Path,
+        metavar="FILE.png",
+        help="the sheet (preview.png)",
     )
+    add_overwrite(what)
+    add_recipe(what)
     what.add_argument("--pictures", type=count, default=8, metavar="N", help="rows (8)")
     what.add_argument("--columns", type=count, default=6, metavar="N", help="epochs to show (6)")
     what.add_argument("--seed", type=int, metavar="N", help="as for finetune (0)")
+    what.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="as for finetune: with --mixup and --cutmix it decides what meets what (16)",
+    )
     what.add_argument(
         "--val-fraction", type=float, metavar="X", help="as for finetune, if DATA has no val (0.2)"
     )
@@ -56,5 +75,6 @@ def run(options: argparse.Namespace) -> None:
 
     given = {k: v for k, v in vars(options).items() if k not in ("run", "debug")}
     out, pictures, columns = (given.pop(name) for name in ("out", "pictures", "columns"))
+    refuse_to_replace(out, given.pop("overwrite"))
     file = given.pop("config", None)
-    preview(make_config(file and Path(file), given), Path(out), pictures, columns)
+    preview(make_config(file and Path(file), given), out, pictures, columns)

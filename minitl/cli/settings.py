@@ -7,6 +7,17 @@ from typing import Any
 from minitl.cli.arguments import add_device, add_follow_links, add_labels, add_threads
 
 
+def add_recipe(command: Any) -> None:
+    """Add --recipe."""
+    command.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="settings that belong together: all-layers (SGD), frozen-mlp (a dense layer of 1024 on "
+        "frozen features, Adam), frozen-vgg (the same on a VGG's flattened map), adamw-steps (all layers, "
+        "rate in steps, dropout, early stopping, compared with before); other options override it",
+    )
+
+
 def add_model(command: argparse.ArgumentParser) -> None:
     """Add what trains: freezing, the head."""
     group = command.add_argument_group("what trains")
@@ -15,7 +26,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
         metavar="WHAT,...",
         type=words,
         help="parts that do not train: names or patterns such as conv1,layer1,'layer2.*.conv1', or the "
-        "words backbone (all but the head), none (default)",
+        "words backbone (all but the head, which always trains), none (default)",
     )
     group.add_argument(
         "--freeze-until",
@@ -78,7 +89,21 @@ def add_rate(command: argparse.ArgumentParser) -> None:
         help="learning rate (sgd: 0.001, or 0.01 where only the head trains; adam, adamw: a tenth); "
         "see minitl lr-find",
     )
-    rate.add_argument("--lr-head", type=float, metavar="X", help="of the head alone (as --lr)")
+    rate.add_argument(
+        "--lr-for",
+        action="append",
+        metavar="PART=X",
+        help="of some layers alone, once for each: names or patterns as for --freeze, such as "
+        "'layer4*=0.0001', or head, backbone; where several fit, the last (as --lr)",
+    )
+    rate.add_argument(
+        "--lr-head",
+        dest="lr_for",
+        action="append",
+        type="head={}".format,
+        metavar="X",
+        help="the same as --lr-for head=X",
+    )
     rate.add_argument(
         "--schedule",
         metavar="NAME",
@@ -148,9 +173,6 @@ def add_batches(command: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="shuffle (default): each picture once an epoch; balanced: each class equally often",
     )
-    course.add_argument(
-        "--seed", type=int, metavar="N", help="of the head, the split and the order (0)"
-    )
 
 
 def add_augmentation(command: argparse.ArgumentParser) -> None:
@@ -196,6 +218,18 @@ def add_augmentation(command: argparse.ArgumentParser) -> None:
         metavar="N,M",
         help="N operations drawn for each picture, as RandAugment, of strength M from 0 to 30 (0,0)",
     )
+    group.add_argument(
+        "--mixup",
+        type=float,
+        metavar="A",
+        help="blend pictures in pairs, shares from Beta(A, A); 0.2 is usual (0: never)",
+    )
+    group.add_argument(
+        "--cutmix",
+        type=float,
+        metavar="A",
+        help="put parts of pictures into others, shares from Beta(A, A); 1 is usual (0: never)",
+    )
 
 
 def add_pictures(command: argparse.ArgumentParser) -> None:
@@ -219,18 +253,6 @@ def add_pictures(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="K",
         help="vary each picture in K ways only, and keep what frozen layers compute of them (0: anew)",
-    )
-    group.add_argument(
-        "--mixup",
-        type=float,
-        metavar="A",
-        help="blend pictures in pairs, shares from Beta(A, A); 0.2 is usual (0: never)",
-    )
-    group.add_argument(
-        "--cutmix",
-        type=float,
-        metavar="A",
-        help="put parts of pictures into others, shares from Beta(A, A); 1 is usual (0: never)",
     )
     group.add_argument(
         "--val-fraction",
@@ -269,8 +291,14 @@ def add_tasks(command: argparse.ArgumentParser) -> None:
 
 
 def add_computing(command: argparse.ArgumentParser) -> None:
-    """Add where and how it is computed."""
+    """Add where and how it is computed, and from which random numbers."""
     group = command.add_argument_group("computing")
+    group.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of the head, the split, the order and all variations: equal seeds give equal bits (0)",
+    )
     add_device(group)
     add_threads(group)
     group.add_argument(

@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     attack = make_attack(options)
     config = make_config(None, {k: v for k, v in given.items() if v is not None})
     name = f"{Path(config.data).resolve().name}-transfer"
-    folder = prepare_folder(options.out, name, options.overwrite)
+    folder = prepare_folder(options.out, name, options.overwrite, ("*/seed-*",))
     # What the runs say goes to standard error where standard output is to be JSON alone.
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         figures = transfer_report(config, folder, options.seeds, rates, attack)

@@ -21,6 +21,12 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from minitl.errors import UserError
 
+# What a user calls the fields; ratio and the probability of flip have no option of their own.
+_OPTIONS = {
+    "scale": "--crop-scale",
+    **{name: f"--color-jitter: {name}" for name in ("brightness", "contrast", "saturation", "hue")},
+    **{name: f"--{name}" for name in ("rotation", "shear", "zoom", "erase", "policy")},
+}
 POLICY_LEVELS = 30  # a policy's magnitude goes from 0 to this
 
 
@@ -253,7 +259,8 @@ def _is_pair(value: Any) -> bool:
 
 
 def _wrong(name: str, value: Any, wanted: str) -> None:
-    raise UserError(f"augmentation: {name} must be {wanted}; got {value!r}")
+    what = _OPTIONS.get(name, f"augmentation: {name}")
+    raise UserError(f"{what} must be {wanted}; got {value!r}")
 
 
 __all__ = ["POLICY", "POLICY_LEVELS", "Augmentation", "warp"]

@@ -57,7 +57,7 @@ class Dataset:
     root: the folder that sample paths are relative to.
     classes: names; a label is an index into them.
     train, val, test: samples, ordered by class and path. Parts that are not there are empty.
-    seed, val_fraction: how val was drawn; None where the folders say it.
+    seed, val_fraction: how val was drawn; None where the folders say it. drawn: the parts that were.
     notes: what was seen, and what was left out, in sentences for the user.
     tasks, targets: where there are several tasks: what they are, and what is known of each picture, see
         targets.py; `classes` then names the network's outputs.
@@ -75,6 +75,7 @@ class Dataset:
     tasks: tuple[Task, ...] = ()
     targets: np.ndarray | None = None
     stamps: dict[str, Stamp] = field(default_factory=dict, compare=False)
+    drawn: tuple[str, ...] = field(default=(), compare=False)
 
     def changed(self) -> list[str]:
         """Return which pictures are no longer the files that they were when the split was saved."""
@@ -203,7 +204,7 @@ def scan(
 
     if not parts:
         found = {"train" if classes is None else "test": found[""]}
-    drawn = []
+    drawn: tuple[str, ...] = ()
     if classes is None and "train" in found:
         drawn = draw_parts(found, val_fraction, test_fraction, seed)
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
@@ -212,7 +213,8 @@ def scan(
         object_to(problems, "no-validation", message)
     if not drawn:
         return Dataset(root, names, train, val, test, notes=scanner.notes())
-    return Dataset(root, names, train, val, test, seed, val_fraction, scanner.notes())
+    notes = scanner.notes()
+    return Dataset(root, names, train, val, test, seed, val_fraction, notes, drawn=drawn)
 
 
 def from_labels(
@@ -253,14 +255,14 @@ def from_labels(
         found_names = f"{len(names)} class(es) ({listed(names)})"
         message = f"the labels of {root} name {found_names}; at least two are needed"
         object_to(problems, "one-class", message)
-    drawn = draw_parts(found, val_fraction, test_fraction, seed) if classes is None else []
+    drawn = draw_parts(found, val_fraction, test_fraction, seed) if classes is None else ()
     train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
     if classes is None:
         _require_training(root, names, train, val, problems)
     said = [*notes, *notes_on_draw(drawn, (parts or {}).values(), seed)]
     if not drawn:
         return Dataset(root, names, train, val, test, notes=said)
-    return Dataset(root, names, train, val, test, seed, val_fraction, said)
+    return Dataset(root, names, train, val, test, seed, val_fraction, said, drawn=drawn)
 
 
 def list_inside(root: str | Path, follow_links: bool = False) -> tuple[list[str], list[str]]:
@@ -298,11 +300,11 @@ def list_pictures(
     return pictures
 
 
-def load_split(path: str | Path, root: str | Path) -> Dataset:
+def load_split(path: str | Path, root: str | Path, *, missing_ok: bool = False) -> Dataset:
     """Read what `Dataset.save_split` wrote, for the pictures under `root`.
 
     Raises UserError where the file is not a split, names a path outside of `root`, lists a picture
-    twice, or names pictures that are gone.
+    twice, or, unless missing_ok, names pictures that are gone.
     """
     path, root = Path(path), Path(root)
     _require_folder(root)
@@ -335,7 +337,7 @@ def load_split(path: str | Path, root: str | Path) -> Dataset:
     if len(set(everything)) != len(everything):
         twice = next(name for name in everything if everything.count(name) > 1)
         raise UserError(f"{path} is damaged: it lists {twice!r} more than once")
-    gone = [name for name in everything if not (root / name).is_file()]
+    gone = [name for name in everything if not missing_ok and not (root / name).is_file()]
     if gone:
         raise UserError(
             f"{path} names {len(gone)} of {len(everything)} pictures that are not in {root}: "
@@ -691,19 +693,18 @@ def _require_training(
 
 def draw_parts(
     found: dict[str, dict[str, dict[str, str]]], val: float, test: float, seed: int
-) -> list[str]:
+) -> tuple[str, ...]:
     """Take parts that are not there out of the training pictures; return which were drawn.
 
     Both come from the same order of a class's pictures, test before validation.
     """
-    drawn = []
+    drawn: tuple[str, ...] = ()
     if test and "test" not in found:
         found["train"], found["test"] = _stratified(found["train"], test, seed)
-        val = val / (1 - test)
-        drawn.append("test")
+        val, drawn = val / (1 - test), ("test",)
     if "val" not in found:
         found["train"], found["val"] = _stratified(found["train"], val, seed)
-        drawn.append("val")
+        drawn = (*drawn, "val")
     return drawn
 
 

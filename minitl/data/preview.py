@@ -1,5 +1,7 @@
 """A contact sheet: what the network will see of some pictures, with their labels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -20,24 +22,36 @@ def contact_sheet(
     The rows go through the classes in turn. loader: of the dataset's training part; decides how pictures
     are prepared and varied, and they are exactly those that training with it will see.
     """
-    chosen = _by_turns(loader.samples, pictures)
-    side = min(loader.preprocessing.crop, LARGEST)
-    step_x, step_y = side + MARGIN, side + MARGIN + CAPTION
-    size = MARGIN + epochs * step_x, MARGIN + CAPTION + len(chosen) * step_y
+    rows = []
+    for index in _by_turns(loader.samples, pictures):
+        sample = loader.samples[index]
+        captions = [f"{dataset.label_of(sample)}: {sample.path}", *[""] * (epochs - 1)]
+        crops = [loader.crop(index, epoch) for epoch in range(epochs)]
+        rows.append(list(zip(crops, captions, strict=True)))
+    return draw_sheet(rows)
+
+
+def draw_sheet(rows: Sequence[Sequence[tuple[np.ndarray, str]]], narrowest: int = 0) -> Image.Image:
+    """Draw rows of square pictures (s, s, 3) uint8, each with a line of text below, a column for each epoch.
+
+    narrowest: pixels that a column has at least, for its text.
+    """
+    epochs, crop = len(rows[0]), len(rows[0][0][0])
+    side = min(crop, LARGEST)
+    step_x, step_y = max(side, narrowest) + MARGIN, side + MARGIN + CAPTION
+    size = MARGIN + epochs * step_x, MARGIN + CAPTION + len(rows) * step_y
     sheet = Image.new("RGB", size, (255, 255, 255))
     draw = ImageDraw.Draw(sheet)
     for column in range(epochs):
-        title = f"epoch {column + 1}" if side >= TITLE else str(column + 1)
+        title = f"epoch {column + 1}" if step_x >= TITLE else str(column + 1)
         draw.text((MARGIN + column * step_x, 0), title, fill=(0, 0, 0))
-    for row, index in enumerate(chosen):
-        top = CAPTION + MARGIN + row * step_y
-        for column in range(epochs):
-            crop = Image.fromarray(np.ascontiguousarray(loader.crop(index, column)))
-            shown = crop.resize((side, side)) if crop.width > side else crop
-            sheet.paste(shown, (MARGIN + column * step_x, top))
-        sample = loader.samples[index]
-        caption = f"{dataset.label_of(sample)}: {sample.path}"
-        draw.text((MARGIN, top + side), _drawable(caption), fill=(0, 0, 0))
+    for number, row in enumerate(rows):
+        top = CAPTION + MARGIN + number * step_y
+        for column, (picture, caption) in enumerate(row):
+            left = MARGIN + column * step_x
+            image = Image.fromarray(np.ascontiguousarray(picture))
+            sheet.paste(image.resize((side, side)) if crop > side else image, (left, top))
+            draw.text((left, top + side), _drawable(caption), fill=(0, 0, 0))
     return sheet
 
 
@@ -56,4 +70,4 @@ def _drawable(text: str) -> str:
     return text.encode("latin-1", "replace").decode("latin-1")
 
 
-__all__ = ["contact_sheet"]
+__all__ = ["contact_sheet", "draw_sheet"]

@@ -75,7 +75,9 @@ def task_dataset(
     train, val, test = (_samples(pictures, rows.get(part, [])) for part in ("train", "val", "test"))
     dataset = Dataset(root, output_names(tasks), train, val, test, notes=notes)
     dataset = dataclasses.replace(dataset, tasks=tuple(tasks), targets=targets)
-    return dataclasses.replace(dataset, seed=seed, val_fraction=val_fraction) if drawn else dataset
+    if not drawn:
+        return dataset
+    return dataclasses.replace(dataset, seed=seed, val_fraction=val_fraction, drawn=drawn)
 
 
 def task_dataset_for(data: str | Path, table: str | Path, tasks: Sequence[Task]) -> Dataset:

@@ -12,6 +12,8 @@ Errors are {"error": text} with a fitting status. By default only this machine c
 another site cannot use the browser to reach it, because requests must name the host that is served.
 """
 
+import ipaddress
+import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from flask import Flask, Response
 
 MAX_BYTES = 25 << 20  # of an upload
+MAX_READ = 4 * MAX_BYTES  # beyond that a body is not even read, and the answer is no longer ours
+TOO_LARGE = f"the upload is larger than the limit of {MAX_BYTES >> 20} MB"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -75,13 +79,18 @@ def make_app(model: Classifier, title: str, hosts: tuple[str, ...] | None = LOOP
     def explain(error: HTTPException) -> Any:
         text = error.description or error.name
         if error.code == 413:
-            text = f"the upload is larger than the limit of {MAX_BYTES >> 20} MB"
+            text = TOO_LARGE
         return jsonify(error=text), error.code
 
     @app.get("/")
     def page() -> str:
         return render_template(
-            "page.html", title=title, classes=model.class_names, tasks=[t.name for t in model.tasks]
+            "page.html",
+            title=title,
+            classes=model.class_names,
+            tasks=[t.name for t in model.tasks],
+            most=MAX_BYTES,
+            too_large=TOO_LARGE,
         )
 
     @app.get("/model")
@@ -137,28 +146,41 @@ class _Predictor:
         }
 
 
+def _address_of(host: str) -> str:
+    """Return the address that a name or address stands for; UserError where there is none."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise UserError(
+            f"--host {host} is no address of this machine; give one such as 127.0.0.1, or 0.0.0.0 for all"
+        ) from None
+    return str(found[0][4][0]).partition("%")[0]
+
+
 def serve(model: Classifier, title: str, host: str, port: int) -> None:
     """Answer requests until Ctrl-C.
 
-    host: an address of this machine; anything but a loopback address opens the page to the network.
-    Raises UserError where the port cannot be used.
+    host: an address or a name of this machine; anything but a loopback address opens the page to the
+    network. Raises UserError where address or port cannot be used.
     """
     try:
         from waitress import create_server
     except ImportError:
         raise UserError("minitl serve needs waitress: pip install 'minitl[serve]'") from None
 
-    local = host in ("localhost", "::1") or host.startswith("127.")
-    app = make_app(model, title, LOOPBACK if local else None)
+    address = _address_of(host)
+    local = ipaddress.ip_address(address).is_loopback
+    shown = f"[{host}]" if ":" in host else host
+    app = make_app(model, title, (*LOOPBACK, shown) if local else None)
     try:
         server = create_server(
-            app, host=host, port=port, threads=4, max_request_body_size=MAX_BYTES
+            app, host=address, port=port, threads=4, max_request_body_size=MAX_READ
         )
     except OSError as error:
         raise UserError(
             f"cannot serve on {host}, port {port}: {error.strerror or error}; choose another --port"
         ) from None
-    print(f"http://{host}:{server.effective_port}  (Ctrl-C ends it)", flush=True)
+    print(f"http://{shown}:{server.effective_port}  (Ctrl-C ends it)", flush=True)
     if not local:
         print("  open to everybody who can reach this machine", flush=True)
     try:

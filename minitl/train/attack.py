@@ -42,11 +42,14 @@ class Attack:
     def __post_init__(self) -> None:
         if self.kind not in ATTACKS:
             raise ValueError(f"no attack {self.kind!r}; choose one of {', '.join(ATTACKS)}")
-        if not 0 < self.epsilon <= 255 or self.steps < 1 or (self.step_size or 1) <= 0:
+        if not 0 < self.epsilon <= 255:
             raise ValueError(
-                "epsilon must be above 0 and at most 255, steps at least 1, step_size above 0; "
-                f"got {self.epsilon}, {self.steps}, {self.step_size}"
+                f"the largest change must be above 0 and at most 255; got {self.epsilon:g}"
             )
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
+        if self.step_size is not None and not self.step_size > 0:
+            raise ValueError(f"step_size must be above 0; got {self.step_size}")
 
     @classmethod
     def parse(cls, text: str, seed: int = 0) -> Self:

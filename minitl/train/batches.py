@@ -20,10 +20,14 @@ from minitl.device import Device, cupy
 
 
 class Mixed(NamedTuple):
-    """What else is in the pictures of a mixed batch: these labels, and the share of their own ones."""
+    """What else is in the pictures of a mixed batch: these labels, and the share of their own ones.
+
+    labels, host_labels: as of `Inputs`.
+    """
 
     labels: Array
     share: float
+    host_labels: np.ndarray
 
 
 class Inputs(NamedTuple):

@@ -20,7 +20,8 @@ from minitl.train.batches import decoding_threads
 from minitl.train.checkpoint import parse_interval
 from minitl.train.contradictions import refuse_contradictions, refuse_idle
 from minitl.train.heads import parse_head
-from minitl.train.recipes import settings_of
+from minitl.train.rates import parse as parse_rates
+from minitl.train.recipes import less_pointless, settings_of
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant", "step", "exponential", "one-cycle", "plateau")
@@ -36,7 +37,8 @@ class Config:
         and preprocessing.
     arch: without `weights`, the network to train from scratch.
     lr, weight_decay, gamma: None takes what is usual, see train/optimisation.py.
-    lr_head: of the head alone. layer_decay: rate of a part, in shares of that of the part above it.
+    lr_for: rates of parts of their own, see train/rates.py. layer_decay: rate of a part, in shares of that
+        of the part above it.
     decay_norms: weight decay on biases and normalisations too.
     schedule: see `make_schedule`; gamma, step_epochs, plateau_patience belong to it.
     class_weights: "balanced" or "none". sampler: "shuffle" or "balanced".
@@ -72,7 +74,7 @@ class Config:
     micro_batch: int | None = None
     optimizer: str = "sgd"
     lr: float | None = None
-    lr_head: float | None = None
+    lr_for: tuple[str, ...] = ()
     layer_decay: float = 1.0
     momentum: float = 0.9
     nesterov: bool = False
@@ -137,7 +139,6 @@ class Config:
             "micro_batch": self.micro_batch is None or self.micro_batch >= 1,
             "optimizer": self.optimizer in OPTIMIZERS,
             "lr": _positive(self.lr),
-            "lr_head": _positive(self.lr_head),
             "layer_decay": 0 < self.layer_decay <= 1,
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": self.weight_decay is None or 0 <= self.weight_decay < math.inf,
@@ -178,6 +179,7 @@ class Config:
         self.augmentation()
         parse_interval(self.save_every)
         parse_head(self.head)
+        parse_rates(self.lr_for)
         parse_tasks(self.task, self.task_weight)
         if self.adversarial is not None:
             Attack.parse(self.adversarial)
@@ -217,6 +219,8 @@ class Config:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not valid TOML: {error}") from None
+        if "lr_head" in values:  # from before other parts could have a rate of their own
+            values.setdefault("lr_for", [f"head={values.pop('lr_head')}"])
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(values.keys() - known)
         if unknown:
@@ -268,12 +272,12 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     if given.get("feature_cache", OFF) not in (AUTO, OFF):
         given = given | {"feature_cache": str(Path(given["feature_cache"]).absolute())}
     given = dict(given)
-    for name in given.keys() & {"task", "task_weight"}:
+    for name in given.keys() & {"task", "task_weight", "lr_for"}:
         given[name] = tuple(given[name])
     recipe = given.pop("recipe", None)
     if recipe is not None and file is not None:
         raise UserError("--recipe and --config both bring settings; choose one of them")
-    values = {} if file is None else dataclasses.asdict(Config.load(file))
+    values = {} if file is None else less_pointless(dataclasses.asdict(Config.load(file)), given)
     values |= given if recipe is None else settings_of(recipe, given) | given
     if "data" not in values:
         raise UserError(
@@ -318,7 +322,6 @@ _HINTS = {
     "seed": "give 0 or a positive number",
     "workers": "give at least 1",
     "optimizer": "choose sgd, adam or adamw",
-    "lr_head": "give a positive number such as 0.01",
     "layer_decay": "give a number above 0, at most 1, such as 0.75",
     "clip_norm": "give a positive number such as 1",
     "ema": "give a number between 0 and 1 such as 0.999",

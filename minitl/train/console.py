@@ -5,6 +5,7 @@ Results go to standard output, progress to standard error, so that results can b
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -23,20 +24,35 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
+# How long kernels have been compiled, and how long they had been when that was first asked.
+_compiling: dict[Callable[[], float], float] = {}
+
+
+def compiled_seconds() -> float:
+    """Return how long this process has compiled kernels: time that says nothing of what comes after."""
+    return sum(seconds() - before for seconds, before in _compiling.items())
+
+
 def announce_compilation(device: Device = CPU, training: bool = False) -> None:
-    """Say so if kernels have to be compiled, which makes the first steps slow."""
+    """Say so if kernels have to be compiled, which makes the first steps slow; count how long that takes."""
+    seconds = device.kernels.compile_seconds
+    _compiling.setdefault(seconds, seconds())
     kind = "CPU" if device.kind == "cpu" else "CUDA"
     text = f"  compiling {kind} kernels for this machine: once, up to half a minute ..."
     device.kernels.on_first_compile(lambda: tqdm.write(text, file=sys.stderr), training)
 
 
 class Progress:
-    """Progress over a known number of images, with figures such as the loss beside it."""
+    """Progress over a known number of images, with figures such as the loss beside it.
+
+    Its speed, and so the time left, is without what compiling kernels took.
+    """
 
     def __init__(self, label: str, images: int, stream: TextIO | None = None) -> None:
         self._label, self._images, self._done = label, images, 0
         self._stream = stream or sys.stderr
         self._started = self._last_line = time.monotonic()
+        self._compiled_before = self._compiled = compiled_seconds()
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
             self._bar = tqdm(
@@ -51,14 +67,19 @@ class Progress:
     def update(self, images: int, figures: str = "") -> None:
         """Count further images; `figures` is shown behind the bar."""
         self._done += images
+        compiled_now, compiled_then = compiled_seconds(), self._compiled
+        self._compiled = compiled_now
         if self._bar is not None:
+            self._bar.last_print_t += (
+                compiled_now - compiled_then
+            )  # from where it measures its speed
             self._bar.set_postfix_str(figures, refresh=False)
             self._bar.update(images)
             return
         now = time.monotonic()
         if now - self._last_line >= LOG_SECONDS and self._done < self._images:
             self._last_line = now
-            rate = self._done / (now - self._started)
+            rate = self._done / (now - self._started - (compiled_now - self._compiled_before))
             left = (self._images - self._done) / rate
             print(
                 f"{self._label}: {self._done}/{self._images} images  {figures}  {rate:.1f} img/s  "

@@ -13,6 +13,11 @@ Holds = Callable[["Config"], bool]
 
 # An option that was given: where it has an effect, in words and as a test.
 NEEDS: dict[str, tuple[str, Holds]] = {
+    "from_scratch": ("--weights, whose network it takes", lambda c: c.weights is not None),
+    "patience": (
+        "more --epochs than it waits for",
+        lambda c: c.patience is None or c.patience < c.epochs,
+    ),
     "momentum": ("--optimizer sgd", lambda c: c.optimizer == "sgd"),
     "nesterov": ("--optimizer sgd", lambda c: c.optimizer == "sgd"),
     "gamma": (
@@ -56,10 +61,15 @@ def refuse_contradictions(config: "Config") -> None:
     """Raise UserError for settings that cannot work together, wherever they come from."""
     if config.nesterov and config.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
-    if config.class_weights != "none" and config.micro_batch is not None:
+    frozen = config.freeze != ("none",) or config.freeze_until or config.unfreeze_schedule
+    random = config.from_scratch or (config.weights is None and config.arch is not None)
+    if frozen and random:
+        option = "freeze" if config.freeze != ("none",) else "freeze-until"
+        option = "unfreeze-schedule" if config.unfreeze_schedule else option
+        scratch = "--from-scratch" if config.from_scratch else "--arch without --weights"
         raise UserError(
-            "--class-weights and --micro-batch exclude each other: the weights are divided by their sum "
-            "over a batch, which its parts do not know; use --sampler balanced, or whole batches"
+            f"--{option} keeps layers as they are, and {scratch} makes them random: they would "
+            "never learn anything; leave one of them out"
         )
     if config.class_weights == config.sampler == "balanced":
         raise UserError(

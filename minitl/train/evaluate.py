@@ -1,5 +1,6 @@
 """A finished run, or any weights file, on further pictures."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from minitl import models
 from minitl.convert.pull import find_weights
-from minitl.data.folder import Dataset
+from minitl.data.folder import Dataset, Sample, load_split
 from minitl.data.labels import find_dataset
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.task_table import task_dataset_for
@@ -103,6 +104,58 @@ def _class_dataset(
         ) from error
 
 
+def _dataset(
+    run_or_weights: Path,
+    model: Classifier,
+    data: Path,
+    labels: str | None,
+    label_from_name: str | None,
+    follow_links: bool,
+) -> tuple[Dataset, bool]:
+    """Return the pictures to judge a model on, and whether their parts are those of its run.
+
+    They are where the run was trained on this folder; what it has not seen keeps the part it has. Labels
+    are then found as in the run, unless something else is given.
+    """
+    run = run_or_weights if run_or_weights.is_dir() else run_or_weights.parent
+    own = run_or_weights.exists() and all(
+        (run / n).is_file() for n in ("config.toml", "split.json")
+    )
+    config = Config.load(run / "config.toml") if own else None
+    if config is None or not _same(config.data, data):
+        own = False
+    else:
+        follow_links = follow_links or config.follow_links
+        if labels is None and label_from_name is None:
+            labels, label_from_name = config.labels, config.label_from_name
+    if model.tasks:
+        dataset = _task_dataset(model, data, labels, label_from_name)
+    else:
+        dataset = _class_dataset(model, data, labels, label_from_name, follow_links)
+    if not own:
+        return dataset, False
+    split = load_split(run / "split.json", data, missing_ok=True)
+    return _parted_as(split, dataset), True
+
+
+def _parted_as(split: Dataset, dataset: Dataset) -> Dataset:
+    """Return a dataset with each picture in the part that it has in the split, if it is there."""
+    parts = ("train", "val", "test")
+    known = {sample.path: part for part in parts for sample in getattr(split, part)}
+    found: dict[str, list[Sample]] = {part: [] for part in parts}
+    for part in parts:
+        for sample in getattr(dataset, part):
+            found[known.get(sample.path, part)].append(sample)
+    return dataclasses.replace(dataset, train=found["train"], val=found["val"], test=found["test"])
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    try:
+        return Path(one).samefile(other)
+    except OSError:
+        return False
+
+
 def _numbers(model: Classifier) -> list[str]:
     """Return what classes are called where nobody has named them."""
     return [str(number) for number in range(model.num_classes)]
@@ -139,7 +192,9 @@ def evaluate(
     """Compare a model's predictions with the labels of an image folder.
 
     Folders are matched with the model's classes by name, never by position. part: "train", "val",
-    "test" or "all"; None takes test, else val. A folder without parts is all "test". workers decode
+    "test" or "all"; None takes test, else val. A folder without parts is all "test", but for the one that
+    the run was trained on: there the parts are those of the run, and so are labels unless they are given;
+    what the run has not seen keeps its part. workers decode
     pictures; threads compute (None: one for each core). device, precision: as for `finetune`.
     labels, label_from_name, follow_links: as for `find_dataset`.
     views: judge the mean over several views of each picture. skip_bad: leave out unreadable pictures.
@@ -147,22 +202,21 @@ def evaluate(
     threshold: probability from which on a label is predicted, in a model with several of them (0.5).
     attack: judge changed pictures as well, see `under_attack`.
 
-    Returns the metrics, with "part", "left_out" (path -> reason) and perhaps "attack" added. Raises
+    Returns the metrics, with "part", "own_split" (whether the parts are the run's own), "left_out" (path ->
+    reason) and perhaps "attack" added. Raises
     UserError for folders that are unknown to the model or a part that is not there.
     """
     model = load(run_or_weights)
     assert model.class_names is not None
     check_options(model, threshold=threshold, attack=attack)
-    if model.tasks:
-        dataset = _task_dataset(model, data, labels, label_from_name)
-    else:
-        dataset = _class_dataset(model, data, labels, label_from_name, follow_links)
+    dataset, own = _dataset(run_or_weights, model, data, labels, label_from_name, follow_links)
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     if part is None:
         part = "test" if dataset.test else "val"
     samples = [s for p in parts.values() for s in p] if part == "all" else parts[part]
     if not samples:
-        raise UserError(f"{data} has no {part} part; use --part all")
+        whose = f"{run_or_weights}, which was trained on {data}," if own else data
+        raise UserError(f"{whose} has no {part} part; use --part {'val' if own else 'all'}")
     where = prepare_device(device, precision, threads)
     loader = ViewLoader(
         samples,
@@ -192,6 +246,7 @@ def evaluate(
         metrics = classification_metrics(logits, truth, model.class_names)
     figures = {
         "part": part,
+        "own_split": own,
         "left_out": {samples[i].path: reason for i, reason in sorted(loader.bad.items())},
         **metrics,
     }

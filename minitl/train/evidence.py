@@ -63,8 +63,11 @@ def write_evidence(
     history: Sequence[dict[str, float]],
     judged: Sequence[Judged],
     seconds: Mapping[str, float],
+    before: Mapping[str, Any] | None = None,
 ) -> None:
     """Write report, plots and class names into a run folder that holds config.toml and best.h5.
+
+    before: how good the network was before training, if that was judged.
 
     Raises UserError for a picture that can no longer be read. Activation maps are computed on the CPU.
     """
@@ -81,6 +84,7 @@ def write_evidence(
         judged=judged,
         seconds=seconds,
         config=(folder / "config.toml").read_text(encoding="utf-8"),
+        before=before,
     )
     write_json(folder / "classes.json", dataset.classes)
     write_atomically(folder / "curves.png", plots.curves(history))
@@ -123,7 +127,8 @@ def report(
     check_preprocessing(config.preprocessing, model, folder / "best.h5", folder / "config.toml")
     with where.computing(precision):
         judged = judge(model.to(where), dataset, workers, where, precision)
-    write_evidence(folder, dataset, progress["history"], judged, _seconds(folder))
+    history, before = progress["history"], progress.get("before")
+    write_evidence(folder, dataset, history, judged, _seconds(folder), before)
     return folder / "report.html"
 
 

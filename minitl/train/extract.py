@@ -24,10 +24,12 @@ from minitl.feature_file import KEY_BYTES, FeatureFile, write
 from minitl.models import Classifier
 from minitl.text import listed
 from minitl.train.computing import prepare_device
+from minitl.train.config import OFF
 from minitl.train.console import Progress, say
 from minitl.train.feature_cache import FeatureCache, describe, file_digests, weights_digest
 from minitl.train.features import Features, megabytes, numbers_of
 from minitl.train.forward import evaluation_loader
+from minitl.train.recipes import RECIPES
 
 PARTS = ("train", "val", "test")
 
@@ -97,17 +99,49 @@ def _stages_up_to(model: Classifier, cut: str | None) -> int:
     return inside[-1]
 
 
+# What a run on features cannot be told: the file says it, or there are no pictures to do it with.
+_BROUGHT = (
+    *("data", "arch", "from_scratch", "labels", "label_from_name", "task", "task_weight"),
+    *(
+        "follow_links",
+        "val_fraction",
+        "test_fraction",
+        "freeze",
+        "freeze_until",
+        "unfreeze_schedule",
+        "skip_bad",
+    ),
+    *("feature_cache", "cached_views", "flip", "crop_scale", "vertical_flip", "rotation", "shear"),
+    *("zoom", "color_jitter", "erase", "policy", "mixup", "cutmix", "adversarial"),
+)
+
+
+def _option(name: str, value: Any) -> str:
+    if name == "data":
+        return "DATA"
+    off = value is False or value == OFF
+    return f"--{'no-' if off else ''}{name.replace('_', '-')}"
+
+
 def settings_of(file: FeatureFile, given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run on a file of features, of those that were given.
 
     Raises UserError for settings that cannot work on features.
     """
-    for name in ("data", "arch", "from_scratch", "cached_views", "unfreeze_schedule", "freeze"):
-        if given.get(name):
-            option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+    for name in _BROUGHT:
+        if name in given:
             raise UserError(
-                f"--features brings its own pictures and frozen layers; leave {option} out"
+                "--features brings its own pictures, as they are, their labels and parts, and frozen "
+                f"layers; leave {_option(name, given[name])} out"
             )
+    if given.get("augment"):
+        raise UserError("--features brings pictures as they are; leave --augment out")
+    recipe = given.get("recipe")
+    if recipe in RECIPES and RECIPES[recipe].get("freeze") != ("backbone",):
+        raise UserError(
+            f"--recipe {recipe} trains all layers, and --features brings what frozen ones gave; choose "
+            "frozen-mlp, or give single options"
+        )
     file.column("paths")
     given = {"weights": file.about.get("weights_file")} | given
     model = models.load_model(find_weights(given["weights"], say))

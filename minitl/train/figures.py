@@ -41,6 +41,14 @@ def best_of(history: Sequence[dict[str, float]]) -> dict[str, float]:
     return max(history, key=lambda row: (row[name], -row["val_loss"]))
 
 
+def loss_of_guessing(dataset: Dataset) -> float:
+    """Return the training loss of a network that knows nothing: it calls all answers equally likely."""
+    kinds = {"labels": math.log(2), "number": 1.0}  # a number's loss counts in variances
+    if not dataset.tasks:
+        return math.log(len(dataset.classes))
+    return sum(t.weight * kinds.get(t.kind, math.log(max(t.outputs, 2))) for t in dataset.tasks)
+
+
 def columns(tasks: Sequence[Task]) -> tuple[str, ...]:
     """Return the columns of metrics.csv."""
     own = ["train_accuracy", "val_loss", "val_accuracy", "val_macro_f1"]
@@ -76,11 +84,22 @@ def in_words(metrics: Mapping[str, Any]) -> str:
 def task_in_words(figures: Mapping[str, Any], kind: str) -> str:
     """Return the figures that matter of one task."""
     said = [
-        f"{_WORDS[name]} {percent(value) if name in _SHARES else format(value, '.3g')}"
+        f"{_WORDS[name]} {_written(name, value)}"
         for name in OF_KIND[kind]
         if (value := figures.get(name)) is not None and not math.isnan(value)
     ]
     return ", ".join(said) or "unknown"
+
+
+def main_in_words(figures: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the name and the value of what a task's score is made of; None where it cannot be said."""
+    name = {"classes": "accuracy", "labels": "map", "number": "r2"}[figures["kind"]]
+    value = figures.get(name)
+    return None if value is None else (_WORDS[name], _written(name, value))
+
+
+def _written(name: str, value: float) -> str:
+    return percent(value) if name in _SHARES else format(value, ".3g")
 
 
 def tasks_in_words(row: Mapping[str, float], tasks: Sequence[Task]) -> str:
@@ -115,7 +134,9 @@ __all__ = [
     "columns",
     "history_figures",
     "in_words",
+    "loss_of_guessing",
     "main_figure",
+    "main_in_words",
     "metrics_of",
     "per_class",
     "task_in_words",

@@ -33,7 +33,7 @@ from minitl.data.doctor import COLOURS, quick_findings
 from minitl.data.folder import Dataset, load_split
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
-from minitl.device import Device, get_device
+from minitl.device import Device, get_device, parse_device
 from minitl.errors import InterruptedRunError, UserError
 from minitl.feature_file import FeatureFile
 from minitl.files import write_atomically, write_json
@@ -47,8 +47,15 @@ from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs
 from minitl.train.checkpoint import Partial, SavingTimer
 from minitl.train.clock import Clock
-from minitl.train.config import Config
-from minitl.train.console import Progress, announce_compilation, duration, percent, say
+from minitl.train.config import AUTO, OFF, Config
+from minitl.train.console import (
+    Progress,
+    announce_compilation,
+    compiled_seconds,
+    duration,
+    percent,
+    say,
+)
 from minitl.train.evaluate import check_preprocessing
 from minitl.train.evidence import judge, write_evidence
 from minitl.train.feature_cache import FeatureCache, open_cache
@@ -58,12 +65,13 @@ from minitl.train.figures import (
     columns,
     history_figures,
     in_words,
+    loss_of_guessing,
     main_figure,
     metrics_of,
     tasks_in_words,
 )
 from minitl.train.forward import Forward, backbone_is_frozen, evaluation_loader
-from minitl.train.freezing import apply_freeze, table
+from minitl.train.freezing import apply_freeze, refuse_untrained_head, table
 from minitl.train.heads import replace_head
 from minitl.train.mixing import mix
 from minitl.train.optimisation import (
@@ -73,14 +81,17 @@ from minitl.train.optimisation import (
     resolved,
     stopped_early,
 )
+from minitl.train.rates import own_rates
+from minitl.train.rates import parse as parse_rates
 from minitl.train.report import Judged
-from minitl.train.run_folder import clear_leftovers, clear_run
+from minitl.train.run_folder import clear_leftovers, forget_earlier, put_back, set_aside
 from minitl.train.source import dataset_of
 from minitl.train.step import TrainingStep, statistics_note
 from minitl.train.unfreezing import parse as parse_schedule
 from minitl.train.unfreezing import unfreeze_for
 
 _WAITING = "of training, validation and features: waiting for decoded pictures"
+EXPLODED = 10  # times the loss of guessing: no epoch of a training that learns is so bad
 _DROPOUT = 3  # what a random stream is for, see data/loader.py
 
 
@@ -130,8 +141,8 @@ class Run:
 def finetune(config: Config, folder: Path) -> dict[str, Any]:
     """Carry a run through, from the data folder to summary.json; return what that holds.
 
-    folder: where the run goes, as `prepare_folder` returns it; an earlier run in it is replaced once
-        data, weights and settings have been found good.
+    folder: where the run goes, as `prepare_folder` returns it; an earlier run in it is replaced once the
+        new one has saved something, and is back in its place if that never happens.
 
     Raises UserError for anything wrong with the data, the weights, the settings or the folder.
     """
@@ -145,11 +156,9 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
         with clock.measure("checking the pictures"):
             dataset = _with_findings(_without_bad_images(dataset, config))
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
-    if config.cached_views and not frozen_stages(model):
-        raise UserError("--cached-views needs frozen layers at the front, as by --freeze backbone")
     _say_model(model, config)
     folder.mkdir(parents=True, exist_ok=True)
-    clear_run(folder)
+    set_aside(folder)
     try:
         config.save(folder / "config.toml")
         dataset.save_split(folder / "split.json")
@@ -161,24 +170,49 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
         return _train(run)
     except BaseException:
         if not _saved(folder):  # nothing to resume from: do not stand in the way of another try
-            clear_run(folder)
+            put_back(folder)
             if not any(folder.iterdir()):
                 folder.rmdir()
         raise
 
 
-def resume(folder: Path, accept_changed: bool = False) -> dict[str, Any]:
+def resume(
+    folder: Path,
+    *,
+    accept_changed: bool = False,
+    threads: int | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
     """Continue a run where it was last saved, as if it had never stopped.
 
-    accept_changed: go on although pictures are no longer those that it began with.
+    accept_changed: go on although pictures are no longer those that it began with. threads, workers, device:
+        in place of the run's own, for now; the device must be of the same kind.
 
-    Raises UserError where it cannot, or where pictures have changed and that was not accepted.
+    Raises UserError for a folder without a run, or with one that lacks something, for another kind of device,
+    and where pictures have changed and that was not accepted.
     """
     config = Config.load(folder / "config.toml")
+    if device is not None and parse_device(device).kind != parse_device(config.device).kind:
+        raise UserError(
+            f"--device {device}: this run began on {config.device}, where results have other last bits; "
+            f"continue it there, or train anew from {folder / 'best.h5'} with --weights"
+        )
+    config = dataclasses.replace(
+        config,
+        threads=config.threads if threads is None else threads,
+        workers=config.workers if workers is None else workers,
+        device=config.device if device is None else device,
+    )
     clear_leftovers(folder)
-    if not (folder / "last.h5").exists():
+    if not _saved(folder):
         say(f"{folder}: nothing was saved yet; beginning again")
         return finetune(config, folder)
+    forget_earlier(folder)
+    return _resume_saved(config, folder, accept_changed)
+
+
+def _resume_saved(config: Config, folder: Path, accept_changed: bool) -> dict[str, Any]:
     device = get_device(config.device)
     if config.features is None:
         dataset = load_split(folder / "split.json", Path(config.data))
@@ -208,6 +242,8 @@ def resume(folder: Path, accept_changed: bool = False) -> dict[str, Any]:
             "with another optimizer; write the run's own settings back"
         ) from None
     history = checkpoint.progress["history"]
+    if history:
+        _require_best(folder, history)
     for name, layer in _dropouts(model):  # the next masks, not the first ones again
         layer.offset = checkpoint.progress.get("dropout", {}).get(name, 0)
     clock = Clock(checkpoint.progress.get("seconds"))
@@ -246,6 +282,17 @@ def _note_changed(run: Run, changed: list[str]) -> None:
     run.dataset.save_split(run.folder / "split.json")
 
 
+def _require_best(folder: Path, history: list[dict[str, float]]) -> None:
+    """Raise UserError now rather than at the end of a run, where it lacks what it ends with."""
+    path = folder / "best.h5"
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: the weights of epoch {best_of(history)['epoch']:.0f}, the best so far, "
+            "which no further training makes again; put the file back, or begin again with --overwrite"
+        )
+    hdf5.read(path)
+
+
 def make_model(config: Config, dataset: Dataset) -> Classifier:
     """Return the network that a run with these settings trains; what never trains is frozen."""
     classes = len(dataset.classes)
@@ -281,7 +328,27 @@ def make_model(config: Config, dataset: Dataset) -> Classifier:
     if dataset.tasks:
         model.set_tasks(dataset.tasks)
     prepare_to_train(model, config)
+    refuse_untrained_head(model)
+    _refuse_idle_here(model, config)
     return model
+
+
+def _refuse_idle_here(model: Classifier, config: Config) -> None:
+    """Raise UserError for a setting that would have no effect with what trains in this network."""
+    if config.layer_decay != 1 and backbone_is_frozen(model):
+        raise UserError("--layer-decay has no effect here: only the head trains; see --lr")
+    own_rates(model, config.lr_for)
+    if not frozen_stages(model):
+        for option, given in (
+            ("--cached-views", config.cached_views),
+            ("--no-feature-cache", config.feature_cache == OFF),
+            ("--feature-cache", config.feature_cache not in (AUTO, OFF)),
+        ):
+            if given:
+                raise UserError(
+                    f"{option} has no effect here: it needs frozen layers at the front, as by --freeze "
+                    "backbone or --freeze-until"
+                )
 
 
 def prepare_to_train(model: Classifier, config: Config) -> None:
@@ -346,6 +413,9 @@ def _say_model(model: Classifier, config: Config) -> None:
         f"  {config.epochs} epochs, batch {config.batch_size}, learning rate {config.lr:g} "
         f"({config.schedule}), {how}, weight decay {config.weight_decay:g}"
     )
+    if config.lr_for:
+        own = (f"{part} {rate:g}" for part, rate in parse_rates(config.lr_for))
+        say(f"  learning rates of their own: {', '.join(own)}")
     if config.micro_batch is not None and config.micro_batch < config.batch_size:
         say(f"  at most {config.micro_batch} pictures at a time{statistics_note(model)}")
     if config.device != "cpu":
@@ -494,7 +564,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
             with run.clock.measure("training"), _waiting(run, train):
                 row = {"epoch": run.epoch + 1.0, **_train_epoch(run, train, step)}
             with run.clock.measure("validation"), run.judged(), _waiting(run, val):
-                validation = _evaluate(val, run.dataset)
+                validation = _evaluate(run, val, row["lr"])
             row |= history_figures(validation.metrics)
             row["seconds"] = time.monotonic() - started
             run.history.append(row)
@@ -508,7 +578,8 @@ def _train_on_device(run: Run) -> dict[str, Any]:
     except KeyboardInterrupt:
         if not _saved(run.folder):
             raise InterruptedRunError(
-                "interrupted during the first epoch; nothing was saved yet, the run folder is free again"
+                "interrupted during the first epoch; nothing was saved yet, the run folder is as it was "
+                "before"
             ) from None
         raise InterruptedRunError(
             f"interrupted in epoch {run.epoch + 1}; the state that was last saved is safe in "
@@ -548,7 +619,12 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
     schedule = make_schedule(config, steps, [row["val_loss"] for row in run.history])
     first = run.epoch * steps
     part, timer = run.partial, SavingTimer(config.save_every)
-    started = time.monotonic() - part.seconds
+    started, compiled = time.monotonic() - part.seconds, compiled_seconds()
+
+    def seconds() -> float:
+        """How long the epoch has taken so far, without compiling."""
+        return time.monotonic() - started - (compiled_seconds() - compiled)
+
     with Progress(f"epoch {run.epoch + 1}/{config.epochs}", len(run.dataset.train)) as progress:
         progress.update(part.images)
         for number, inputs in enumerate(forward.inputs(run.epoch, part.steps), part.steps):
@@ -562,8 +638,8 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
             for result in step.results() if step.due or save or last else ():
                 part.losses.append(result.loss)
                 if not math.isfinite(result.loss):
-                    factor = schedule(first + part.steps - 1)
-                    raise _diverged(run, result.loss, part.steps, lr, factor)
+                    what = f"the loss became {result.loss} in epoch {run.epoch + 1}, step {part.steps},"
+                    raise _diverged(run, what, lr * schedule(first + part.steps - 1))
                 part.correct += result.correct
                 part.images += result.images
                 recent = np.mean(part.losses[-20:])
@@ -572,7 +648,7 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
                     figures += f", accuracy {percent(part.correct / part.images)}"
                 progress.update(result.images, figures)
             if save:
-                part.seconds = time.monotonic() - started
+                part.seconds = seconds()
                 run.micro_batch = step.micro_batch
                 _save_state(run)
     run.micro_batch = step.micro_batch
@@ -581,7 +657,7 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
         "lr": lr * schedule(first + steps - 1),
         "train_loss": float(np.mean(part.losses)),
         **accuracy,
-        "images_per_second": part.images / (time.monotonic() - started),
+        "images_per_second": part.images / seconds(),
     }
 
 
@@ -608,17 +684,23 @@ def mixed(inputs: Inputs, config: Config, epoch: int, number: int) -> Inputs:
     return mix(inputs, config.mixup, config.cutmix, **where)
 
 
-def _diverged(run: Run, loss: float, step: int, lr: float, factor: float) -> UserError:
+def _diverged(run: Run, what: str, lr: float) -> UserError:
+    """Return the error for a training that has come apart. lr: at that time."""
+    assert run.config.lr is not None
     saved = f"; the state after epoch {run.epoch} is in last.h5" if run.epoch else ""
     return UserError(
-        f"the loss became {loss} in epoch {run.epoch + 1}, step {step}, at learning "
-        f"rate {lr * factor:g}; try a lower --lr, for example {lr / 10:g}{saved}"
+        f"{what} at learning rate {lr:g}; try a lower --lr, for example {run.config.lr / 10:g}{saved}"
     )
 
 
-def _evaluate(forward: Forward, dataset: Dataset) -> Judged:
+def _evaluate(run: Run, forward: Forward, lr: float) -> Judged:
+    """Judge the network on validation after an epoch. lr: its last learning rate."""
+    dataset = run.dataset
     with Progress(forward.label, len(forward.loader.samples)) as progress:
         logits, labels = forward.logits(progress.update)
+    if not np.isfinite(logits).all():  # the last step may break what its loss did not see
+        what = f"the network's outputs are not numbers in the validation of epoch {run.epoch + 1},"
+        raise _diverged(run, what, lr)
     return Judged("val", list(dataset.val), logits, metrics_of(dataset, logits, labels))
 
 
@@ -659,6 +741,7 @@ def _save_state(run: Run) -> None:
             },
         ),
     )
+    forget_earlier(run.folder)
 
 
 def _write_metrics(run: Run) -> None:
@@ -697,6 +780,14 @@ def _say_epoch(run: Run) -> None:
         f"{row['images_per_second']:.0f} img/s  {duration(row['seconds'])}"
         f"{coloured('   best so far', 'green', sys.stdout) if run.best is row else ''}"
     )
+    assert run.config.lr is not None
+    guessing = loss_of_guessing(run.dataset)
+    if row["train_loss"] > EXPLODED * guessing:
+        say(
+            f"  {coloured('warning', 'yellow', sys.stdout)}: a training loss of {row['train_loss']:.3g} is "
+            f"{row['train_loss'] / guessing:.0f} times that of guessing, so the steps are too large; try a "
+            f"lower --lr, for example {run.config.lr / 10:g}"
+        )
 
 
 def _judge_before(run: Run) -> dict[str, Any]:
@@ -759,6 +850,6 @@ def _finish(run: Run) -> dict[str, Any]:
             f"({100 * (after - before):+.1f} points)"
         )
     if run.config.report:
-        write_evidence(run.folder, run.dataset, run.history, judged, summary["timing"])
+        write_evidence(run.folder, run.dataset, run.history, judged, summary["timing"], run.before)
         say(f"report: {run.folder / 'report.html'}")
     return summary

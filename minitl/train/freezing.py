@@ -5,6 +5,11 @@ from minitl.errors import UserError
 from minitl.models import Classifier
 
 
+def part_words(model: Classifier) -> dict[str, list[str]]:
+    """Return the words for parts of any network, and what each names in this one."""
+    return {"head": list(model.heads), "backbone": list(model.backbone_parameters())}
+
+
 def apply_freeze(model: Classifier, words: tuple[str, ...], until: str | None = None) -> list[str]:
     """Freeze what the words name and return the names of the frozen parameters.
 
@@ -16,14 +21,15 @@ def apply_freeze(model: Classifier, words: tuple[str, ...], until: str | None = 
     model.unfreeze()
     if "none" in words and len(words) > 1:
         raise UserError(f"--freeze none contradicts the others in: {' '.join(words)}; drop one")
+    if "head" in words:
+        raise UserError(
+            "--freeze head: the head is new and has to learn what the classes are; freeze other parts, or "
+            "train the head alone with --freeze backbone"
+        )
     frozen: dict[str, None] = {}
     for word in words if "none" not in words else ():
-        if word == "backbone":
-            patterns = list(model.backbone_parameters())
-        else:
-            patterns = [word]
         try:
-            frozen |= dict.fromkeys(model.freeze(*patterns))
+            frozen |= dict.fromkeys(model.freeze(*part_words(model).get(word, [word])))
         except ValueError as error:
             raise UserError(f"--freeze {error}; or use the words backbone, none") from None
     before = [] if until is None else _before(model, until)
@@ -32,6 +38,17 @@ def apply_freeze(model: Classifier, words: tuple[str, ...], until: str | None = 
     if all(not parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"--freeze {' '.join(words)} leaves nothing to train; leave out a part")
     return list(frozen)
+
+
+def refuse_untrained_head(model: Classifier) -> None:
+    """Raise UserError where the head never trains: it is new, and random."""
+    inside = model.parameters_named(model.head_name).values()
+    if not any(parameter.requires_grad for parameter in inside):
+        raise UserError(
+            f"the head, {model.head_name}, never trains with these --freeze or --unfreeze-schedule, and it "
+            "is new: its weights are random; leave it out of --freeze, or begin --unfreeze-schedule with "
+            "head:0"
+        )
 
 
 def _before(model: Classifier, part: str) -> list[str]:
@@ -86,4 +103,4 @@ def _statistics(part: nn.Module | None) -> str:
     return {(): "", (True,): "fixed", (False,): "move"}.get(tuple(fixed), "some fixed, some move")
 
 
-__all__ = ["apply_freeze", "table"]
+__all__ = ["apply_freeze", "part_words", "refuse_untrained_head", "table"]

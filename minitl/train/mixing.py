@@ -37,8 +37,8 @@ def mix(
         x = kernels.cutmix_forward(inputs.x, *box)
     else:
         x = kernels.mixup_forward(inputs.x, share)
-    other = like(x, np.ascontiguousarray(inputs.host_labels[::-1]))
-    return inputs._replace(x=x, mixed=Mixed(other, share))
+    other = np.ascontiguousarray(inputs.host_labels[::-1])
+    return inputs._replace(x=x, mixed=Mixed(like(x, other), share, other))
 
 
 def _box(

@@ -12,6 +12,7 @@ from minitl.models import Classifier
 from minitl.tensor import Tensor
 from minitl.train.config import Config
 from minitl.train.forward import backbone_is_frozen
+from minitl.train.rates import own_rates
 
 # (all layers together, the head alone). All together: more destroys what pretraining learned.
 LR = {"sgd": (0.001, 0.01), "adam": (1e-4, 1e-3), "adamw": (1e-4, 1e-3)}
@@ -88,18 +89,14 @@ def parameter_groups(model: Classifier, config: Config) -> list[optim.Group]:
 
     Without --decay-norms, parameters of one axis (biases, scales and shifts of normalisations) have no
     weight decay: pulling them to zero does not simplify the network. With --layer-decay X the n-th part
-    below the head learns at X**n times its rate; --lr-head sets the head's alone.
+    below the head learns at X**n times its rate; --lr-for and --lr-head set the rate of some parts alone.
     """
     assert config.lr is not None
     groups: dict[tuple[float, bool], list[Tensor]] = {}
-    heads = tuple(f"{name}." for name in model.heads)
-    depths = depth_of_parameters(model)
+    depths, own = depth_of_parameters(model), own_rates(model, config.lr_for)
     deepest = max(depths.values())
     for name, parameter in model.named_parameters():
-        if name.startswith(heads):
-            lr = config.lr_head or config.lr
-        else:
-            lr = config.lr * config.layer_decay ** (deepest - depths[name])
+        lr = own.get(name, config.lr * config.layer_decay ** (deepest - depths[name]))
         decays = config.decay_norms or parameter.ndim > 1
         groups.setdefault((lr, decays), []).append(parameter)
     return [

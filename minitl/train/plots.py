@@ -87,13 +87,17 @@ def numbers(true: np.ndarray, said: np.ndarray) -> bytes:
 
 
 def learning_rates(
-    rates: Sequence[float], losses: Sequence[float], smooth: Sequence[float], suggestion: float
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smooth: Sequence[float],
+    suggestion: float | None,
 ) -> bytes:
-    """Draw the loss over a rising learning rate, and the suggested rate; return a PNG."""
+    """Draw the loss over a rising learning rate, and the suggested rate if there is one; return a PNG."""
     figure, axes = _figure(1, 1, (6, 3.6))
     axes.plot(rates, losses, lw=1, alpha=0.35, label="loss of each batch")
     axes.plot(rates, smooth, lw=2, label="smoothed")
-    axes.axvline(suggestion, color="gray", ls="--", lw=1, label=f"suggestion: {suggestion:.2g}")
+    if suggestion is not None:
+        axes.axvline(suggestion, color="gray", ls="--", lw=1, label=f"suggestion: {suggestion:.2g}")
     axes.set_xscale("log")
     # The usual labels are formulas, and nothing is drawn as one here: see _png.
     axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}")

@@ -3,22 +3,30 @@
 import io
 from pathlib import Path
 
+import numpy as np
+
 from minitl import models
 from minitl.convert.pull import find_weights
+from minitl.data.folder import Dataset
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
-from minitl.data.preview import contact_sheet
+from minitl.data.preview import contact_sheet, draw_sheet
 from minitl.errors import UserError
 from minitl.files import write_atomically
+from minitl.train.batches import Inputs
 from minitl.train.config import Config
 from minitl.train.console import say
+from minitl.train.mixing import mix
 from minitl.train.source import dataset_of
+
+NARROWEST = 150  # pixels that the shares of two classes take
 
 
 def preview(config: Config, out: Path, pictures: int, columns: int) -> None:
     """Write a PNG of what a run with these settings shows the network, in its first epochs.
 
-    pictures: rows; columns: epochs. Raises UserError for bad data, weights or settings.
+    pictures: rows; columns: epochs. Where batches are mixed, these are the first pictures of each epoch.
+    Raises UserError for bad data, weights or settings.
     """
     dataset = dataset_of(config)
     loader = Loader(
@@ -28,13 +36,39 @@ def preview(config: Config, out: Path, pictures: int, columns: int) -> None:
         config.batch_size,
         seed=config.seed,
         augment=config.augmentation(),
+        shuffle=True,
+        balanced=config.sampler == "balanced",
         workers=0,
     )
-    sheet = contact_sheet(dataset, loader, pictures=pictures, epochs=columns)
+    pictures = min(pictures, len(dataset.train))
+    if config.mixup or config.cutmix:
+        pictures = min(pictures, config.batch_size)
+        mixed = [_mixed(dataset, loader, config, epoch)[:pictures] for epoch in range(columns)]
+        sheet = draw_sheet(list(zip(*mixed, strict=True)), NARROWEST)
+    else:
+        sheet = contact_sheet(dataset, loader, pictures=pictures, epochs=columns)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     write_atomically(out, buffer.getvalue())
-    say(f"{out}: {min(pictures, len(dataset.train))} training pictures in {columns} epochs")
+    say(f"{out}: {pictures} training pictures in {columns} epochs")
+
+
+def _mixed(
+    dataset: Dataset, loader: Loader, config: Config, epoch: int
+) -> list[tuple[np.ndarray, str]]:
+    """Return the pictures of an epoch's first batch as they are mixed, and what is in each."""
+    chosen = loader.order(epoch)[: loader.batch_size]
+    crops = np.stack([loader.crop(int(index), epoch) for index in chosen]).astype(np.float32)
+    inputs = Inputs(crops, chosen, chosen)  # numbers of samples in the place of labels
+    mixed = mix(inputs, config.mixup, config.cutmix, seed=config.seed, epoch=epoch, batch=0)
+    assert mixed.mixed is not None
+    share = mixed.mixed.share
+    names = [dataset.label_of(loader.samples[index]) for index in chosen]
+    captions = [
+        f"{share:.0%} {own}, {1 - share:.0%} {other}"
+        for own, other in zip(names, names[::-1], strict=True)
+    ]
+    return list(zip(np.rint(mixed.x).astype(np.uint8), captions, strict=True))
 
 
 def _preprocessing(config: Config) -> Preprocessing:
@@ -48,7 +82,12 @@ def _preprocessing(config: Config) -> Preprocessing:
         except ValueError as error:
             raise UserError(f"--arch: {error}") from None
     else:
-        raise UserError("give --weights FILE.h5 or --arch NAME: it says how pictures are prepared")
+        usual = Preprocessing()
+        say(
+            f"pictures as most networks want them, {usual.crop} x {usual.crop} pixels; --weights or --arch "
+            "shows those of yours"
+        )
+        return usual
     return Preprocessing.from_dict(model.preprocessing)
 
 

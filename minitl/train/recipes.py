@@ -44,14 +44,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "compare_before": True,
     },
 }
-# An option that is given takes these of the recipe with it: they were meant for what it replaces.
+_VARIATIONS = (
+    *("rotation", "shear", "zoom", "crop_scale", "erase", "policy"),
+    *("color_jitter", "vertical_flip", "flip"),
+)
+# An option that is given takes these with it, of a recipe or of an earlier run's settings: they were meant
+# for what it replaces.
 BELONGING = {
-    "optimizer": ("lr", "momentum", "weight_decay"),
-    "schedule": ("gamma", "step_epochs"),
-    "unfreeze_schedule": ("freeze",),
-    **dict.fromkeys(("rotation", "shear", "zoom", "crop_scale", "erase", "policy"), ("augment",)),
-    **dict.fromkeys(("color_jitter", "vertical_flip", "flip"), ("augment",)),
-    "augment": ("shear", "zoom"),
+    "optimizer": ("lr", "lr_for", "momentum", "nesterov", "weight_decay"),
+    "schedule": ("gamma", "step_epochs", "plateau_patience"),
+    "unfreeze_schedule": ("freeze", "freeze_until"),
+    **dict.fromkeys(_VARIATIONS, ("augment",)),
+    "augment": _VARIATIONS,
 }
 
 
@@ -62,14 +66,18 @@ def settings_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """
     if name not in RECIPES:
         raise UserError(f"--recipe cannot be {name}; choose one of {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
+    return less_pointless(RECIPES[name], given)
+
+
+def less_pointless(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return settings to start from, less those that the given options make pointless."""
     pointless = {
         other
         for option, others in BELONGING.items()
-        if option in given and given[option] != recipe.get(option)
+        if option in given and given[option] != settings.get(option)
         for other in others
     }
-    return {option: value for option, value in recipe.items() if option not in pointless}
+    return {option: value for option, value in settings.items() if option not in pointless}
 
 
-__all__ = ["RECIPES", "settings_of"]
+__all__ = ["RECIPES", "less_pointless", "settings_of"]

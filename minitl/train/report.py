@@ -42,11 +42,13 @@ def render(
     judged: Sequence[Judged],
     seconds: Mapping[str, float],
     config: str,
+    before: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the report as HTML; everything it shows is inside.
 
     title, lead: the heading and the line below. model: the final one, for the class-activation maps.
     history: a row for each epoch. seconds: what took how long. config: the text of config.toml.
+    before: how good the network was before training, on the part that it names.
     """
     from jinja2 import Environment
 
@@ -64,6 +66,7 @@ def render(
         title=title,
         lead=lead,
         figures=figures,
+        before=None if before is None else _before_and_after(before, judged),
         curves=data_uri(plots.curves(history)),
         parts=[_part(one, model, dataset) for one in judged],
         data={
@@ -77,6 +80,21 @@ def render(
         ],
         config=config,
     )
+
+
+def _before_and_after(before: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, Any]:
+    """Return what training changed: the part that was judged, and a row for each figure."""
+    (after,) = (one for one in judged if one.part == before["part"])
+    names = {"score": "score", "accuracy": "accuracy", "macro_f1": "macro F1"}
+    rows = [
+        (words, percent(before[name]), percent(after.metrics[name]), f"{100 * change:+.1f} points")
+        for name, words in names.items()
+        if name in before
+        for change in [after.metrics[name] - before[name]]
+    ]
+    was, is_now = before["loss"], after.metrics["loss"]
+    rows.append(("loss", f"{was:.4f}", f"{is_now:.4f}", f"{is_now - was:+.4f}"))
+    return {"part": _part_name(after), "rows": rows}
 
 
 def _tiles(judged: Judged) -> list[tuple[str, str]]:

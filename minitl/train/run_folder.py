@@ -1,5 +1,7 @@
 """The run folder: which one, and never one that holds something else."""
 
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from minitl.errors import UserError
@@ -9,13 +11,18 @@ RUN_FILES = (
     *("config.toml", "split.json", "last.h5", "best.h5", "metrics.csv", "summary.json"),
     *("report.html", "curves.png", "confusion.png", "classes.json"),
 )
+ASIDE = ".earlier-run"  # where a run's files wait until the one that replaces it has saved
+_SETTINGS = {"data", "epochs", "batch_size", "seed"}  # every config.toml of a run has had these
 
 
-def prepare_folder(out: str | None, name: str, overwrite: bool) -> Path:
+def prepare_folder(
+    out: str | None, name: str, overwrite: bool, runs_inside: Sequence[str] = ()
+) -> Path:
     """Return a folder for a new run; it need not exist yet. Nothing is written or deleted here.
 
     out: the folder asked for; None takes runs/<name>, or runs/<name>-2, -3, ... if that is taken.
-    overwrite: a run may be there already; `clear_run` makes room once the new one is ready to start.
+    overwrite: a run may be there already; `set_aside` makes room once the new one is ready to start.
+    runs_inside: patterns of folders in it that hold the runs, where it is for several.
 
     Raises UserError where something stands in the way.
     """
@@ -28,17 +35,83 @@ def prepare_folder(out: str | None, name: str, overwrite: bool) -> Path:
             folder = RUNS / f"{name}-{number}"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; choose a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        resume = f"continue the run in it with --resume {folder}, "
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return folder
+    runs = [folder, *(inner for pattern in runs_inside for inner in folder.glob(pattern))]
+    ours = any(map(holds_run, runs))
+    if not overwrite:
+        ways = ["choose another --out"]
+        if _has_settings(folder):
+            ways.append(f"continue the run in it with --resume {folder}")
+        if ours:
+            ways.append("replace the run in it with --overwrite")
+        raise UserError(f"{folder} is not empty; {_either(ways)}")
+    if not ours:
         raise UserError(
-            f"{folder} is not empty; choose another --out, "
-            f"{resume if (folder / 'last.h5').exists() else ''}or replace what is in it with --overwrite"
+            f"{folder} holds no run of minitl, and --overwrite replaces nothing else; choose another "
+            "--out, or empty the folder yourself"
         )
     return folder
 
 
-def clear_run(folder: Path) -> None:
-    """Delete the files of an earlier run, by their names, and nothing else."""
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run: settings of ours, and another file that a run leaves."""
+    if (folder / ASIDE).is_dir():
+        return True
+    others = any((folder / file).is_file() for file in RUN_FILES if file != "config.toml")
+    return others and _has_settings(folder)
+
+
+def _has_settings(folder: Path) -> bool:
+    """Whether config.toml is there and ours: others use that name too."""
+    try:
+        text = (folder / "config.toml").read_text(encoding="utf-8")
+        return tomllib.loads(text).keys() >= _SETTINGS
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return False
+
+
+def _either(ways: list[str]) -> str:
+    return f"{', '.join(ways[:-1])}, or {ways[-1]}" if len(ways) > 1 else ways[0]
+
+
+def set_aside(folder: Path) -> None:
+    """Make room for a new run: move the files of an earlier one, by their names, to a folder inside.
+
+    They come back with `put_back`, and go for good with `forget_earlier`.
+    """
+    aside = folder / ASIDE
+    if aside.is_dir() and (folder / "config.toml").exists():
+        if (folder / "last.h5").exists():
+            forget_earlier(folder)  # the run that is here has replaced it
+        else:
+            _delete_run(folder)  # the run that is here was killed before it saved anything
+    for file in RUN_FILES:  # config.toml first: without it, what is here is what was not moved yet
+        if (folder / file).exists():
+            aside.mkdir(exist_ok=True)
+            (folder / file).rename(aside / file)
+    clear_leftovers(folder)
+
+
+def put_back(folder: Path) -> None:
+    """Delete the run in a folder, by the names of its files, and put back the one that was there before."""
+    _delete_run(folder)
+    for file in RUN_FILES:
+        if (folder / ASIDE / file).exists():
+            (folder / ASIDE / file).rename(folder / file)
+    forget_earlier(folder)
+
+
+def forget_earlier(folder: Path) -> None:
+    """Delete what `set_aside` moved, and nothing else."""
+    aside = folder / ASIDE
+    if aside.is_dir():
+        _delete_run(aside)
+        if not any(aside.iterdir()):
+            aside.rmdir()
+
+
+def _delete_run(folder: Path) -> None:
     for file in RUN_FILES:
         (folder / file).unlink(missing_ok=True)
     clear_leftovers(folder)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from minitl.data.folder import Dataset
 from minitl.data.labels import find_dataset
+from minitl.errors import UserError
 from minitl.feature_file import FeatureFile
 from minitl.tasks import parse
 from minitl.train import extract
@@ -13,13 +14,13 @@ from minitl.train.config import Config
 def dataset_of(config: Config) -> Dataset:
     """Return the dataset that the settings name: a folder, with a table or a pattern, or features.
 
-    Raises UserError for whatever is wrong with it.
+    Raises UserError for whatever is wrong with it, and for a fraction of a part that is there already.
     """
     if config.features is not None:
         file = FeatureFile(config.features)
         extract.require_same_pictures(file)
         return extract.dataset_of(file)
-    return find_dataset(
+    dataset = find_dataset(
         Path(config.data),
         labels=config.labels,
         label_from_name=config.label_from_name,
@@ -29,6 +30,19 @@ def dataset_of(config: Config) -> Dataset:
         seed=config.seed,
         follow_links=config.follow_links,
     )
+    refuse_idle_fractions(dataset, config.val_fraction, config.test_fraction)
+    return dataset
 
 
-__all__ = ["dataset_of"]
+def refuse_idle_fractions(dataset: Dataset, val_fraction: float, test_fraction: float) -> None:
+    """Raise UserError for a fraction other than the usual one of a part that the dataset has by itself."""
+    given = {"val": val_fraction != Config.val_fraction, "test": test_fraction > 0}
+    for part, unusual in given.items():
+        if unusual and part not in dataset.drawn:
+            raise UserError(
+                f"--{part}-fraction has no effect here: {dataset.root} has a {part} part of its own; leave "
+                "it out"
+            )
+
+
+__all__ = ["dataset_of", "refuse_idle_fractions"]

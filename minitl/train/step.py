@@ -1,9 +1,9 @@
 """One step of training: forward, loss, backward, update; the same on the CPU and on a GPU.
 
 A batch may be taken in parts, one after the other, whose gradients are added before the update. Each
-part's loss counts by its share of the pictures, so the sum is the mean over the whole batch and the step
-is the same up to rounding, except that batch statistics are those of a part. That takes the memory of a
-part; where a GPU has less, parts are halved until they fit.
+part's loss counts by its share of the pictures, or of what their classes weigh, so the sum is the mean over
+the whole batch and the step is the same up to rounding, except that batch statistics are those of a part.
+That takes the memory of a part; where a GPU has less, parts are halved until they fit.
 
 On a GPU nothing here waits for it: losses stay there until somebody reads them.
 """
@@ -43,6 +43,9 @@ class _Other(NamedTuple):
     share: Any
 
 
+_OWN, _OTHERS = 0, 1  # whose labels: a picture's, or those of what is mixed into it
+
+
 class StepResult(NamedTuple):
     """What a step said of its batch: the mean loss, and how many of its pictures it got right."""
 
@@ -57,8 +60,8 @@ class TrainingStep:
     network: what computes logits from inputs, the model or a part of it. model: owns the parameters.
     micro_batch: pictures at a time, at most; None for whole batches.
     tasks: where there are several; labels are then targets, see task_loss.py.
-    class_weights: (K,), as in `softmax_cross_entropy`. clip_norm: the most that the norm of all gradients
-        together may be.
+    class_weights: (K,), as in `softmax_cross_entropy`, but all above 0. clip_norm: the most that the norm
+        of all gradients together may be.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class TrainingStep:
         self._network, self._model, self._optimizer = network, model, optimizer
         self._label_smoothing, self._clip_norm = label_smoothing, clip_norm
         self._class_weights = None if class_weights is None else device.array(class_weights)
+        self._host_weights = class_weights
+        self._factors: list[list[float]] = []  # of each part's loss, by _OWN and _OTHERS
         self._tasks = TaskLoss(tasks, label_smoothing) if tasks else None
         self._seeds: dict[float, Array] = {}
         self._share = 1.0  # of a mixed batch's own pictures
@@ -131,6 +136,8 @@ class TrainingStep:
         arrays: tuple[Array, ...] = (inputs.x, inputs.labels)
         if inputs.mixed is not None:
             arrays, self._share = (*arrays, inputs.mixed.labels), inputs.mixed.share
+        if self._host_weights is not None:
+            self._weigh_parts(inputs)
         if self._recorder is None:
             return self._compute(*arrays)
         key = self._key(inputs)
@@ -153,9 +160,9 @@ class TrainingStep:
                 in_memory(lambda: self._share, np.float32),
                 in_memory(lambda: 1 - self._share, np.float32),
             )
-        for start, end in parts_of(n, self.micro_batch):
+        for part, (start, end) in enumerate(parts_of(n, self.micro_batch)):
             other = None if others is None else _Other(others[start:end], *shares)
-            logits, loss = self._forward(Tensor(x[start:end]), labels[start:end], other)
+            logits, loss = self._forward(Tensor(x[start:end]), labels[start:end], part, other)
             loss.backward(self._seed((end - start) / n, loss.data))
             outputs.append((loss.data, logits.data))
         if self._clip_norm is not None:
@@ -165,15 +172,15 @@ class TrainingStep:
         return outputs
 
     def _forward(
-        self, x: Tensor, labels: Array, other: _Other | None = None
+        self, x: Tensor, labels: Array, part: int, other: _Other | None
     ) -> tuple[Tensor, Tensor]:
-        """Return logits and loss; a second head's loss is part of it."""
+        """Return logits and loss of a part; a second head's loss is in it."""
 
         def loss_of(logits: Tensor) -> Tensor:
-            own = self._loss(logits, labels)
+            own = self._loss(logits, labels, part, _OWN)
             if other is None:
                 return own
-            theirs = ops.scale(self._loss(logits, other.labels), other.share)
+            theirs = ops.scale(self._loss(logits, other.labels, part, _OTHERS), other.share)
             return ops.add(ops.scale(own, other.own_share), theirs)
 
         network = self._network
@@ -187,15 +194,32 @@ class TrainingStep:
             loss = ops.add(loss, share)
         return logits, loss
 
-    def _loss(self, logits: Tensor, labels: Array) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Array, part: int, whose: int) -> Tensor:
         if self._tasks is not None:
             return self._tasks(logits, labels)
-        return ops.softmax_cross_entropy(
+        loss = ops.softmax_cross_entropy(
             logits,
             labels,
             label_smoothing=self._label_smoothing,
             class_weights=self._class_weights,
         )
+        if self._class_weights is None or len(self._factors[whose]) == 1:
+            return loss
+        return ops.scale(loss, in_memory(lambda: self._factors[whose][part], np.float32))
+
+    # A part with m of n pictures counts m / n in its batch. Its mean is divided by what its labels weigh, w,
+    # and must count w / W, of what all labels weigh: so it is multiplied by (w / W) / (m / n).
+    def _weigh_parts(self, inputs: Inputs) -> None:
+        """Find what each part's loss is multiplied by, where classes have weights."""
+        assert self._host_weights is not None
+        sets = [inputs.host_labels] + ([] if inputs.mixed is None else [inputs.mixed.host_labels])
+        n = len(inputs.host_labels)
+        parts = parts_of(n, self.micro_batch)
+        self._factors = []
+        for labels in sets:
+            weights = self._host_weights[labels].astype(np.float64)
+            means = [weights[start:end].mean() for start, end in parts]
+            self._factors.append([float(mean / weights.mean()) for mean in means])
 
     def _seed(self, share: float, loss: Array) -> Array:
         """Return a part's share of its batch, as the gradient of its loss."""
@@ -254,12 +278,9 @@ class TrainingStep:
                 "memory that other programs use, or choose a smaller network or --precision bf16"
             )
         self.micro_batch = math.ceil(before / 2)
-        weights = ""
-        if self._class_weights is not None:
-            weights = "; class weights are then divided by the sum over so many, not over the batch"
         say(
             f"  the GPU's memory does not hold a step with {before} pictures; going on with at most "
-            f"{self.micro_batch} at a time and the same batch{statistics_note(self._model)}{weights}"
+            f"{self.micro_batch} at a time and the same batch{statistics_note(self._model)}"
         )
 
 

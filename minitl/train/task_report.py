@@ -11,9 +11,9 @@ from minitl.models import Classifier
 from minitl.tasks import Task, output_slices, target_slices
 from minitl.train import plots
 from minitl.train.console import percent
-from minitl.train.figures import per_class, task_in_words
+from minitl.train.figures import main_in_words, per_class, task_in_words
 from minitl.train.pictures import data_uri, seen_and_mapped
-from minitl.train.task_metrics import answers, score_of
+from minitl.train.task_metrics import answers
 
 SHOWN = 8  # pictures of each task
 
@@ -22,10 +22,9 @@ def tiles(metrics: Mapping[str, Any], part: str) -> list[tuple[str, str]]:
     """Return the figures at the head of the page: name and value."""
     found = [(f"score on {part}", percent(metrics["score"]))]
     for name, figures in metrics["tasks"].items():
-        score = score_of(figures)
-        if score is not None:
-            word = {"classes": "accuracy", "labels": "mAP", "number": "R2"}[figures["kind"]]
-            found.append((f"{name}: {word}", percent(score)))
+        said = main_in_words(figures)
+        if said is not None:
+            found.append((f"{name}: {said[0]}", said[1]))
     return found
 
 

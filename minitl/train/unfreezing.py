@@ -5,6 +5,7 @@
 
 from minitl.errors import UserError
 from minitl.models import Classifier
+from minitl.train.freezing import part_words
 
 
 def parse(schedule: tuple[str, ...]) -> list[tuple[str, int]]:
@@ -31,7 +32,7 @@ def unfreeze_for(model: Classifier, schedule: tuple[str, ...], epoch: int) -> No
     Parts are names or patterns as for `Module.freeze`, or the words head and backbone. Raises UserError
     for a part that the model does not have.
     """
-    words = {"head": list(model.heads), "backbone": list(model.backbone_parameters())}
+    words = part_words(model)
     model.freeze()
     for part, start in parse(schedule):
         try:

@@ -9,6 +9,7 @@ import numpy as np
 from minitl.backend import BFLOAT16
 from minitl.data.views import ViewLoader
 from minitl.device import Device
+from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.tensor import Tensor, no_grad
 from minitl.train.batches import on_device
@@ -24,7 +25,7 @@ def probabilities(
     """Yield probabilities (n, K) of the loader's pictures in order, n at a time; means over their views.
 
     Of a model with several tasks: what `answers` gives, means as well.
-    The model is put into evaluation mode.
+    The model is put into evaluation mode. Raises UserError where it says what is no number.
     """
     model.eval()
     said = functools.partial(answers, model.tasks) if model.tasks else softmax
@@ -33,6 +34,11 @@ def probabilities(
 
     def read() -> np.ndarray:
         logits = late.popleft().numpy()
+        if not np.isfinite(logits).all():
+            raise UserError(
+                f"the outputs of this {model.arch} are not numbers (nan or infinite): its weights are "
+                "damaged, or of a training that diverged; take others"
+            )
         views = said(logits.astype(np.float32)).reshape(-1, loader.views.count, logits.shape[1])
         mean: np.ndarray = views.mean(axis=1)
         return mean
