@@ -3,6 +3,7 @@
 import codecs
 import csv
 import json
+import shutil
 
 import pytest
 from hypothesis import given
@@ -324,11 +325,12 @@ def test_every_command_takes_links_along_where_that_is_wanted(pictures, weights,
     for path in pictures.iterdir():
         (data / path.name.split("_")[0]).mkdir(parents=True, exist_ok=True)
         (data / path.name.split("_")[0] / path.name).symlink_to(path)
+    again = shutil.copytree(data, tmp_path / "again", symlinks=True)
     with_weights = (data, "--weights", weights)
     run = ("--epochs", 1, "--batch-size", 6, "--no-report", "--out", tmp_path / "run")
     commands = {
         "finetune": (*with_weights, *run),
-        "evaluate": (tmp_path / "run", data),
+        "evaluate": (tmp_path / "run", again),
         "predict": (tmp_path / "run", data),
         "features": (*with_weights, "--out", tmp_path / "f.h5"),
         "preview": (*with_weights, "--out", tmp_path / "p.png"),
@@ -340,6 +342,8 @@ def test_every_command_takes_links_along_where_that_is_wanted(pictures, weights,
         assert "--follow-links" in (captured.out if name == "doctor-data" else captured.err)
         assert command(name, *words, "--follow-links") == 0, capsys.readouterr().err
         capsys.readouterr()
+    assert command("evaluate", tmp_path / "run", data) == 0  # its own pictures: as it was trained
+    capsys.readouterr()
     transfer = ("transfer-report", *with_weights, "--out", tmp_path / "t", "--epochs", 1)
     expect_error(capsys, command(*transfer, "--seeds", 1), "--follow-links")
 
