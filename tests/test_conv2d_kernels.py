@@ -171,6 +171,19 @@ def test_direct_sums_of_small_integers_are_exact(case, lanes):
 
 
 @each_width
+@pytest.mark.parametrize("lines", [4, 16])
+@pytest.mark.parametrize("name", ["rows that meet in the cache", "rows that meet, 1x1"])
+def test_rows_that_meet_are_copied_where_the_cache_is_narrow(name, lines, lanes, monkeypatch):
+    x, weight, stride, padding, dilation, groups = CASES[name]
+    geometry = stride, Padding2d(*padding), dilation, groups
+    monkeypatch.setattr(conv2d_tables, "lines_in_set", lambda: lines)
+    assert conv2d_tables.rows_meet(1024, 512, lanes) == (lines == 4)
+    assert not conv2d_tables.rows_meet(1040, 512, lanes)
+    arrays = make(x, weight, geometry, "integers")
+    check_equal(direct(arrays, geometry, lanes), einsum(*arrays, *geometry))
+
+
+@each_width
 @pytest.mark.parametrize("division", [(1, 1, 1), (3, 1, 1), (1, 3, 1), (1, 1, 2), (2, 2, 2)])
 @pytest.mark.parametrize("name", ["1x1", "3x3 stride 2", "groups", "stem"])
 def test_dw_is_exact_however_it_is_divided(name, division, lanes, monkeypatch):

@@ -52,6 +52,7 @@ from minitl.kernels.cpu.conv2d_tables import (
     ones_of,
     picture_sets,
     rows_meet,
+    share_blocks,
     zeros_of,
 )
 from minitl.kernels.cpu.jit import kernel, most_threads
@@ -173,7 +174,7 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
     residual,
     relu,
     sets,
-    block,
+    blocks,
     parts,
     room,
     places,
@@ -181,17 +182,18 @@ def _multiply_gathered(  # type: ignore[no-untyped-def]
     """Compute y at all pixels: the sum over taps of rows of x times packed filters, plus start.
 
     residual: address of an array like y that is added, or 0. relu: whether to cut off what is below zero.
-    x_step, y_step: floats from one set of pictures to the next. block: pixels in a task. parts: tasks that
-    the panels are divided among. room: memory for a block's rows for
-    each thread, where they are copied first; else no threads. places: see `copied_places`.
+    x_step, y_step: floats from one set of pictures to the next. blocks, parts: tasks that the tiles of a set
+    and the panels are divided among. room: memory for a block's rows for each thread, where they are copied
+    first; else no threads. places: see `copied_places`.
     """
     taps, pixels = len(gather) - 1, gather.shape[1]
-    blocks = (pixels + block - 1) // block
+    tiles = pixels // height
     for task in prange(sets * blocks * parts):
         part = task // (sets * blocks)
         picture_set = task % (sets * blocks) // blocks
-        begin = task % blocks * block
-        count = min(block, pixels - begin)
+        block = task % blocks
+        begin = block * tiles // blocks * height
+        count = (block + 1) * tiles // blocks * height - begin
         rows = x.ctypes.data + 4 * picture_set * x_step
         sources = gather.ctypes.data + 4 * begin
         step, in_row, terms = pixels, taps, depth
@@ -509,12 +511,13 @@ def _multiply(
     copies: bool,
 ) -> None:
     height = ROWS_HEIGHT[lanes]
-    block = height * (TILES_IN_BLOCK if packed.size < FILTERS_IN_CACHE else MORE_TILES_IN_BLOCK)
-    taps, pixels = len(gather.table) - 1, gather.table.shape[1]
+    some_tiles = TILES_IN_BLOCK if packed.size < FILTERS_IN_CACHE else MORE_TILES_IN_BLOCK
+    taps, tiles = len(gather.table) - 1, gather.table.shape[1] // height
     row = taps * depth + LINE
     if copies:
-        block = min(block, height * max(1, FLOATS_IN_COPY // (height * row)))
-    tasks = sets * -(-pixels // block)
+        some_tiles = min(some_tiles, max(1, FLOATS_IN_COPY // (height * row)))
+    blocks = share_blocks(-(-tiles // some_tiles), sets)
+    rows = -(-tiles // blocks) * height
     _multiply_gathered(
         lanes,
         height,
@@ -531,10 +534,10 @@ def _multiply(
         0 if residual is None else residual.ctypes.data,
         relu,
         sets,
-        block,
-        min(len(panels), -(-TASKS // tasks)),
-        memory.empty((most_threads() if copies else 0, block, row), np.float32),
-        copied_places(block if copies else 0, row, lanes),
+        blocks,
+        min(len(panels), -(-TASKS // (sets * blocks))),
+        memory.empty((most_threads() if copies else 0, rows, row), np.float32),
+        copied_places(rows if copies else 0, row, lanes),
     )
 
 

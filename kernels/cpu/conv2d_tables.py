@@ -5,17 +5,20 @@ x: N, H, W, C      weight: K, R, S, C/groups      y: N, P, Q, K
 All are made once for a shape and kept.
 """
 
-from functools import lru_cache
+import math
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from minitl.kernels.cpu.microkernel import LINE, OUTER_HEIGHT
+from minitl.kernels.cpu.microkernel import LINE, OUTER_HEIGHT, ROWS_HEIGHT
 from minitl.shapes import Padding2d
 
 Pair = tuple[int, int]
 
 SETS_IN_CACHE = 64  # of lines, in the nearest cache of every processor we know
+LINES_IN_SET = 8  # where the system does not tell
 PIXELS_IN_SET = 1024  # pictures are taken together until they have about so many pixels
 
 # dw is divided into so many pieces of work, for any number of threads up to this; each costs copies.
@@ -168,14 +171,33 @@ def cover_by_panels(size: int, groups: int, lanes: int) -> np.ndarray:
     return np.array(panels, np.int64)
 
 
+@cache
+def lines_in_set() -> int:
+    """Return how many lines a set of the nearest data cache holds."""
+    try:
+        return int(Path("/sys/devices/system/cpu/cpu0/cache/index0/ways_of_associativity").read_text())
+    except (OSError, ValueError):
+        return LINES_IN_SET
+
+
 def rows_meet(step: int, depth: int, lanes: int) -> bool:
     """Say whether the rows of a tile, so many floats apart, crowd the same places of the nearest cache.
 
-    That has 64 sets of lines. At a step of 4096 bytes the same column of all rows goes to one set, which
-    holds 8 lines, or 12; a tile then throws out what it needs again for the next column. Copied to rows
-    that are a line longer, they spread.
+    At a step of 4096 bytes the same column of all rows goes to one set. Where that holds fewer lines than a
+    tile has rows, it throws out what the next column needs again. Copied to rows that are a line longer,
+    they spread.
     """
-    return step % (SETS_IN_CACHE * LINE) == 0 and depth % lanes == 0
+    crowded = step % (SETS_IN_CACHE * LINE) == 0 and lines_in_set() < ROWS_HEIGHT[lanes]
+    return crowded and depth % lanes == 0
+
+
+def share_blocks(blocks: int, sets: int) -> int:
+    """Return about so many blocks of each set that all together are in fours.
+
+    Two or four threads then have equal shares of them; few are left as they are.
+    """
+    unit = 4 // math.gcd(4, sets)
+    return unit * round(blocks / unit) if blocks >= unit else blocks
 
 
 @lru_cache(maxsize=64)
