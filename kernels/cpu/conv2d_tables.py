@@ -143,10 +143,11 @@ def dx_gathers(
 def picture_sets(pictures: int, pixels: int) -> list[tuple[int, int, int]]:
     """Divide the batch into sets of equal size: (first picture, pictures in a set, number of sets).
 
-    Small pictures are taken together, so that few tiles are partly empty. What is left over makes a last,
-    smaller set.
+    Small pictures are taken together, so that few tiles are partly empty, up to twice as many as that takes
+    if the batch then divides evenly. What is left over makes a last, smaller set.
     """
-    size = min(pictures, -(-PIXELS_IN_SET // pixels))
+    least = min(pictures, -(-PIXELS_IN_SET // pixels))
+    size = next((s for s in range(least, 2 * least) if pictures % s == 0), least)
     sets, rest = divmod(pictures, size)
     whole = [(0, size, sets)]
     return [*whole, (pictures - rest, rest, 1)] if rest else whole
