@@ -1,5 +1,7 @@
 """The convolution algorithms of the CPU, each on its own, for both widths of vectors."""
 
+import platform
+
 import numba
 import numpy as np
 import pytest
@@ -168,6 +170,13 @@ def test_direct_sums_of_small_integers_are_exact(case, lanes):
     geometry = stride, Padding2d(*padding), dilation, groups
     arrays = make(x, weight, geometry, "integers")
     check_equal(direct(arrays, geometry, lanes), einsum(*arrays, *geometry))
+
+
+@pytest.mark.skipif(not HOST or platform.machine() in ("arm64", "aarch64"), reason="needs AVX2")
+@pytest.mark.parametrize(("features", "lanes"), [("+avx2,+fma", 8), ("+avx2,-avx512f", 0), ("", 0)])
+def test_lanes_are_those_that_numba_compiles_for(features, lanes, monkeypatch):
+    monkeypatch.setattr(microkernel.config, "CPU_FEATURES", features)
+    assert microkernel.host_lanes.__wrapped__() == lanes
 
 
 @each_width

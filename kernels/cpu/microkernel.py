@@ -33,7 +33,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from minitl.kernels.cpu.jit import EVERY_WIDTH, kernel
+from minitl.kernels.cpu.jit import EVERY_WIDTH, config, kernel
 
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 LINES_ASKED = 2  # in a round of `add_outer_products`
@@ -52,10 +52,15 @@ OUTER_HEIGHT = {8: 6, 16: 13}
 
 @cache
 def host_lanes() -> int:
-    """Return the lanes that suit this machine: 16, 8, or 0 where the tiles would not be fast."""
+    """Return the lanes that suit this machine: 16, 8, or 0 where the tiles would not be fast.
+
+    Where NUMBA_CPU_FEATURES says what Numba is to compile for, that counts.
+    """
     if platform.machine().lower() in ("arm64", "aarch64"):
         return 8
-    features = llvmlite.binding.get_host_cpu_features()
+    features: dict[str, bool] = llvmlite.binding.get_host_cpu_features()
+    if config.CPU_FEATURES is not None:
+        features = {name[1:]: name[0] == "+" for name in config.CPU_FEATURES.split(",") if name}
     if features.get("avx512f") and features.get("avx512vl"):
         return 16
     return 8 if features.get("avx2") and features.get("fma") else 0
