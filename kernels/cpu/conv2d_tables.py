@@ -176,7 +176,9 @@ def cover_by_panels(size: int, groups: int, lanes: int) -> np.ndarray:
 def lines_in_set() -> int:
     """Return how many lines a set of the nearest data cache holds."""
     try:
-        return int(Path("/sys/devices/system/cpu/cpu0/cache/index0/ways_of_associativity").read_text())
+        return int(
+            Path("/sys/devices/system/cpu/cpu0/cache/index0/ways_of_associativity").read_text()
+        )
     except (OSError, ValueError):
         return LINES_IN_SET
 
