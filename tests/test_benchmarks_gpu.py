@@ -153,9 +153,7 @@ def test_the_stages_fit_into_their_time_and_name_what_exists(tmp_path: Path) -> 
 
 
 def test_every_variant_is_compiled_ahead() -> None:
-    from benchmarks.gpu.compile import variants
-
-    stems = {stem for stem, _ in variants()}
+    stems = {stem for stem, _ in compiler.variants()}
     assert stems == {path.stem for path in compiler.FOLDER.glob("*.cu")}
 
 
