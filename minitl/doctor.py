@@ -4,7 +4,10 @@ Every operation runs forward and backward on small, awkward shapes on both, in e
 optimizers and the preparation of pictures. The kernels are compiled on the way, where that was not done.
 """
 
+import ctypes
 import importlib
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,6 +34,15 @@ from minitl.tensor import Tensor
 # float32 is rounded 2^-24 at a time; factors have 11 significant bits in tf32, and 8 in bf16.
 TOLERANCES = {"float32": 1e-5, "tf32": 2e-3, "bf16": 1e-2}
 
+# What a GPU needs, by the modules that are imported: in which package they come (for CUDA 12 or 13), and
+# what for.
+NEEDED = {
+    "cupy": ("cupy-cuda{}x", "memory on the GPU and launches"),
+    "cuda.bindings.nvrtc": ("cuda-bindings=={}.*", "calls the compiler"),
+    "numba_cuda": ("numba-cuda[cu{}]", "average pooling"),
+}
+PROGRESS = 5.0  # seconds between lines while kernels are compiled
+
 Say = Callable[[str], object]
 
 
@@ -53,14 +65,14 @@ def examine(name: str, say: Say) -> None:
     if device.kind == "cpu":
         raise UserError("minitl doctor looks at GPUs; give --device cuda or cuda:N")
     _say_card(device, say)
-    device.kernels.on_first_compile(lambda: say("compiling kernels: once, up to some minutes ..."))
+    _compile(device, say)
     started, wrong = time.monotonic(), 0
     for precision, tolerance in TOLERANCES.items():
         with device.computing(precision):
             for what, error_of in _checks(device, precision):
                 bad, found = _judge(error_of, tolerance)
                 wrong += bad
-                say(f"{precision:8} {what:31} {'WRONG' if bad else 'ok':6} {found}")
+                say(f"{precision:8} {what:33} {'WRONG' if bad else 'ok':6} {found}")
     if wrong:
         raise UserError(
             f"{device}: {wrong} checks failed (listed above); do not trust it with training. Update the "
@@ -70,18 +82,79 @@ def examine(name: str, say: Say) -> None:
 
 
 def _say_software(say: Say) -> None:
-    """Say which CuPy, driver and compiler there are, as far as that can be found out."""
+    """Say which CuPy, driver and compiler there are; UserError naming all that is missing."""
+    driver = _driver_version()
+    say(f"driver     {f'supports CUDA {version(driver)}' if driver else 'none'}")
+    line = 12 if 12000 <= driver < 13000 else 13  # of CUDA
+    missing = []
+    for name, (package, purpose) in NEEDED.items():
+        problem = _problem_with(name)
+        if problem:
+            missing.append(package.format(line))
+            say(f"{name:10} {problem} ({purpose})")
+    extra = f"pip install 'minitl[cuda{line}]'"
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)}: not installed, or does not load (see above); {extra} brings all that is "
+            f"needed, pip install {' '.join(map(repr, missing))} these alone"
+        )
     module = cupy()
     runtime = module.cuda.runtime
     say(f"CuPy       {getattr(module, '__version__', 'of unknown version')}")
     say(f"CUDA       {version(runtime.runtimeGetVersion())} is what CuPy was built for")
     try:
-        driver = int(runtime.driverGetVersion())
-    except runtime.CUDARuntimeError:
-        driver = 0
-    say(f"driver     {f'supports CUDA {version(driver)}' if driver else 'none'}")
-    compiler: Any = importlib.import_module("minitl.kernels.cuda.compiler")
-    say(f"NVRTC      {'.'.join(str(part) for part in compiler.version())}")
+        compiler = _cuda("compiler").version()
+    except Exception as error:  # each release of the bindings has another for this
+        raise UserError(
+            f"the library of NVRTC, which compiles the kernels, does not load ({_first_line(error)}): "
+            f"pip install 'cuda-toolkit[nvrtc,cudart]=={line}.*' (part of minitl[cuda{line}])"
+        ) from error
+    say(f"NVRTC      {'.'.join(map(str, compiler))}")
+
+
+def _driver_version() -> int:
+    """Return the CUDA that the driver supports, 13000 for 13.0, and 0 without a driver; asks no CuPy."""
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        number = ctypes.c_int()
+        return 0 if library.cuDriverGetVersion(ctypes.byref(number)) else number.value
+    except (OSError, AttributeError):
+        return 0
+
+
+def _problem_with(name: str) -> str:
+    """Say why a module cannot be imported; nothing if it can."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        own = error.name is not None and f"{name}.".startswith(f"{error.name}.")
+        return "is not installed" if own else f"does not load: {_first_line(error)}"
+    except ImportError as error:
+        return f"does not load: {_first_line(error)}"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _cuda(name: str) -> Any:
+    """Return a module of the CUDA kernels."""
+    return importlib.import_module(f"minitl.kernels.cuda.{name}")
+
+
+def _compile(device: Device, say: Say) -> None:
+    """Compile what the checks launch and no cache holds, on all cores."""
+    compiler = _cuda("compiler")
+    forms = [(stem, macros) for stem, macros in compiler.variants() if macros["T"] != "double"]
+    text = f"compiling kernels, {os.cpu_count()} at a time: once, up to some minutes ..."
+    compiler.on_first_compile(lambda: say(text))
+    shown = time.monotonic()
+    # An error, if there is one, comes again where the kernel is checked.
+    for done, _ in enumerate(compiler.compile_ahead(forms, architecture(device.number)), start=1):
+        if time.monotonic() - shown > PROGRESS:
+            shown = time.monotonic()
+            say(f"  {done} of {len(forms)}")
 
 
 def _say_card(device: Device, say: Say) -> None:
@@ -98,8 +171,7 @@ def _judge(error_of: Callable[[], float], tolerance: float) -> tuple[bool, str]:
     try:
         error = error_of()
     except Exception as problem:  # whatever it is: the others are still worth knowing
-        lines = str(problem).strip().splitlines() or [""]
-        return True, f"{type(problem).__name__}: {lines[0]}"
+        return True, f"{type(problem).__name__}: {_first_line(problem)}"
     return not error <= tolerance, f"error {error:.1e}"  # NaN has failed
 
 
@@ -109,6 +181,10 @@ def _checks(device: Device, precision: str) -> Iterator[tuple[str, Callable[[], 
         if precision == "tf32" and not check.name.startswith(("conv2d", "linear")):
             continue  # the same code as in float32
         yield check.name, partial(_operation_error, check, device, precision)
+    for tile in _cuda("conv2d_plan").TILES:
+        for check in TILED:
+            name = f"{check.name}, {tile.m}x{tile.n}"
+            yield name, partial(_tiled_error, tile, check, device, precision)
     if precision == "float32":
         for name, optimizer in OPTIMIZERS.items():
             yield name, partial(_optimizer_error, optimizer, device)
@@ -129,6 +205,13 @@ def _operation_error(check: Check, device: Device, precision: str) -> float:
     here = [widen(array) for array in narrowed] if precision == "bf16" else given
     results = zip(_run(check, there), _run(check, here + parameters, precision), strict=True)
     return max(_error(a, b) for a, b in results)
+
+
+def _tiled_error(tile: Any, check: Check, device: Device, precision: str) -> float:
+    """Return the error of a convolution in these tiles, which else only large ones are cut into."""
+    plans = _cuda("conv2d_plan")
+    with plans.forced(plans.Plan(tile, splits=3)):
+        return _operation_error(check, device, precision)
 
 
 def _run(check: Check, arrays: list[Array], precision: str = "") -> list[np.ndarray]:
@@ -242,6 +325,19 @@ CHANGES: dict[str, Callable[..., Array]] = {
 
 _X = (3, 9, 7, 24)
 _C = (24,)
+
+# Convolutions that are more than one of the largest tiles in every direction, which is not full: once as in
+# training, and once without statistics.
+_FILTERS = ((136, 3, 3, 24), (136,), (136,))
+TILED = (
+    Check("conv2d_batchnorm", partial(_conv2d_batchnorm, True), (_X, (3, 9, 7, 136)), _FILTERS),
+    Check(
+        "conv2d_batchnorm, frozen",
+        partial(_conv2d_batchnorm, False),
+        (_X, (3, 9, 7, 136)),
+        _FILTERS,
+    ),
+)
 
 CHECKS = (
     Check("conv2d", partial(ops.conv2d, padding=1), ((2, 7, 5, 32),), ((40, 3, 3, 32), (40,))),

@@ -127,6 +127,23 @@ def each_gpu() -> Any:
     return gpu
 
 
+@contextmanager
+def launched() -> Iterator[dict[tuple[str, str, frozenset], int]]:
+    """Yield a dictionary that fills with what is launched in the block.
+
+    Keys are (file's stem, kernel, its macros), values the bytes of shared memory that were asked for last.
+    """
+    found: dict[tuple[str, str, frozenset], int] = {}
+    launch = runtime.launch
+
+    def record(stem: str, name: str, *args: Any, shared_mem: int = 0, **defines: Any) -> None:
+        found[stem, name, frozenset(defines.items())] = shared_mem
+        launch(stem, name, *args, shared_mem=shared_mem, **defines)
+
+    with mock.patch.object(runtime, "launch", record):
+        yield found
+
+
 class Launchers:
     """The functions of a module, for NumPy arrays, on the device of the running test."""
 

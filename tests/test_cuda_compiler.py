@@ -103,6 +103,18 @@ def test_first_compilation_is_announced_once(folder):
     assert seconds[0] < seconds[1] < seconds[2] == seconds[3]  # the last one is there already
 
 
+def test_forms_compiled_ahead_are_there_and_an_error_costs_no_other(folder):
+    (folder / "bad.cu").write_text(SOURCE + "nonsense;\n")
+    forms = [(stem, {"T": "float", "FACTOR": n}) for stem, n in (("k", 3), ("bad", 3), ("k", 5))]
+    jobs = list(compiler.compile_ahead(forms, "sm_80"))
+    problems = [job.exception() for job in jobs if job.exception()]
+    assert len(jobs) == 3 and len(problems) == 1
+    assert "bad.cu does not compile" in str(problems[0])
+    assert {job.result() for job in jobs if not job.exception()} == {
+        cubin(FACTOR=factor) for factor in (3, 5)
+    }
+
+
 def test_mistake_is_shown_with_its_line(folder):
     (folder / "k.cu").write_text(SOURCE + "nonsense;\n")
     with pytest.raises(RuntimeError, match=r"(?s)k\.cu does not compile for sm_80.*k\.cu\(3\)"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 pytest.importorskip("cuda.bindings.nvrtc")
 from minitl.kernels.cuda import conv2d, conv2d_passes, conv2d_plan, conv2d_weight
 from minitl.shapes import Padding2d
-from tests.cuda_launch import bf16, each_gpu, of_type, widened
+from tests.cuda_launch import bf16, each_gpu, launched, of_type, widened
 from tests.cuda_on_cpu.host_module import KERNELS, HostModule
 from tests.reference import conv2d as reference
 
@@ -179,18 +179,27 @@ def test_any_shape_is_exact(gpu, kind, case):
     assert_exact(gpu, kind, x, weight, dy, geometry)
 
 
-@pytest.mark.parametrize("channels, filters", [(72, 72), (72, 40), (40, 72)], ids=lambda n: str(n))
+TILED = {  # pictures, filters, geometry: more than one tile each way, and no whole number of them
+    "rows and columns to spare": ((2, 9, 8, 40), (136, 3, 1, 40), (1, 1), ONE, (1, 1), 1),
+    "less than a tile": ((1, 5, 3, 24), (8, 2, 3, 24), (2, 1), Padding2d(0, 1, 1, 2), (1, 2), 1),
+    "groups": ((1, 13, 11, 16), (144, 1, 3, 8), (1, 2), ONE, (1, 1), 2),
+}
+
+
+@pytest.mark.parametrize("case", TILED)
+@pytest.mark.parametrize("tile", conv2d_plan.TILES, ids=lambda tile: f"{tile.m}x{tile.n}")
 @pytest.mark.parametrize("kind", ["float", "tf32", "bf16"], indirect=True)
-def test_large_tiles(gpu, kind, channels, filters, monkeypatch):
-    monkeypatch.setattr(conv2d_plan, "ENOUGH_BLOCKS", 1)
-    conv2d_plan.choose.cache_clear()
-    geometry = (1, 1), ONE, (1, 1), 1
-    x, weight, dy = operands(whole, (2, 9, 8, channels), (filters, 3, 1, channels), *geometry)
-    assert_exact(gpu, kind, x, weight, dy, geometry)
-    conv2d_plan.choose.cache_clear()
-    blocks = {name: block for name, _, block in gpu.launches}
-    large = min(channels, filters) > 64
-    assert not large or blocks.get("conv2d_forward", (256,)) == (256,)  # CuPy keeps no record
+def test_every_tile_split_and_not(gpu, kind, tile, case):
+    """Tiles are chosen by size: here small products are cut into large ones."""
+    x_shape, weight_shape, *geometry = TILED[case]
+    x, weight, dy = operands(whole, x_shape, weight_shape, *geometry)
+    for splits in (1, 3):
+        with launched() as found, conv2d_plan.forced(conv2d_plan.Plan(tile, splits)):
+            assert_exact(gpu, kind, x, weight, dy, geometry)
+        size = {("BM", tile.m), ("BN", tile.n)}
+        met = {name for _, name, defines in found if size <= defines}
+        has_dw = tile in conv2d_plan.tiles_for(KINDS[kind], (8, 8), dw=True)
+        assert met == {"conv2d_forward", "conv2d_dx"} | ({"conv2d_dw"} if has_dw else set())
 
 
 def to_tf32(x):

@@ -16,16 +16,22 @@ from minitl.cli import main
 from minitl.data.augment import Augmentation
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
+from minitl.data.views import ViewLoader
 from minitl.device import CPU, get_device
 from minitl.errors import UserError
+from minitl.models import resnet
 from minitl.tensor import Tensor
 from minitl.train import recording
 from minitl.train.attack import Attack
 from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs, on_device
+from minitl.train.features import numbers_of
+from minitl.train.forward import Forward, softmax
+from minitl.train.inference import Inference
 from minitl.train.mixing import mix
 from minitl.train.robustness import under_attack
 from minitl.train.step import TrainingStep
+from minitl.train.view_probabilities import probabilities
 from tests.cuda_launch import needs_checker
 from tests.cuda_on_cpu.fake_cupy import install
 from tests.test_finetune import write_pictures
@@ -120,6 +126,78 @@ def test_steps_of_a_resnet_equal_those_of_the_cpu_backend():
     for one, other in zip(results, our_results, strict=True):
         assert other.loss == pytest.approx(one.loss, rel=1e-6)
         assert other[1:] == one[1:]
+
+
+class Bottlenecks(nn.Module):
+    """A ResNet-50 as short and narrow as can be: its stem, the first block, and a stage that begins with a
+    stride in the 3x3."""
+
+    def __init__(self):
+        style, rng = resnet.Style(), np.random.default_rng(0)
+        self.conv1, self.bn1 = style.conv(3, 8, 7, rng, stride=2), style.bn(8)
+        self.blocks = nn.Sequential(
+            resnet.Bottleneck(8, 8, 1, style, rng),
+            resnet.Bottleneck(32, 16, 2, style, rng),
+            resnet.Bottleneck(64, 16, 1, style, rng),
+        )
+        self.fc = nn.Linear(64, 5, rng=rng)
+        self.norms = [m for _, m in self.named_modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in self.norms:  # as if it had seen something
+            norm.running_mean[...] = rng.normal(0, 0.1, norm.running_mean.shape)
+            norm.running_var[...] = rng.uniform(0.5, 1.5, norm.running_var.shape)
+
+    def forward(self, x):
+        y = self.bn1(self.conv1(x), relu=True, maxpool=(3, 2, 1))
+        return self.fc(ops.global_avgpool2d(self.blocks(y)))
+
+
+class FixedBottlenecks(Bottlenecks):
+    """All convolutions train, and no normalisation: fine-tuning."""
+
+    def __init__(self):
+        super().__init__()
+        for norm in self.norms:
+            norm.frozen = True
+            norm.weight.requires_grad = norm.bias.requires_grad = False
+
+
+@pytest.mark.parametrize("make", [Bottlenecks, FixedBottlenecks])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_steps_with_bottlenecks_equal_those_of_the_cpu_backend(make, precision):
+    """In bfloat16 the CPU computes in float32, from the same pictures; the updates have one direction."""
+
+    def updates(device):
+        model = make().to(device)
+        before = {name: value.copy() for name, value in model.state_dict().items()}
+        optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        step = TrainingStep(model, model, optimizer, device)
+        with device.computing(precision if device.kind == "cuda" else "float32"):
+            for number in range(2):
+                x, labels, host_labels, _ = batch(CPU, seed=number, side=22)
+                x = narrow(x) if precision == "bf16" else x
+                x = x if device.kind == "cuda" or precision == "float32" else widen(x)
+                step(Inputs(device.array(x), device.array(labels), host_labels))
+            losses = [result.loss for result in step.results()]
+        changes = {name: value - before[name] for name, value in model.state_dict().items()}
+        return changes, losses
+
+    expected, losses = updates(CPU)
+    with install(mode="check" if precision == "float32" else "fast"):
+        found, our_losses = updates(get_device("cuda"))
+    assert found.keys() == expected.keys()
+    still = [name for name, change in expected.items() if not change.any()]
+    assert len(still) == (4 * 12 if make is FixedBottlenecks else 0)
+    assert our_losses == pytest.approx(losses, rel=1e-5 if precision == "float32" else 2e-2)
+    for name, change in expected.items():
+        ours = found[name]
+        if precision == "float32":
+            scale = np.abs(change).max()
+            np.testing.assert_allclose(ours, change, rtol=1e-3, atol=1e-4 * scale, err_msg=name)
+        else:
+            together = np.linalg.norm(ours) * np.linalg.norm(change)
+            # Rounding moves the statistics of a few pixels as well.
+            least = 0.97 if make is FixedBottlenecks else 0.85
+            assert ours.ravel() @ change.ravel() >= least * together, name
 
 
 def test_weights_of_classes_count_as_on_the_cpu(gpu):
@@ -374,6 +452,53 @@ def test_without_memory_for_a_recording_steps_stay_code(monkeypatch, capsys, nee
     assert capsys.readouterr().out.count("launched one by one") == 1
 
 
+@pytest.mark.parametrize("fails", ["begin_capture", "end_capture", "inside", "launch"])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_a_step_that_cannot_be_recorded_stays_code(gpu, monkeypatch, capsys, fails, optimizer):
+    """Whatever the driver objects to: said once, and what the attempt has changed is put back."""
+    text = "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
+
+    def fail(*_):
+        raise gpu.cupy.cuda.runtime.CUDARuntimeError(text)
+
+    class Objects(Small):
+        def forward(self, x):
+            logits = super().forward(x)
+            if fails == "inside" and gpu.cupy.cuda.get_current_stream().is_capturing():
+                logits.numpy()
+            return logits
+
+    device, end = get_device("cuda"), gpu.cupy.cuda.Stream.end_capture
+    failing = {
+        "begin_capture": (gpu.cupy.cuda.Stream, fail),
+        "end_capture": (gpu.cupy.cuda.Stream, lambda stream: fail(end(stream))),
+        "launch": (gpu.cupy.cuda.Graph, fail),
+    }
+    with monkeypatch.context() as patch:
+        if fails in failing:
+            where, function = failing[fails]
+            patch.setattr(where, fails, function)
+        ours, results, step = train(device, [4] * 7, Objects, optimizer, micro_batch=2)
+    assert not step._recorder.recorded
+    assert step.micro_batch == 2
+    said = capsys.readouterr().out
+    assert said.count("\n") == said.count("launched one by one") == 1
+    assert "cannot be recorded (CUDARuntimeError: cudaErrorStreamCaptureUnsupported" in said
+    theirs, their_results, step = train(device, [4] * 7, Small, optimizer, micro_batch=2)
+    assert step._recorder.recorded
+    assert_same(ours, theirs)
+    assert results == their_results
+
+
+def test_an_error_that_is_not_about_recording_is_not_caught(gpu):
+    class Broken(Small):
+        def forward(self, x):
+            raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        train(get_device("cuda"), [4], Broken)
+
+
 def test_a_recording_keeps_the_memory_that_it_has_used(capsys):
     """Where the recorded step needs more than those before, and the driver has nothing left."""
 
@@ -412,6 +537,95 @@ def test_a_recording_makes_room_for_a_smaller_batch(capsys):
     assert recorded == [False] * 4 + [True] + [False] * 4 + [True]
     assert_same(ours, theirs)
     assert capsys.readouterr().out == ""
+
+
+# Networks that are only asked
+
+
+def ask(device, sizes, precision="float32"):
+    """Return the logits of batches of these sizes, and whether they came from a recording in the end."""
+    model = small_resnet().to(device)
+    model.eval()
+    batches = [batch(device, n, seed=number).x for number, n in enumerate(sizes)]
+    with device.computing(precision), Inference(model, device) as infer:
+        logits = [infer(device.kernels.cast(x, numbers_of(precision))) for x in batches]
+        recorded = infer._recorder is not None and infer._recorder.recorded
+        return [rows.numpy() for rows in logits], recorded
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_recorded_forward_passes_equal_those_that_run_as_code(gpu, monkeypatch, precision):
+    sizes, device = [3, 4, 4, 4, 4, 4, 2, 4], get_device("cuda")
+    ours, recorded = ask(device, sizes, precision)
+    assert recorded
+    monkeypatch.setattr(recording, "EAGER", 100)
+    theirs, recorded = ask(device, sizes, precision)
+    assert not recorded
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len({rows.tobytes() for rows in ours}) == len(sizes)
+    if precision == "float32":
+        for one, other in zip(ours, ask(CPU, sizes)[0], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_forward_passes_that_cannot_be_recorded_stay_code(gpu, monkeypatch, capsys):
+    sizes, device = [4] * 7, get_device("cuda")
+    theirs, _ = ask(device, sizes)
+    with monkeypatch.context() as patch:
+
+        def fail(stream, mode=None):
+            raise gpu.cupy.cuda.runtime.CUDARuntimeError("cudaErrorUnknown: unknown error")
+
+        patch.setattr(gpu.cupy.cuda.Stream, "begin_capture", fail)
+        ours, recorded = ask(device, sizes)
+    assert not recorded
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
+    said = capsys.readouterr().out
+    assert said.count("\n") == said.count("CUDARuntimeError: cudaErrorUnknown") == 1
+
+
+def test_without_memory_of_its_own_a_forward_pass_is_code(monkeypatch, capsys):
+    """Before there is a recording, too: what it would need may lie unused in the usual pool."""
+    with install(mode="fast") as gpu:
+
+        def fail(pool, size):
+            raise gpu.cupy.cuda.memory.OutOfMemoryError(size, 0)
+
+        theirs, _ = ask(get_device("cuda"), [4, 4])
+        usual, malloc = gpu.pool, gpu.cupy.cuda.MemoryPool.malloc
+        choose = lambda pool, size: (malloc if pool is usual else fail)(pool, size)  # noqa: E731
+        monkeypatch.setattr(gpu.cupy.cuda.MemoryPool, "malloc", choose)
+        ours, recorded = ask(get_device("cuda"), [4, 4])
+    assert not recorded
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert capsys.readouterr().out.count("does not hold a recorded step") == 1
+
+
+def test_evaluation_and_prediction_replay_what_they_have_recorded(
+    gpu, weights, tmp_path, monkeypatch
+):
+    samples, root = pictures_of(tmp_path)
+    launched, launch = [], gpu.cupy.cuda.Graph.launch
+    monkeypatch.setattr(
+        gpu.cupy.cuda.Graph, "launch", lambda *a: (launched.append(1), launch(*a))[1]
+    )
+    device, model = get_device("cuda"), minitl.load_model(weights)
+    preprocessing = Preprocessing.from_dict(model.preprocessing)
+    samples = samples[:12]
+    with device.computing():
+        loader = Loader(samples, root, preprocessing, 2, normalise=False)
+        logits, _ = Forward(model.to(device), loader, 0, "pictures", device).logits()
+    assert len(launched) == 6 - recording.EAGER
+    monkeypatch.setattr("minitl.data.views.AT_ONCE", 2)
+    loader = ViewLoader(samples, root, preprocessing, normalise=False)
+    said = np.concatenate(list(probabilities(model, loader, device, "float32")))
+    assert len(launched) == 2 * (6 - recording.EAGER)
+    np.testing.assert_allclose(said, softmax(logits), rtol=1e-6)
+    here = Forward(model.to(CPU), Loader(samples, root, preprocessing, 2), 0, "pictures").logits()
+    np.testing.assert_allclose(logits, here[0], rtol=1e-4, atol=1e-5)
 
 
 # Batches
@@ -488,6 +702,7 @@ def test_a_run_on_the_gpu_gives_the_curve_of_the_cpu(finetune, data, capsys):
     on_cpu, _ = finetune("cpu")
     on_gpu, text = finetune("gpu", "--device", "cuda", late=True)
     assert "computing on cuda in float32" in text
+    assert "one by one" not in text
     np.testing.assert_allclose(curve(on_gpu), curve(on_cpu), rtol=2e-4)
     summaries = [json.loads((f / "summary.json").read_text()) for f in (on_cpu, on_gpu)]
     assert [s["device"] for s in summaries] == ["cpu", "cuda"]
@@ -563,7 +778,8 @@ def test_a_run_in_less_precision_is_close(finetune, precision):
 def test_a_frozen_backbone_trains_its_head_on_kept_features(finetune):
     options = "--freeze", "backbone", "--no-augment"
     on_cpu, _ = finetune("cpu", *options)
-    on_gpu, _ = finetune("gpu", "--device", "cuda", *options)
+    on_gpu, text = finetune("gpu", "--device", "cuda", *options)
+    assert "one by one" not in text
     np.testing.assert_allclose(curve(on_gpu), curve(on_cpu), rtol=2e-4)
 
 

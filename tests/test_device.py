@@ -13,7 +13,7 @@ from minitl.cli import main
 from minitl.device import CPU, check_precision, get_device
 from minitl.errors import UserError
 from minitl.tensor import Tensor
-from tests.cuda_launch import needs_checker
+from tests.cuda_launch import launched, needs_checker
 from tests.cuda_on_cpu.fake_cupy import install
 
 BIASED = np.float32([1, -2, 3])
@@ -231,13 +231,21 @@ def test_an_optimizer_on_a_gpu_saves_and_continues(make):
 # The doctor
 
 
+@pytest.fixture
+def compiled_ahead(monkeypatch):
+    """Leave out what the doctor does before its checks, which the fake does not need."""
+    compiler = pytest.importorskip("minitl.kernels.cuda.compiler")
+    monkeypatch.setattr(compiler, "variants", list)
+
+
 @needs_checker
+@pytest.mark.usefixtures("compiled_ahead")
 def test_the_doctor_finds_a_healthy_gpu_healthy_and_checks_every_kernel(capsys):
     pytest.importorskip("cuda.bindings.nvrtc")
-    from minitl.kernels.cuda import avgpool_kernels
+    from minitl.kernels.cuda import avgpool_kernels, conv2d, conv2d_weight
     from tests.test_cuda_compile import BUDGETS  # has every other kernel
 
-    with install(mode="fast") as gpu:
+    with install(mode="fast") as gpu, launched() as found:
         assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "cuda:0 works" in text
@@ -245,9 +253,16 @@ def test_the_doctor_finds_a_healthy_gpu_healthy_and_checks_every_kernel(capsys):
     assert "sm_90a" in text
     of_numba = {name for name, f in vars(avgpool_kernels).items() if hasattr(f, "py_func")}
     assert {name for name, _, _ in gpu.launches} == set(BUDGETS) | of_numba
+    met = {(stem, defines) for stem, _, defines in found}
+    for module in (conv2d, conv2d_weight):  # in every tile, copied by vectors
+        stem = module.__name__.split(".")[-1]
+        for variant in module.VARIANTS:
+            if variant["T"] != "double" and 1 not in (variant["PIECE_A"], variant["PIECE_B"]):
+                assert (stem, frozenset(variant.items())) in met, variant
 
 
 @needs_checker
+@pytest.mark.usefixtures("compiled_ahead")
 def test_the_doctor_finds_a_wrong_kernel_and_one_that_fails(capsys, monkeypatch):
     pytest.importorskip("cuda.bindings.nvrtc")
     from minitl import doctor
@@ -255,6 +270,7 @@ def test_the_doctor_finds_a_wrong_kernel_and_one_that_fails(capsys, monkeypatch)
     cuda = kernel_module("cuda")
     few = [check for check in doctor.CHECKS if check.name in ("add", "relu", "concat")]
     monkeypatch.setattr(doctor, "CHECKS", few)
+    monkeypatch.setattr(doctor, "TILED", ())
 
     def broken(x):
         raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access")
@@ -277,6 +293,83 @@ def test_the_doctor_says_what_is_missing(capsys, machine, words):
     text, error = capsys.readouterr()
     assert "NVRTC" in text
     assert words in error
+
+
+def test_the_doctor_compiles_ahead_and_says_how_far_it_is(capsys, monkeypatch, tmp_path):
+    compiler = pytest.importorskip("minitl.kernels.cuda.compiler")
+    from minitl import doctor
+
+    forms = [(stem, {"T": kind}) for stem in ("optim", "mixing") for kind in ("float", "double")]
+    monkeypatch.setattr(compiler, "variants", lambda: [*forms, ("optim", {"T": "no type"})])
+    monkeypatch.setattr(compiler, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(doctor, "PROGRESS", -1)
+    for name in ("CHECKS", "TILED", "OPTIMIZERS", "CHANGES"):
+        monkeypatch.setattr(doctor, name, {})
+    for name in ("_average_error", "_clipping_error", "_pictures_error"):
+        monkeypatch.setattr(doctor, name, lambda *_: 0.0)
+    with install():
+        assert main(["doctor"]) == 0
+        text = capsys.readouterr().out
+        assert "compiling kernels" in text
+        assert "  2 of 3\n" in text  # what does not compile is said by the check that needs it
+        # Doubles are for gradient checks alone.
+        assert len(list(tmp_path.glob("*.cubin"))) == 2
+        monkeypatch.setattr(compiler, "variants", lambda: forms)
+        assert main(["doctor"]) == 0
+        assert "compiling kernels" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("driver", "missing", "words"),
+    [
+        (
+            13010,
+            ["cupy"],
+            ["cupy-cuda13x:", "'minitl[cuda13]'", "pip install 'cupy-cuda13x' these"],
+        ),
+        (
+            12080,
+            ["cuda.bindings.nvrtc", "numba_cuda"],
+            ["cuda-bindings==12.*, numba-cuda[cu12]:", "'minitl[cuda12]'"],
+        ),
+    ],
+)
+def test_the_doctor_names_all_that_is_missing(capsys, monkeypatch, driver, missing, words):
+    from minitl import doctor
+
+    monkeypatch.setattr(doctor, "_driver_version", lambda: driver)
+    with install(), monkeypatch.context() as patch:
+        for name in missing:
+            patch.setitem(sys.modules, name, None)
+        assert main(["doctor"]) == 1
+    text, error = capsys.readouterr()
+    assert all(word in error for word in words), error
+    assert text.count("is not installed") == len(missing)
+
+
+def test_the_doctor_tells_what_does_not_load_from_what_is_not_there(monkeypatch, tmp_path, capsys):
+    compiler = pytest.importorskip("minitl.kernels.cuda.compiler")
+    from minitl import doctor
+
+    (tmp_path / "numba_cuda.py").write_text("raise ImportError('libnvvm.so.4: no such file')")
+    monkeypatch.setattr(doctor, "_driver_version", lambda: 13000)
+    with install():
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "numba_cuda", raising=False)
+            patch.syspath_prepend(tmp_path)
+            assert main(["doctor"]) == 1
+        text, error = capsys.readouterr()
+        assert "numba_cuda does not load: libnvvm.so.4" in text
+        assert "pip install 'numba-cuda[cu13]'" in error
+
+        def fail():
+            raise RuntimeError("Failed to dlopen libnvrtc.so.13\nand more")
+
+        monkeypatch.setattr(compiler, "version", fail)
+        assert main(["doctor"]) == 1
+    error = capsys.readouterr().err
+    assert "does not load (Failed to dlopen libnvrtc.so.13)" in error
+    assert "cuda-toolkit[nvrtc,cudart]==13.*" in error
 
 
 # Commands

@@ -22,6 +22,7 @@ from benchmarks.gpu import arrays
 from benchmarks.gpu.arrays import nchw, nhwc, random, to_minitl, to_torch
 from benchmarks.gpu.timing import by_turns, record_minitl, record_torch, sets_needed
 from benchmarks.shapes import NETWORKS, Layer
+from minitl.backend import BFLOAT16
 from minitl.device import get_device
 from minitl.kernels import cuda
 from minitl.shapes import padding2d
@@ -128,10 +129,14 @@ def _like(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def memory_bound(batch: int = BATCH, side: int = 56, channels: int = 256) -> Iterator[Case]:
-    """Yield kernels whose time is that of reading and writing their arrays once."""
+    """Yield kernels whose time is that of reading and writing their arrays once: sizes are of ResNet-50."""
     for precision in ("bf16", "float32"):
         yield from _passes((batch, side, side, channels), precision)
-    yield _sgd_case(25_557_032 if channels == 256 else 999)
+        yield from _pooling((batch, 2 * side, 2 * side, channels // 4), precision)
+        yield _loss_case(64 * batch, 1000, precision)
+        yield _image_case(batch, 4 * side, precision)
+    parameters = 25_557_032 if channels == 256 else 999
+    yield from (_sgd_case(parameters), _adam_case(parameters))
 
 
 def _passes(shape: tuple[int, ...], precision: str) -> Iterator[Case]:
@@ -176,6 +181,13 @@ def _passes(shape: tuple[int, ...], precision: str) -> Iterator[Case]:
         reference=lambda x, y, a, b: (F.relu(x * a + b + y),),
     )
     yield case(
+        "batchnorm_apply, no residual",
+        2,
+        inputs=inputs(1, 2),
+        ours=lambda x, a, b: cuda.batchnorm_apply(x, a, b, None, True),
+        reference=lambda x, a, b: (F.relu(x * a + b),),
+    )
+    yield case(
         "batchnorm_reduce",
         3,
         inputs=inputs(3, 2),
@@ -198,6 +210,173 @@ def _passes(shape: tuple[int, ...], precision: str) -> Iterator[Case]:
         ours=cuda.global_avgpool2d_forward,
         reference=lambda x: (x.mean((1, 2)),),
         bound=1e-5,
+    )
+
+
+WINDOW: Any = ((3, 3), (2, 2), padding2d(1))  # of the pooling behind the first convolution
+
+
+def _pooling(shape: tuple[int, ...], precision: str) -> Iterator[Case]:
+    """Yield max pooling of 3x3 with stride 2, alone and with the normalisation and ReLU before it."""
+    n, h, w, c = shape
+    if h % 2 or w % 2:
+        raise ValueError(f"maps of {h} x {w}: give even numbers")
+    half = (n, h // 2, w // 2, c)
+    size = arrays.TYPES[precision].itemsize
+    whole, quarter = float(np.prod(shape)) * size, float(np.prod(half)) * size
+    index = float(np.prod(half))  # a byte for each window
+    make = partial(random, precision=precision)
+
+    def vectors(seed: int, count: int) -> Tensors:
+        return tuple(random(c, seed=seed + 50 + i).abs().double() for i in range(count))
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        return nhwc(F.max_pool2d(nchw(x), 3, 2, 1))
+
+    def case(op: str, moved: float, **options: Any) -> Case:
+        label = f"{c} {h}px"
+        return Case(op, label, precision, flops=0.0, rival=None, bytes=moved, **options)
+
+    yield case(
+        "maxpool2d_forward",
+        whole + quarter + index,
+        inputs=lambda seed: (make(*shape, seed=seed),),
+        ours=lambda x: cuda.maxpool2d_forward(x, *WINDOW),
+        results=lambda found: (to_torch(found[0]),),
+        reference=lambda x: (pool(x),),
+    )
+    yield case(
+        "maxpool2d_dx",
+        quarter + index + whole,
+        inputs=lambda seed: (make(*half, seed=seed), _places(half, seed)),
+        ours=lambda dy, index: cuda.maxpool2d_dx(dy, index, shape, *WINDOW),
+        reference=lambda dy, index: (_to_their_pixels(dy, index, shape),),
+    )
+    yield case(
+        "batchnorm_relu_maxpool_forward",
+        whole + 2 * quarter + index,
+        inputs=lambda seed: (make(*shape, seed=seed), *vectors(seed, 2)),
+        ours=lambda x, a, b: cuda.batchnorm_relu_maxpool_forward(x, a, b, *WINDOW),
+        results=lambda found: (to_torch(found[0]),),
+        reference=lambda x, a, b: (F.relu(pool(x * a + b)),),
+    )
+    yield case(
+        "batchnorm_relu_maxpool_dx",
+        quarter + index + 2 * whole,
+        inputs=lambda seed: (
+            *(make(*half, seed=seed), _places(half, seed), make(*shape, seed=seed + 1)),
+            *vectors(seed, 3),
+        ),
+        ours=lambda dy, index, x, a, b, c: cuda.batchnorm_relu_maxpool_dx(
+            dy, index, shape, x, a, b, c, *WINDOW
+        ),
+        reference=lambda dy, index, x, a, b, c: (
+            _to_their_pixels(dy, index, shape) * a + x * b + c,
+        ),
+    )
+
+
+def _places(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Return places in windows of 3x3, (N, P, Q, C) uint8, none of them in the padding."""
+    generator = torch.Generator(arrays.device()).manual_seed(seed)
+    inside = torch.tensor([4, 5, 7, 8], dtype=torch.uint8, device=arrays.device())
+    return inside[torch.randint(4, shape, generator=generator, device=arrays.device())]
+
+
+def _to_their_pixels(
+    dy: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Return the map in which each window's dy is added to the pixel at its place in the window."""
+    n, h, w, c = shape
+    rows = torch.arange(dy.shape[1], device=dy.device).view(1, -1, 1, 1) * 2 - 1
+    columns = torch.arange(dy.shape[2], device=dy.device).view(1, 1, -1, 1) * 2 - 1
+    place = places.long()
+    pixel = (rows + place // 3) * w + (columns + place % 3)
+    dx = torch.zeros(n, h * w, c, dtype=dy.dtype, device=dy.device)
+    return dx.scatter_add_(1, pixel.view(n, -1, c), dy.reshape(n, -1, c)).view(shape)
+
+
+def _loss_case(rows: int, classes: int, precision: str) -> Case:
+    size = arrays.TYPES[precision].itemsize
+    return Case(
+        "softmax_cross_entropy_forward",
+        f"{rows} x {classes}",
+        precision,
+        inputs=lambda seed: (
+            random(rows, classes, precision=precision, seed=seed),
+            torch.arange(rows, device=arrays.device()) * 7 % classes,
+        ),
+        ours=lambda logits, labels: cuda.softmax_cross_entropy_forward(logits, labels, None, 0.0),
+        results=lambda found: (to_torch(found[0]), to_torch(found[1])),
+        reference=lambda logits, labels: (
+            F.cross_entropy(logits, labels.long()),
+            (logits.softmax(1) - F.one_hot(labels.long(), classes)) / rows,
+        ),
+        rival=None,
+        flops=0.0,
+        bytes=2.0 * rows * classes * size,
+        bound=1e-5,
+    )
+
+
+def _image_case(pictures: int, side: int, precision: str) -> Case:
+    """Bytes to normalised pictures, with the usual figures of ImageNet."""
+    numbers = pictures * side * side * 3
+    mean, std, scale = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255
+
+    def inputs(seed: int) -> Tensors:
+        generator = torch.Generator(arrays.device()).manual_seed(seed)
+        shape = (pictures, side, side, 3)
+        return (
+            torch.randint(
+                256, shape, dtype=torch.uint8, generator=generator, device=arrays.device()
+            ),
+        )
+
+    def reference(images: torch.Tensor) -> Tensors:
+        line = [torch.tensor(v, dtype=images.dtype, device=images.device) for v in (mean, std)]
+        return ((images * scale - line[0]) / line[1],)
+
+    dtype = BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
+    return Case(
+        "normalize_images",
+        f"{pictures} x {side}px",
+        precision,
+        inputs=inputs,
+        ours=lambda images: cuda.normalize_images(
+            images, mean, std, scale, None, None, None, side, dtype
+        ),
+        reference=reference,
+        rival=None,
+        flops=0.0,
+        bytes=float(numbers) * (1 + arrays.TYPES[precision].itemsize),
+    )
+
+
+def _adam_case(parameters: int) -> Case:
+    def adam(parameter: Any, gradient: Any, m: Any, v: Any) -> tuple[Any, ...]:
+        cuda.adam_step(parameter, gradient, m, v, 2, 1e-3, 0.9, 0.999, 1e-8, 0.0, False)
+        return parameter, m, v
+
+    def reference(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor) -> Tensors:
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        step = (m / (1 - 0.9**2)) / ((v / (1 - 0.999**2)).sqrt() + 1e-8)
+        return p - 1e-3 * step, m, v
+
+    return Case(
+        "adam_step",
+        f"{parameters / 1e6:.1f}M parameters",
+        "float32",
+        inputs=lambda seed: (
+            *(random(parameters, seed=seed + i) for i in range(3)),
+            random(parameters, seed=seed + 3).abs(),
+        ),
+        ours=adam,
+        results=lambda found: tuple(to_torch(array) for array in found),
+        reference=reference,
+        rival=None,
+        flops=0.0,
+        bytes=28.0 * parameters,
     )
 
 
@@ -299,6 +478,16 @@ def peaks() -> dict[str, float]:
     return found
 
 
+def in_order() -> list[Case]:
+    """Return all cases, what matters most first: convolutions on tensor cores, then passes over memory."""
+    products = list(convolutions())
+    on_tensor_cores = [
+        case for kind in ("bf16", "tf32") for case in products if case.precision == kind
+    ]
+    exact = [case for case in products if case.precision == "float32"]
+    return [*on_tensor_cores, *memory_bound(), *exact]
+
+
 def main() -> None:
     """Measure until everything is done or the time is up."""
     path, seconds = Path(sys.argv[1]), float(sys.argv[2])
@@ -313,7 +502,7 @@ def main() -> None:
 
         write({"peaks": peaks()})
         with get_device("cuda").computing():
-            for case in [*memory_bound(), *convolutions()]:
+            for case in in_order():
                 if time.monotonic() > deadline:
                     write({"unfinished": f"no time left for {case.op} {case.shape} and further"})
                     break

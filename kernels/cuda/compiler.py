@@ -7,11 +7,14 @@ processes that compile the same thing at once write equal files, each moved into
 """
 
 import hashlib
+import importlib
 import os
 import re
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -154,6 +157,7 @@ def compile_source(
 
 
 _announce: list[Callable[[], None]] = []
+_announcing = threading.Lock()
 _seconds: list[float] = []  # of each compilation
 
 
@@ -218,8 +222,9 @@ def cubin_path(stem: str, architecture: str, defines: Defines) -> Path:
         if path.stem.endswith(f"-{_digest(path.read_bytes())}"):
             return path
         path.unlink(missing_ok=True)  # damaged
-    while _announce:
-        _announce.pop()()
+    with _announcing:
+        while _announce:
+            _announce.pop()()
     started = time.perf_counter()
     compiled = compile_source(source, f"{stem}.cu", headers, architecture)
     _seconds.append(time.perf_counter() - started)
@@ -231,6 +236,27 @@ def cubin_path(stem: str, architecture: str, defines: Defines) -> Path:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:24]
+
+
+def variants() -> list[tuple[str, Defines]]:
+    """Return (stem, macros) of everything that a launcher may ask for."""
+    found: list[tuple[str, Defines]] = []
+    for path in sorted(FOLDER.glob("*.cu")):
+        launcher: Any = importlib.import_module(f"{__package__}.{path.stem}")
+        found += ((path.stem, defines) for defines in launcher.VARIANTS)
+    return found
+
+
+def compile_ahead(
+    forms: Iterable[tuple[str, Defines]], architecture: str
+) -> Iterator["Future[Path]"]:
+    """Compile on all cores what no cache holds; yield each file's `cubin_path`, or error, when it is done.
+
+    Threads are enough: NVRTC lets go of Python's lock while it compiles.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(cubin_path, stem, architecture, defines) for stem, defines in forms]
+        yield from as_completed(jobs)
 
 
 def compile_kernels(stem: str, architecture: str, defines: Defines) -> Compiled:

@@ -4,6 +4,7 @@ Everything here is arithmetic on shapes: the same shape gives the same plan, and
 card.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -161,7 +162,24 @@ def tiles_for(ctype: str, pieces: tuple[int, int], dw: bool) -> tuple[Tile, ...]
     return TILES[1:] if dw and ctype == "float" else TILES
 
 
-@lru_cache(maxsize=1024)
+_forced: Plan | None = None
+
+
+@contextlib.contextmanager
+def forced(plan: Plan) -> Iterator[None]:
+    """Within the block, take this tile and so many splits, whatever the sizes of a product are.
+
+    For checks: without it, the large tiles are met by large products only. A tile that a kernel is not
+    compiled for (see `tiles_for`) is left out, as are splits where there cannot be any.
+    """
+    global _forced
+    before, _forced = _forced, plan
+    try:
+        yield
+    finally:
+        _forced = before
+
+
 def choose(
     rows: int,
     columns: int,
@@ -177,6 +195,23 @@ def choose(
     dw: results are few and sums long; so splitting costs little and comes before smaller tiles, and two
     blocks for each multiprocessor, which is what fits, are worth it.
     """
+    if _forced is not None and _forced.tile in tiles:
+        # Forward and dx are split only with the last of the tiles, as below.
+        splits = split and (dw or _forced.tile == tiles[-1])
+        return _forced if splits else _forced._replace(splits=1)
+    return _choose(rows, columns, slices, copies, tiles, dw, split)
+
+
+@lru_cache(maxsize=1024)
+def _choose(
+    rows: int,
+    columns: int,
+    slices: int,
+    copies: int,
+    tiles: tuple[Tile, ...],
+    dw: bool,
+    split: bool,
+) -> Plan:
     fitting = [t for t in tiles if t.m < 2 * rows and t.n < 2 * columns] or [tiles[-1]]
     plans = [Plan(t, 1) for t in fitting]
     if dw:

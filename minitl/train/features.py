@@ -21,10 +21,10 @@ from minitl.data.loader import Batch, Loader
 from minitl.device import Device
 from minitl.errors import UserError
 from minitl.models import Classifier
-from minitl.tensor import Tensor, no_grad
 from minitl.train.batches import on_device
 from minitl.train.console import Progress, say
 from minitl.train.feature_cache import FeatureCache, Rebatched
+from minitl.train.inference import Inference
 
 FEATURE_BATCH = 32
 
@@ -70,10 +70,11 @@ class Features:
         cache: FeatureCache | None = None,
         views: int = 1,
     ) -> None:
-        self._model, self._cut, self._loader, self._label = model, cut, loader, label
+        self._model, self._loader, self._label = model, loader, label
         self._device, self._dtype = device, dtype
         self._cache, self._views = cache, views if loader.augment is not None else 1
         self._keys: np.ndarray | None = None  # (views, samples, 32)
+        self._inference = Inference(lambda x: models.run_stages(model.stages()[:cut], x), device)
 
     def prepare(self, quietly: bool = False) -> None:
         """Compute what the cache lacks; say so, and unless `quietly` also that it lacks nothing.
@@ -154,16 +155,15 @@ class Features:
         inputs = on_device(
             map(_filled_up, pictures), self._loader.preprocessing, self._device, self._dtype
         )
-        for start, batch in zip(range(0, len(chosen), FEATURE_BATCH), inputs, strict=True):
-            yield self._run(batch.x)[: len(chosen) - start]
+        with self._inference:
+            for start, batch in zip(range(0, len(chosen), FEATURE_BATCH), inputs, strict=True):
+                yield self._run(batch.x)[: len(chosen) - start]
 
-    @no_grad()
     def _run(self, x: Array) -> np.ndarray:
         was_training = self._model.training
         self._model.eval()
         try:
-            stages = self._model.stages()[: self._cut]
-            return models.run_stages(stages, Tensor(x)).numpy().astype(np.float32, copy=False)
+            return self._inference(x).numpy().astype(np.float32, copy=False)
         finally:
             self._model.train(was_training)
 
@@ -177,7 +177,8 @@ class Features:
         """Return the shape of a picture's features."""
         crop = self._loader.preprocessing.crop
         black = self._device.array(np.zeros((1, crop, crop, 3), np.float32))
-        return self._run(self._device.kernels.cast(black, self._dtype)).shape[1:]
+        with self._inference:
+            return self._run(self._device.kernels.cast(black, self._dtype)).shape[1:]
 
     def _make_keys(self) -> np.ndarray:
         """Return what stands for each picture in each of its variations: (views, samples, 32) uint8."""

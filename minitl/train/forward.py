@@ -14,10 +14,11 @@ from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import CPU, Device
 from minitl.models import Classifier
-from minitl.tensor import Tensor, no_grad
+from minitl.tensor import Tensor
 from minitl.train.batches import Inputs, on_device
 from minitl.train.feature_cache import FeatureCache
 from minitl.train.features import Features, numbers_of
+from minitl.train.inference import Inference
 
 EVALUATION_BATCH = 32  # pictures at once where nothing is trained
 UNREAD = 64  # batches whose results may still be on a GPU
@@ -74,6 +75,7 @@ class Forward:
         self._dtype = numbers_of(precision)
         self.cut = cut
         self._features = Features(model, cut, loader, label, device, self._dtype, cache, views)
+        self._inference = Inference(self.network, device)
 
     @property
     def network(self) -> Callable[[Tensor], Tensor]:
@@ -95,7 +97,6 @@ class Forward:
             x = self.device.kernels.cast(self.device.array(features), self._dtype)
             yield Inputs(x, self.device.array(labels), labels)
 
-    @no_grad()
     def logits(self, on_batch: Count = lambda images: None) -> tuple[np.ndarray, np.ndarray]:
         """Return logits (N, K) and labels (N,), or targets, in evaluation mode, in the loader's order.
 
@@ -105,14 +106,15 @@ class Forward:
         self.model.eval()
         try:
             parts, unread, labels = [], [], []
-            for inputs in self.inputs(0):
-                unread.append(self.network(Tensor(inputs.x)))
-                labels.append(inputs.host_labels)
-                if self.device.kind == "cpu" or len(unread) == UNREAD:
-                    parts += [logits.numpy() for logits in unread]
-                    unread.clear()
-                on_batch(len(inputs.host_labels))
-            parts += [logits.numpy() for logits in unread]
+            with self._inference as infer:
+                for inputs in self.inputs(0):
+                    unread.append(infer(inputs.x))
+                    labels.append(inputs.host_labels)
+                    if self.device.kind == "cpu" or len(unread) == UNREAD:
+                        parts += [logits.numpy() for logits in unread]
+                        unread.clear()
+                    on_batch(len(inputs.host_labels))
+                parts += [logits.numpy() for logits in unread]
             return np.concatenate(parts), np.concatenate(labels)
         finally:
             self.model.train(was_training)

@@ -1,11 +1,13 @@
-"""A training step as a CUDA graph: launched as one, instead of some thousand kernels one by one.
+"""A training step, or a forward pass, as a CUDA graph: launched as one, instead of kernel by kernel.
 
 The first steps of a shape run as code. They compile what is needed and fill a memory pool that belongs to
 the step alone; the next one is run once more as code, but only recorded, with all its memory from that
 pool, whose addresses the graph keeps. Inputs are copied to where the recorded step reads them, and
 numbers that change (see minitl/changing_numbers.py) are written to device memory before each launch.
 
-Both ways run the same kernels with the same values, so they give the same bits.
+Both ways run the same kernels with the same values, so they give the same bits. Where a step cannot be
+recorded, for lack of memory or whatever the driver objects to, it stays code; whoever takes steps says so
+and tries again (`Recorder.stay_with_code`).
 """
 
 import contextlib
@@ -19,20 +21,23 @@ from minitl.backend import Array
 from minitl.changing_numbers import held_in
 from minitl.device import cupy
 from minitl.train.batches import pinned_like
+from minitl.train.console import say
 
 EAGER = 3  # steps before the recorded one
 RING = 4  # steps whose numbers may be on their way to the device at once
 PLACE = 8  # bytes for a number
 MOST_PLACES = 4096
+MOST_LETTERS = 200  # of an error's text that are shown
+NO_MEMORY = "the GPU's memory does not hold a recorded step"
 
-# (loss, logits) of each part of a batch
-Outputs = list[tuple[Array, Array]]
+# What comes out of each part of a batch, such as (loss, logits)
+Outputs = list[tuple[Array, ...]]
 Inputs = tuple[Array, ...]
 Compute = Callable[..., Outputs]
 
 
 class Recorder:
-    """Takes training steps on a GPU: as code at first, then as a graph.
+    """Takes steps on a GPU: as code at first, then as a graph.
 
     compute: one whole step for these inputs: all that it launches, and nothing that waits.
     """
@@ -55,10 +60,23 @@ class Recorder:
         self._driver.recording = False
         self.allowed = record_again
 
-    @property
-    def recording(self) -> bool:
-        """Whether an error came while recording."""
-        return self._driver.recording
+    def problem(self, error: Exception) -> str | None:
+        """Say why `step` could not record, if that is what the error is about.
+
+        The text is for `stay_with_code`, to be called when nobody holds the error any more: by its traceback
+        it holds the arrays of the failed attempt.
+        """
+        if not self._driver.recording:
+            return None
+        if isinstance(error, cupy().cuda.memory.OutOfMemoryError):
+            return NO_MEMORY
+        lines = str(error).strip().splitlines() or [""]
+        return f"a step cannot be recorded ({type(error).__name__}: {lines[0][:MOST_LETTERS]})"
+
+    def stay_with_code(self, problem: str) -> None:
+        """Say what the problem is, and record no more."""
+        say(f"  {problem}; steps are launched one by one")
+        self.forget(record_again=False)
 
     @property
     def recorded(self) -> bool:
@@ -165,7 +183,7 @@ class _Recorded:
 
     def _room(self) -> Outputs:
         """Return arrays that outputs can be copied to, as the next launch overwrites them."""
-        return [(cupy().empty(*loss), cupy().empty(*logits)) for loss, logits in self._shapes]
+        return [tuple(cupy().empty(*array) for array in part) for part in self._shapes]
 
     def _launch(self, outputs: Outputs) -> None:
         self._numbers.send()
@@ -234,4 +252,4 @@ class _Numbers:
         return memory[number * PLACE : number * PLACE + dtype.itemsize].view(dtype)
 
 
-__all__ = ["Recorder"]
+__all__ = ["NO_MEMORY", "Outputs", "Recorder"]

@@ -105,14 +105,23 @@ class TrainingStep:
     def within_memory(self, n: int, attempt: Callable[[], Result]) -> Result:
         """Return what `attempt` gives; where it runs out of a GPU's memory, once more with less.
 
-        It takes `micro_batch` pictures of n at a time, which becomes smaller until that fits. Raises
-        UserError where not even a single picture does.
+        It takes `micro_batch` pictures of n at a time, which becomes smaller until that fits. A step that
+        cannot be recorded is taken once more as code. Raises UserError where not even a single picture fits.
         """
         while True:
             # Out of the block before going on: the error holds on to the arrays of the failed attempt.
-            with contextlib.suppress(*self._out_of_memory):
+            try:
                 return attempt()
-            self._take_less_memory(n)
+            except Exception as error:
+                problem = self._recorder.problem(error) if self._recorder else None
+                if problem is None and not isinstance(error, self._out_of_memory):
+                    raise
+            if problem is not None:
+                assert self._recorder is not None
+                self._recorder.stay_with_code(problem)
+            else:
+                self._take_less_memory(n)
+            cupy().get_default_memory_pool().free_all_blocks()
 
     @property
     def due(self) -> bool:
@@ -256,19 +265,12 @@ class TrainingStep:
             raise
 
     def _take_less_memory(self, n: int) -> None:
-        """After running out of memory: do without a recording, or with smaller parts."""
+        """After running out of memory: do without what is recorded, or take smaller parts."""
         assert self._recorder is not None
-        if (
-            self._recorder.recorded
-        ):  # and runs as code all the same: another shape; it is made again
-            self._recorder.forget()
-        elif self._recorder.recording:
-            say("  the GPU's memory does not hold a recorded step; steps are launched one by one")
-            self._recorder.forget(record_again=False)
-        else:
+        if not self._recorder.recorded:
             self._halve(n)
-            self._recorder.forget()
-        cupy().get_default_memory_pool().free_all_blocks()
+        # Else this was a step of another shape, which runs as code; the recording is made again.
+        self._recorder.forget()
 
     def _halve(self, n: int) -> None:
         before = min(self.micro_batch or n, n)

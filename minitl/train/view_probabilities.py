@@ -11,9 +11,10 @@ from minitl.data.views import ViewLoader
 from minitl.device import Device
 from minitl.errors import UserError
 from minitl.models import Classifier
-from minitl.tensor import Tensor, no_grad
+from minitl.tensor import Tensor
 from minitl.train.batches import on_device
 from minitl.train.forward import softmax
+from minitl.train.inference import Inference
 from minitl.train.task_metrics import answers
 
 LATE = 2  # batches whose results may still be on a GPU
@@ -43,10 +44,9 @@ def probabilities(
         mean: np.ndarray = views.mean(axis=1)
         return mean
 
-    with device.computing(precision):
+    with device.computing(precision), Inference(model, device) as infer:
         for inputs in on_device(loader.epoch(0), loader.preprocessing, device, dtype):
-            with no_grad():
-                late.append(model(Tensor(inputs.x)))
+            late.append(infer(inputs.x))
             if len(late) > (LATE if device.kind == "cuda" else 0):
                 yield read()
         while late:
