@@ -41,6 +41,7 @@ BUDGETS = {
     "conv2d_db_finish": (32, 32, 8192),
     "conv2d_db": (32, 32, 8192),
     "conv2d_statistics_finish": (40, 40, 8192),
+    "conv2d_pad_channels": (32, 32, 0),
     "conv2d_sum_splits": (32, 40, 0),
     "conv2d_transpose_weight": (32, 32, 8448),
     "normalize_images": (32, 0, 0),

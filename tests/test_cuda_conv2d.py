@@ -202,6 +202,16 @@ def test_every_tile_split_and_not(gpu, kind, tile, case):
         assert met == {"conv2d_forward", "conv2d_dx"} | ({"conv2d_dw"} if has_dw else set())
 
 
+def test_few_channels_are_copied_16_bytes_at_a_time_on_tensor_cores(gpu, kind):
+    """As if the pictures had more channels, of zeros; exact products would pay for that."""
+    x_shape, weight_shape, *geometry = CASES["stem"]
+    x, weight, dy = operands(whole, x_shape, weight_shape, *geometry)
+    with launched() as found:
+        assert_exact(gpu, kind, x, weight, dy, geometry)
+    pieces = {dict(v)["PIECE_B"] for _, name, v in found if name in ("conv2d_forward", "conv2d_dw")}
+    assert pieces == {{"tf32": 4, "bf16": 8}.get(kind, 1)}
+
+
 def to_tf32(x):
     """Return x rounded to 10 bits of fraction, ties away from zero."""
     return ((x.view(np.uint32) + 0x1000) & ~np.uint32(0x1FFF)).view(np.float32)

@@ -27,8 +27,11 @@ from tests.test_cuda_launchers import CALLS, RATE, TARGETS, X, each
 
 gpu = each_gpu()
 
-GEOMETRY = (2, 1), Padding2d(0, 1, 1, 2), (1, 1), 1
-VECTORS, ONE_BY_ONE = 24, 5  # channels that are copied 16 bytes at a time, and those that cannot be
+GEOMETRY = (2, 1), Padding2d(0, 1, 1, 2), (1, 1), 2
+VECTORS, ONE_BY_ONE = (
+    24,
+    5,
+)  # channels of a group that are copied 16 bytes at a time, and that cannot be
 
 
 # Bytes of shared memory that the blocks on a multiprocessor have together, by compute capability, and what
@@ -43,11 +46,11 @@ def name_of(variant):
 
 
 def start(gpu, variant, channels, filters):
-    """Return what makes the three products of this many channels in the variant's precision and tile."""
+    """Return what makes the three products of so many channels a group in this precision and tile."""
     kind = "tf32" if variant["TF32"] else variant["T"]
     tile = conv2d_plan.Tile(*(variant[name] for name in ("BM", "BN", "WM", "WN")))
     plan = conv2d_plan.Plan(tile, 2 if variant.get("SPLIT") else 1)
-    shapes = (2, 4, 3, channels), (filters, 2, 3, channels)
+    shapes = (2, 4, 3, 2 * channels), (2 * filters, 2, 3, channels)
     x, weight, dy = operands(whole, *shapes, *GEOMETRY)
     expected = expected_products(x, weight, dy, GEOMETRY)
     arrays = activation(gpu, x, kind), parameter(gpu, weight, kind), activation(gpu, dy, kind)
@@ -98,7 +101,12 @@ def test_every_form_of_the_gradient_of_the_weight(gpu, variant):
     np.testing.assert_array_equal(result.get(), expected[2])
 
 
-PARAMETERS_ALONE = {"batchnorm_coefficients", "batchnorm_fold"}  # of float32 or float64, never bf16
+# Kernels that a file has in every type, and that are launched in some.
+ONLY = {
+    "batchnorm_coefficients": ("float", "double"),  # of parameters
+    "batchnorm_fold": ("float", "double"),
+    "conv2d_pad_channels": ("float", "bf16"),  # for tensor cores
+}
 CONVOLUTIONS = ("conv2d", "conv2d_weight")
 WIDE_WINDOW = (17, 17), (4, 4), padding2d(8)  # of more pixels than a byte counts
 OWN_TYPE = {"bf16": np.dtype(np.uint16), "float": np.dtype(np.float32)}
@@ -140,14 +148,18 @@ def test_every_form_of_all_other_kernels(kind):
     with install() as machine, launched() as found:
         for name, args in calls(kind):
             getattr(cuda, name)(*each(args, machine.cupy.asarray))
-        # What a convolution does around its matrix product: turn the weight, add up splits, end statistics.
-        x, weight, dy = operands(whole, (2, 4, 3, 8), (8, 2, 3, 8), *GEOMETRY)
+        # What a convolution does around its matrix product: fill up channels, turn the weight, add up splits,
+        # end statistics.
+        geometry = *GEOMETRY[:3], 1
+        x, weight, dy = operands(whole, (2, 4, 3, 5), (8, 2, 3, 5), *geometry)
         x, dy = (activation(machine, array, kind) for array in (x, dy))
         weight = parameter(machine, weight, kind)
+        before = conv2d.set_precision("tf32")
         with conv2d_plan.forced(conv2d_plan.Plan(conv2d_plan.SMALL, 2)):
-            cuda.conv2d_forward(x, weight, None, *GEOMETRY)
-            cuda.conv2d_dx(dy, weight, x.shape, *GEOMETRY)
-            cuda.conv2d_statistics_forward(x, weight, *GEOMETRY)
+            cuda.conv2d_forward(x, weight, None, *geometry)
+            cuda.conv2d_dx(dy, weight, x.shape, *geometry)
+            cuda.conv2d_statistics_forward(x, weight, *geometry)
+        conv2d.set_precision(before)
     found = {entry for entry in found if entry[0] not in CONVOLUTIONS}
     listed = {
         (stem, name, frozenset(defines.items()))
@@ -161,7 +173,7 @@ def test_every_form_of_all_other_kernels(kind):
         entry
         for entry in listed
         if dict(entry[2]).get("FROM", dict(entry[2])["T"]) == kind
-        and not (kind == "bf16" and entry[1] in PARAMETERS_ALONE)
+        and kind in ONLY.get(entry[1], (kind,))
     }
     assert here <= found
     assert found <= listed

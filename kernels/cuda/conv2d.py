@@ -9,9 +9,10 @@ Activations are float32, float64 or bfloat16 (held as uint16); weight, bias and 
 are float32 (float64 beside float64). Sums are taken in float32 (float64), in a fixed order. float32 is
 multiplied exactly, or after `set_precision("tf32")` on tensor cores, with 10 bits of fraction.
 
-Each of the three products is one launch, plus a small one where the weight has to be rounded or turned
-round and where the sums are split among blocks. The kernels are in conv2d.cu (forward, dx), conv2d_weight.cu
-and conv2d_passes.cu; which tiles they work in is chosen in conv2d_plan.py.
+Each of the three products is one launch, plus small ones where the weight has to be rounded or turned round,
+where the sums are split among blocks, and where channels are filled up with zeros to 16 bytes for tensor
+cores. The kernels are in conv2d.cu (forward, dx), conv2d_weight.cu and conv2d_passes.cu; which tiles they
+work in is chosen in conv2d_plan.py.
 """
 
 import numpy as np
@@ -21,6 +22,7 @@ from minitl.kernels.cuda.conv2d_passes import (
     Epilogue,
     conv2d_db,
     finish_statistics,
+    pad_channels,
     sum_splits,
     transpose_weight,
 )
@@ -33,6 +35,7 @@ from minitl.kernels.cuda.conv2d_plan import (
     Pair,
     Plan,
     Tile,
+    channels_for,
     defines_for,
     matrix_defines,
     piece,
@@ -152,9 +155,10 @@ def _forward(
     y = empty((g.n, g.p, g.q, g.k), x.dtype)
     if not y.size:
         return y, None, None
-    operand = contiguous(cast(weight, x.dtype))
+    channels = channels_for(g, x.dtype)
+    operands = pad_channels(x, channels), pad_channels(cast(weight, x.dtype), channels // g.groups)
     plan, partial = _multiply(
-        "conv2d_forward", contiguous(x), operand, y, g, epilogue.contiguous(), moments
+        "conv2d_forward", *operands, y, g._replace(c=channels), epilogue.contiguous(), moments
     )
     return y, plan, partial
 

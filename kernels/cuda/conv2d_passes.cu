@@ -1,4 +1,5 @@
-// Small passes around the convolutions: the weight as dx wants it, sums of partial results, bias gradients.
+// Small passes around the convolutions: the weight as dx wants it, channels to copy 16 bytes at a time, sums
+// of partial results, bias gradients.
 //
 // All sums run in a fixed order, the long ones in double.
 #include "common.cuh"
@@ -28,6 +29,23 @@ extern "C" __global__ void conv2d_transpose_weight(const real* __restrict__ weig
     if (c0 + y < cg && k0 + threadIdx.x < kg)
       from_real(tile[threadIdx.x][y],
                 out[((i64)(group * cg + c0 + y) * taps + tap) * kg + k0 + threadIdx.x]);
+}
+
+// out (rows, wide) from x (rows, channels): channels of zeros are added. wide: a multiple of 16 bytes.
+extern "C" __global__ void conv2d_pad_channels(const T* __restrict__ x, i64 rows, int channels, int wide,
+                                               T* __restrict__ out) {
+  constexpr int N = Width<T>::value;
+  const int pieces = wide / N;
+  const i64 stride = (i64)gridDim.x * blockDim.x, count = rows * pieces;
+  for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
+    const i64 row = i / pieces;
+    const int first = (int)(i - row * pieces) * N;
+    Vector<T, N> piece = {};
+#pragma unroll
+    for (int k = 0; k < N; k++)
+      if (first + k < channels) piece.at[k] = x[row * channels + first + k];
+    store<N>(out + i * N, piece);
+  }
 }
 
 // y = sum of the splits [+ scale, shift, bias, residual, ReLU, as in epilogue.cuh].

@@ -56,6 +56,19 @@ def transpose_weight(weight: Array, dtype: np.dtype, g: Geometry) -> Array:
     return turned
 
 
+def pad_channels(x: Array, channels: int) -> Array:
+    """Return x (..., C) with so many channels, itself where it has them; those that are added are zero."""
+    x = contiguous(x)
+    if x.shape[-1] == channels:
+        return x
+    out = empty((*x.shape[:-1], channels), x.dtype)
+    rows = out.size // channels
+    numbers = np.int64(rows), np.int32(x.shape[-1]), np.int32(channels)
+    grid = (runtime.blocks(out.nbytes, 16 * 256),)
+    _launch("conv2d_pad_channels", x.dtype, grid, (256,), x, *numbers, out)
+    return out
+
+
 def sum_splits(splits: Array, y: Array, epilogue: Epilogue) -> None:
     """Compute y from partial sums (splits, *shape of y)."""
     numbers = np.int32(len(splits)), np.int64(y.size), np.int32(y.shape[-1])

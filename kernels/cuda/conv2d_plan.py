@@ -151,6 +151,19 @@ def piece(channels: int, *arrays: Array) -> int:
     return vector if whole else one
 
 
+def channels_for(g: Geometry, dtype: np.dtype) -> int:
+    """Return how many channels of x to compute with; those that it does not have are zeros.
+
+    On tensor cores a few more products cost less than copying the operands one element at a time, as three
+    channels of a picture would have to be.
+    """
+    on_tensor_cores = dtype.itemsize == 2 or (dtype == np.float32 and _precision == "tf32")
+    if g.groups > 1 or not on_tensor_cores:
+        return g.c
+    vector = pieces_of(runtime.ctype(dtype))[0]
+    return -(-g.c // vector) * vector
+
+
 def tiles_for(ctype: str, pieces: tuple[int, int], dw: bool) -> tuple[Tile, ...]:
     """Return the tiles that the kernels are compiled for, largest first.
 

@@ -1,19 +1,21 @@
 """The gradient of a convolution's weight on the GPU; the kernel is in conv2d_weight.cu."""
 
 from minitl.kernels.cuda import conv2d_plan, runtime
-from minitl.kernels.cuda.conv2d_passes import Epilogue, sum_splits
+from minitl.kernels.cuda.conv2d_passes import Epilogue, pad_channels, sum_splits
 from minitl.kernels.cuda.conv2d_plan import (
     FORMATS,
     SLICE,
     STAGES,
     Geometry,
     Pair,
+    channels_for,
     defines_for,
     matrix_defines,
     piece,
     pieces_of,
     tiles_for,
 )
+from minitl.kernels.cuda.elementwise import copy_columns
 from minitl.kernels.cuda.runtime import Array, contiguous, ctype, empty, real
 from minitl.shapes import Padding2d
 
@@ -39,6 +41,12 @@ def conv2d_dw(
     g = Geometry.of(x.shape, weight_shape, stride, padding, dilation, groups)
     dw = empty(weight_shape, real(dy.dtype))
     if not dw.size:
+        return dw
+    channels = channels_for(g, x.dtype)
+    if channels > g.c:
+        padded = (*weight_shape[:-1], channels)
+        wide = conv2d_dw(dy, pad_channels(x, channels), padded, stride, padding, dilation, groups)
+        copy_columns(wide, 0, dw, 0, g.c)
         return dw
     dy, x = contiguous(dy), contiguous(x)
     columns = g.r * g.s * g.cg

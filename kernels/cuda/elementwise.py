@@ -86,7 +86,8 @@ def dropout_dx(dy: Array, p: float, seed: int, offset: int | Array) -> Array:
     return dropout_forward(dy, p, seed, offset)
 
 
-def _copy_columns(source: Array, start: int, into: Array, into_start: int, columns: int) -> None:
+def copy_columns(source: Array, start: int, into: Array, into_start: int, columns: int) -> None:
+    """Copy columns start, ... of one array to into_start, ... of another with as many rows."""
     rows = math.prod(source.shape[:-1])
     wide = min(32, max(1, columns // (16 // source.itemsize)))
     across = 1 << (wide - 1).bit_length()
@@ -116,7 +117,7 @@ def concat_forward(arrays: Sequence[Array]) -> Array:
     sizes = [a.shape[-1] for a in arrays]
     out, start = empty((*arrays[0].shape[:-1], sum(sizes)), arrays[0].dtype), 0
     for array, size in zip(arrays, sizes, strict=True):
-        _copy_columns(contiguous(array), 0, out, start, size)
+        copy_columns(contiguous(array), 0, out, start, size)
         start += size
     return out
 
@@ -126,7 +127,7 @@ def concat_dx(dy: Array, sizes: Sequence[int]) -> list[Array]:
     dy, start, parts = contiguous(dy), 0, []
     for size in sizes:
         part = empty((*dy.shape[:-1], size), dy.dtype)
-        _copy_columns(dy, start, part, 0, size)
+        copy_columns(dy, start, part, 0, size)
         parts.append(part)
         start += size
     return parts
