@@ -17,7 +17,6 @@ from minitl.tensor import Tensor
 from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs
 from minitl.train.config import Config
-from minitl.train.finetune import prepare_to_train
 from minitl.train.mixing import mix
 from minitl.train.optimisation import (
     class_weights,
@@ -28,6 +27,7 @@ from minitl.train.optimisation import (
     resolved,
 )
 from minitl.train.step import TrainingStep
+from minitl.train.trained_model import prepare_to_train
 from minitl.train.unfreezing import unfreeze_for
 from tests.test_finetune import expect_error, pictures, run, weights, write_pictures
 

@@ -25,11 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from minitl import hdf5, models, nn, optim
+from minitl import hdf5, models, optim
 from minitl.convert.golden import make_golden
-from minitl.convert.pull import find_weights
-from minitl.data.decode import check_images
-from minitl.data.doctor import COLOURS, quick_findings
 from minitl.data.folder import Dataset, load_split
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
@@ -39,7 +36,6 @@ from minitl.feature_file import FeatureFile
 from minitl.files import write_atomically, write_json
 from minitl.models import Classifier
 from minitl.models.saving import from_weights_file, to_weights_file
-from minitl.tasks import output_slices
 from minitl.text import coloured, listed, printable
 from minitl.train import extract
 from minitl.train.attack import Attack
@@ -47,7 +43,7 @@ from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs
 from minitl.train.checkpoint import Partial, SavingTimer
 from minitl.train.clock import Clock
-from minitl.train.config import AUTO, OFF, Config
+from minitl.train.config import Config
 from minitl.train.console import (
     Progress,
     announce_compilation,
@@ -71,8 +67,6 @@ from minitl.train.figures import (
     tasks_in_words,
 )
 from minitl.train.forward import Forward, backbone_is_frozen, evaluation_loader
-from minitl.train.freezing import apply_freeze, refuse_untrained_head, table
-from minitl.train.heads import replace_head
 from minitl.train.mixing import mix
 from minitl.train.optimisation import (
     class_weights,
@@ -81,18 +75,16 @@ from minitl.train.optimisation import (
     resolved,
     stopped_early,
 )
-from minitl.train.rates import own_rates
-from minitl.train.rates import parse as parse_rates
 from minitl.train.report import Judged
 from minitl.train.run_folder import clear_leftovers, forget_earlier, put_back, set_aside
 from minitl.train.source import dataset_of
-from minitl.train.step import TrainingStep, statistics_note
-from minitl.train.unfreezing import parse as parse_schedule
+from minitl.train.step import TrainingStep
+from minitl.train.trained_model import dropouts, make_model, prepare_to_train, say_model
 from minitl.train.unfreezing import unfreeze_for
+from minitl.train.usable_data import say_data, with_findings, without_bad_images
 
 _WAITING = "of training, validation and features: waiting for decoded pictures"
 EXPLODED = 10  # times the loss of guessing: no epoch of a training that learns is so bad
-_DROPOUT = 3  # what a random stream is for, see data/loader.py
 
 
 @dataclasses.dataclass
@@ -150,13 +142,13 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     dataset = dataset_of(config)
     model = make_model(config, dataset)
     config = dataclasses.replace(resolved(config, model), preprocessing=model.preprocessing)
-    _say_data(dataset)
+    say_data(dataset)
     clock = Clock()
     if config.features is None:
         with clock.measure("checking the pictures"):
-            dataset = _with_findings(_without_bad_images(dataset, config))
+            dataset = with_findings(without_bad_images(dataset, config))
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
-    _say_model(model, config)
+    say_model(model, config)
     folder.mkdir(parents=True, exist_ok=True)
     set_aside(folder)
     try:
@@ -244,7 +236,7 @@ def _resume_saved(config: Config, folder: Path, accept_changed: bool) -> dict[st
     history = checkpoint.progress["history"]
     if history:
         _require_best(folder, history)
-    for name, layer in _dropouts(model):  # the next masks, not the first ones again
+    for name, layer in dropouts(model):  # the next masks, not the first ones again
         layer.offset = checkpoint.progress.get("dropout", {}).get(name, 0)
     clock = Clock(checkpoint.progress.get("seconds"))
     partial = Partial(**checkpoint.progress.get("partial", {}))
@@ -291,193 +283,6 @@ def _require_best(folder: Path, history: list[dict[str, float]]) -> None:
             "which no further training makes again; put the file back, or begin again with --overwrite"
         )
     hdf5.read(path)
-
-
-def make_model(config: Config, dataset: Dataset) -> Classifier:
-    """Return the network that a run with these settings trains; what never trains is frozen."""
-    classes = len(dataset.classes)
-    if config.weights is None:
-        if config.arch is None:
-            raise UserError("give --weights FILE.h5, or --arch NAME to train from scratch")
-        try:
-            model = models.create(config.arch, num_classes=classes, seed=config.seed)
-        except ValueError as error:
-            raise UserError(f"--arch: {error}") from None
-        if config.preprocessing is not None:
-            model.preprocessing = Preprocessing.from_dict(config.preprocessing).to_dict()
-        say(f"{model.arch}, from scratch (seed {config.seed})")
-        replace_head(model, config.head, classes, config.seed, fresh=True)
-    else:
-        model = _load(config.weights, config.arch)
-        check_preprocessing(config.preprocessing, model, config.weights, "the settings")
-        if config.from_scratch:
-            preprocessing = model.preprocessing
-            options = {n: v for n, v in model.arch_options.items() if n != "tasks"}
-            model = models.create(model.arch, num_classes=classes, seed=config.seed, **options)
-            model.preprocessing = preprocessing
-            replace_head(model, config.head, classes, config.seed, fresh=True)
-            say(f"{model.arch} as in {config.weights}, but from scratch (seed {config.seed})")
-        else:
-            say(
-                f"{model.arch} from {config.weights}; its head for {model.num_classes} classes is "
-                f"replaced by a new one for {f'{len(dataset.tasks)} tasks' if dataset.tasks else classes} "
-                f"(seed {config.seed})"
-            )
-            replace_head(model, config.head, classes, config.seed)
-    model.class_names = list(dataset.classes)
-    if dataset.tasks:
-        model.set_tasks(dataset.tasks)
-    prepare_to_train(model, config)
-    refuse_untrained_head(model)
-    _refuse_idle_here(model, config)
-    return model
-
-
-def _refuse_idle_here(model: Classifier, config: Config) -> None:
-    """Raise UserError for a setting that would have no effect with what trains in this network."""
-    if config.layer_decay != 1 and backbone_is_frozen(model):
-        raise UserError("--layer-decay has no effect here: only the head trains; see --lr")
-    own_rates(model, config.lr_for)
-    if not frozen_stages(model):
-        for option, given in (
-            ("--cached-views", config.cached_views),
-            ("--no-feature-cache", config.feature_cache == OFF),
-            ("--feature-cache", config.feature_cache not in (AUTO, OFF)),
-        ):
-            if given:
-                raise UserError(
-                    f"{option} has no effect here: it needs frozen layers at the front, as by --freeze "
-                    "backbone or --freeze-until"
-                )
-
-
-def prepare_to_train(model: Classifier, config: Config) -> None:
-    """Add dropout before the head, seed all dropout, and freeze what never trains."""
-    if config.dropout:
-        model.drop_before_head(config.dropout)
-    for number, (_, layer) in enumerate(_dropouts(model)):
-        # Streams of their own: with equal seeds, layers of equal size would drop the same places.
-        sequence = np.random.SeedSequence(config.seed, spawn_key=(_DROPOUT, number))
-        layer.seed = int(sequence.generate_state(1, np.uint64)[0])
-    if config.unfreeze_schedule:
-        late = [
-            f"{p}:{e}" for p, e in parse_schedule(config.unfreeze_schedule) if e >= config.epochs
-        ]
-        if late:
-            raise UserError(
-                f"--unfreeze-schedule: {', '.join(late)} would never happen in {config.epochs} epochs "
-                "(they are counted from 0); leave it out, or give more --epochs"
-            )
-        unfreeze_for(model, config.unfreeze_schedule, config.epochs)
-    else:
-        apply_freeze(model, config.freeze, config.freeze_until)
-
-
-def _load(weights: str, arch: str | None) -> Classifier:
-    model = models.load_model(find_weights(weights, say))
-    if arch is not None and arch != model.arch:
-        raise UserError(f"{weights} holds a {model.arch}, not a {arch}; leave out --arch")
-    if not model.preprocessing:
-        raise UserError(
-            f"{weights} does not say how pictures are prepared for it; convert it again with "
-            "minitl convert, which records the preprocessing"
-        )
-    return model
-
-
-def _say_data(dataset: Dataset) -> None:
-    parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    counts = ", ".join(f"{len(samples)} {part}" for part, samples in parts.items() if samples)
-    what = f"{len(dataset.tasks)} tasks" if dataset.tasks else f"{len(dataset.classes)} classes"
-    say(f"{dataset.root}: {what}, {counts} pictures")
-    if dataset.tasks:
-        for task in dataset.tasks:
-            say(f"  {task.name}: {printable(task.in_words())}")
-    else:
-        names = ", ".join(dataset.classes[:10])
-        say(f"  classes: {printable(names)}{', ...' if len(dataset.classes) > 10 else ''}")
-    for note in dataset.notes:
-        say(f"  {printable(note)}")
-
-
-def _say_model(model: Classifier, config: Config) -> None:
-    trained = sum(p.data.size for p in model.parameters() if p.requires_grad)
-    total = sum(p.data.size for p in model.parameters())
-    say(f"  training {trained:,} of {total:,} parameters")
-    if config.unfreeze_schedule:
-        say(f"  beginning in epoch (from 0): {', '.join(config.unfreeze_schedule)}")
-    for line in table(model) if trained < total else ():
-        say(f"  {line}")
-    how = f"momentum {config.momentum:g}" if config.optimizer == "sgd" else config.optimizer
-    say(
-        f"  {config.epochs} epochs, batch {config.batch_size}, learning rate {config.lr:g} "
-        f"({config.schedule}), {how}, weight decay {config.weight_decay:g}"
-    )
-    if config.lr_for:
-        own = (f"{part} {rate:g}" for part, rate in parse_rates(config.lr_for))
-        say(f"  learning rates of their own: {', '.join(own)}")
-    if config.micro_batch is not None and config.micro_batch < config.batch_size:
-        say(f"  at most {config.micro_batch} pictures at a time{statistics_note(model)}")
-    if config.device != "cpu":
-        say(f"  computing on {config.device} in {config.precision}")
-
-
-def _without_bad_images(dataset: Dataset, config: Config) -> Dataset:
-    """Decode every picture once, so that a broken one is named now and not in the middle of the run."""
-    samples = [*dataset.train, *dataset.val, *dataset.test]
-    with Progress("checking pictures", len(samples)) as progress:
-        bad = check_images(
-            samples, dataset.root, config.workers + 1, lambda done, total: progress.update_to(done)
-        )
-    if not bad:
-        return dataset
-    say(f"{len(bad)} of {len(samples)} pictures cannot be read:")
-    for path, reason in bad:
-        say(printable(f"  {path}: {reason}"))
-    if not config.skip_bad:
-        raise UserError(
-            f"{len(bad)} unreadable pictures (listed above); repair them or go on with --skip-bad"
-        )
-    paths = {path for path, _ in bad}
-    train, val, test = (
-        [sample for sample in part if sample.path not in paths]
-        for part in (dataset.train, dataset.val, dataset.test)
-    )
-    good = dataclasses.replace(dataset, train=train, val=val, test=test)
-    for part in ("train", "val"):
-        if not getattr(good, part):
-            raise UserError(f"{dataset.root} has no readable picture left for {part}; repair some")
-    _require_all_left(dataset, good)
-    return good
-
-
-def _require_all_left(dataset: Dataset, good: Dataset) -> None:
-    """Raise UserError where a class lost all that it could be learned from, or a task all it is judged by."""
-    counts = zip(dataset.classes, dataset.counts("train"), good.counts("train"), strict=True)
-    lost = [name for name, before, after in counts if before and not after]
-    if lost:
-        raise UserError(
-            f"{dataset.root} has no readable training picture left of {listed(lost)}; repair some, or take "
-            "that class out"
-        )
-    there, left = dataset.counts("val"), good.counts("val")
-    for task, own in zip(dataset.tasks, output_slices(dataset.tasks), strict=True):
-        if any(there[own]) and not any(left[own]):
-            raise UserError(
-                f"{dataset.root} has no readable validation picture left of which {task.name} is known; "
-                "repair some"
-            )
-
-
-def _with_findings(dataset: Dataset) -> Dataset:
-    """Say what a quick look finds, and keep it among the notes."""
-    notes = list(dataset.notes)
-    for finding in quick_findings(dataset):
-        shown = ", ".join(finding.pictures[:3]) + (", ..." if len(finding.pictures) > 3 else "")
-        notes.append(f"{finding.message}{f' ({shown})' if shown else ''}")
-        word = coloured(finding.severity, COLOURS[finding.severity], sys.stdout)
-        say(f"  {word}: {printable(notes[-1])}")
-    return dataclasses.replace(dataset, notes=notes)
 
 
 def _train(run: Run) -> dict[str, Any]:
@@ -732,7 +537,7 @@ def _save_state(run: Run) -> None:
             progress={
                 "epoch": run.epoch,
                 "history": run.history,
-                "dropout": {name: layer.offset for name, layer in _dropouts(run.model)},
+                "dropout": {name: layer.offset for name, layer in dropouts(run.model)},
                 "seconds": run.clock.seconds,
                 "average": run.average and run.average.state_dict(),
                 "partial": run.partial.state_dict(),
@@ -751,11 +556,6 @@ def _write_metrics(run: Run) -> None:
     writer.writeheader()
     writer.writerows({name: f"{row[name]:.6g}" for name in names} for row in run.history)
     write_atomically(run.folder / "metrics.csv", table.getvalue().encode())
-
-
-def _dropouts(model: Classifier) -> list[tuple[str, nn.Dropout]]:
-    """Return the layers that draw random numbers in training."""
-    return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Dropout)]
 
 
 def _source(run: Run) -> str:

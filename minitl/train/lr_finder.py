@@ -25,10 +25,11 @@ from minitl.train.batches import Inputs
 from minitl.train.clock import Clock
 from minitl.train.config import Config
 from minitl.train.console import Progress, say
-from minitl.train.finetune import Run, computing, forwards, make_model, mixed, training_step
+from minitl.train.finetune import Run, computing, forwards, mixed, training_step
 from minitl.train.forward import Forward
 from minitl.train.optimisation import make_optimizer, resolved
 from minitl.train.source import dataset_of
+from minitl.train.trained_model import make_model
 
 SMOOTHING = 0.9  # of the losses: the share of what came before
 EXPLODED = 4.0  # times the lowest smoothed loss
