@@ -486,6 +486,13 @@ def conv2d_forward(
     return y
 
 
+@kernel(parallel=True)
+def _clear(numbers):  # type: ignore[no-untyped-def]
+    """Write zeros, by all threads: one alone takes longer than the products of a 1x1 with stride."""
+    for part in prange(TASKS):
+        numbers[part * len(numbers) // TASKS : (part + 1) * len(numbers) // TASKS] = 0
+
+
 def _finish(y: np.ndarray, residual: np.ndarray | None, relu: bool) -> np.ndarray:
     """Return y [+ residual], cut off below zero if `relu`, in place."""
     if residual is not None:
@@ -574,7 +581,7 @@ def conv2d_dx(
         pack_dx(filters, gather.taps, groups, lanes, panels, packed)
         packed_filters.append(packed)
     if len(packed_filters) < stride[0] * stride[1]:
-        dx.fill(0)
+        _clear(dx.reshape(-1))
     for first, pictures, sets in picture_sets(n, h * w // (stride[0] * stride[1]) or 1):
         for gather, packed in zip(dx_gathers(pictures, *sizes), packed_filters, strict=True):
             _multiply(
