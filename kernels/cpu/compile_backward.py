@@ -46,7 +46,7 @@ def main() -> None:
     for y, keep_dz in ((pixels, False), (pixels, True), (None, False)):
         cpu.batchnorm_reduce(pixels, y, pixels, channels, channels, keep_dz)
         cpu.batchnorm_dx(pixels, y, *in_training)
-    for size, stride in ((3, 1), (3, 2), (1, 1)):
+    for size, stride in ((3, 1), (3, 2), (1, 1), (1, 2)):
         dy = np.ones((PICTURES, 8 // stride, 8 // stride, 16), np.float32)
         weight = np.ones((16, size, size, 16), np.float32)
         geometry = (stride, stride), padding2d(size // 2), (1, 1), 1
