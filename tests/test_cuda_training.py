@@ -34,7 +34,7 @@ from minitl.train.step import TrainingStep
 from minitl.train.view_probabilities import probabilities
 from tests.cuda_launch import needs_checker
 from tests.cuda_on_cpu.fake_cupy import install
-from tests.test_finetune import write_pictures
+from tests.test_finetune import interrupt_in_epoch, write_pictures
 
 pytestmark = needs_checker
 
@@ -784,17 +784,8 @@ def test_a_frozen_backbone_trains_its_head_on_kept_features(finetune):
 
 
 def test_resuming_on_the_gpu_is_exact(finetune, monkeypatch, capsys):
-    from minitl.train import finetune as module
-
     whole, _ = finetune("whole", "--device", "cuda")
-    original = module._train_epoch
-
-    def interrupted(run, *others):
-        if run.epoch == 1:
-            raise KeyboardInterrupt
-        return original(run, *others)
-
-    monkeypatch.setattr(module, "_train_epoch", interrupted)
+    interrupt_in_epoch(monkeypatch, 1)
     with pytest.raises(AssertionError, match="resume"):
         finetune("part", "--device", "cuda")
     monkeypatch.undo()

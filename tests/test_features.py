@@ -16,9 +16,8 @@ from minitl.data.folder import scan
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile
-from minitl.train import finetune as finetune_module
 from minitl.train.extract import changed_pictures
-from tests.test_finetune import expect_error, write_pictures, write_weights
+from tests.test_finetune import expect_error, interrupt_in_epoch, write_pictures, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +39,6 @@ def features(tmp_path, pictures, weights):
         return main([str(part) for part in command]), tmp_path / out
 
     return make
-
-
-_train_epoch = finetune_module._train_epoch
-
-
-def interrupt(run, *others):
-    if run.epoch == 2:
-        raise KeyboardInterrupt
-    return _train_epoch(run, *others)
 
 
 def finetune(folder, *more):
@@ -104,7 +94,7 @@ def test_the_pictures_need_not_be_there(features, pictures, tmp_path, monkeypatc
     _, file = features(data=data)
     shutil.rmtree(data)
     assert finetune(tmp_path / "whole", "--features", file) == 0
-    monkeypatch.setattr(finetune_module, "_train_epoch", interrupt)
+    interrupt_in_epoch(monkeypatch, 2)
     assert finetune(tmp_path / "part", "--features", file) != 0
     monkeypatch.undo()
     assert main(["finetune", "--resume", str(tmp_path / "part")]) == 0
@@ -121,7 +111,7 @@ def test_features_of_other_pictures_are_refused(features, pictures, tmp_path, ca
     capsys.readouterr()
     assert finetune(tmp_path / "good", "--features", file) == 0
     assert "1 of 39 pictures have another size or date" in capsys.readouterr().out
-    monkeypatch.setattr(finetune_module, "_train_epoch", interrupt)
+    interrupt_in_epoch(monkeypatch, 2)
     before = (tmp_path / "good" / "best.h5").read_bytes()
     replaced = data / "red" / "3.png"
     content = replaced.read_bytes()

@@ -128,16 +128,7 @@ def test_resume_after_a_lost_epoch_gives_the_same_weights(run, monkeypatch, tmp_
         minitl.save_model(models.create("sequential", layers=layers), tmp_path / "dropout.h5")
         run = functools.partial(run, "--weights", tmp_path / "dropout.h5")
     _, whole = run(out="whole")
-    from minitl.train import finetune
-
-    original = finetune._train_epoch
-
-    def interrupted(run, *others):
-        if run.epoch == 2:
-            raise KeyboardInterrupt
-        return original(run, *others)
-
-    monkeypatch.setattr(finetune, "_train_epoch", interrupted)
+    interrupt_in_epoch(monkeypatch, 2)
     code, folder = run(out="part")
     assert code != 0
     assert hdf5.read(folder / "last.h5").progress["epoch"] == 2
@@ -284,6 +275,20 @@ def test_a_fraction_of_a_part_that_is_there_is_refused(run, tmp_path, weights, c
 
 
 # --------------------------------------------------------------------------- what can go wrong
+
+
+def interrupt_in_epoch(monkeypatch, number):
+    """Let trainings be interrupted when they begin this epoch, until `monkeypatch.undo()`."""
+    from minitl.train import finetune
+
+    original = finetune._train_epoch
+
+    def interrupted(run, *others):
+        if run.epoch == number:
+            raise KeyboardInterrupt
+        return original(run, *others)
+
+    monkeypatch.setattr(finetune, "_train_epoch", interrupted)
 
 
 def expect_error(capsys, code, *words):
@@ -722,19 +727,12 @@ def test_kept_features_are_without_dropout(tmp_path, pictures):
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
 def test_a_run_without_its_best_weights_is_not_continued(run, capsys, monkeypatch, damage):
-    from minitl.train import finetune
-
-    original = finetune._train_epoch
-
-    def interrupted(run, *others):
-        if run.epoch == 2:
-            raise KeyboardInterrupt
-        return original(run, *others)
-
-    monkeypatch.setattr(finetune, "_train_epoch", interrupted)
+    interrupt_in_epoch(monkeypatch, 2)
     code, folder = run()
     assert code == 130
-    monkeypatch.setattr(finetune, "_train_epoch", lambda *others: pytest.fail("it trains"))
+    monkeypatch.setattr(
+        "minitl.train.finetune._train_epoch", lambda *others: pytest.fail("it trains")
+    )
     if damage == "missing":
         (folder / "best.h5").unlink()
     else:

@@ -20,7 +20,13 @@ from minitl.errors import UserError
 from minitl.train import finetune
 from minitl.train.checkpoint import SavingTimer, parse_interval
 from minitl.train.step import TrainingStep
-from tests.test_finetune import expect_error, pictures, write_pictures, write_weights
+from tests.test_finetune import (
+    expect_error,
+    interrupt_in_epoch,
+    pictures,
+    write_pictures,
+    write_weights,
+)
 
 __all__ = ["pictures"]  # a fixture
 
@@ -247,14 +253,7 @@ def test_a_run_from_before_these_settings_is_resumed(monkeypatch, tmp_path, pict
     assert main(command(pictures, weights, tmp_path / "whole", options)) == 0
     folder = tmp_path / "old"
     resumed = command(pictures, weights, folder, options)
-    original = finetune._train_epoch
-
-    def interrupted(run, *others):
-        if run.epoch == 2:
-            raise KeyboardInterrupt
-        return original(run, *others)
-
-    monkeypatch.setattr(finetune, "_train_epoch", interrupted)
+    interrupt_in_epoch(monkeypatch, 2)
     assert main(resumed) == 130
     monkeypatch.undo()
     config = tomllib.loads((folder / "config.toml").read_text())

@@ -187,12 +187,15 @@ def forced(plan: Plan) -> Iterator[None]:
     """
     global _forced
     before, _forced = _forced, plan
+    choose.cache_clear()
     try:
         yield
     finally:
         _forced = before
+        choose.cache_clear()
 
 
+@lru_cache(maxsize=1024)
 def choose(
     rows: int,
     columns: int,
@@ -210,21 +213,8 @@ def choose(
     """
     if _forced is not None and _forced.tile in tiles:
         # Forward and dx are split only with the last of the tiles, as below.
-        splits = split and (dw or _forced.tile == tiles[-1])
-        return _forced if splits else _forced._replace(splits=1)
-    return _choose(rows, columns, slices, copies, tiles, dw, split)
-
-
-@lru_cache(maxsize=1024)
-def _choose(
-    rows: int,
-    columns: int,
-    slices: int,
-    copies: int,
-    tiles: tuple[Tile, ...],
-    dw: bool,
-    split: bool,
-) -> Plan:
+        may_split = split and (dw or _forced.tile == tiles[-1])
+        return _forced if may_split else _forced._replace(splits=1)
     fitting = [t for t in tiles if t.m < 2 * rows and t.n < 2 * columns] or [tiles[-1]]
     plans = [Plan(t, 1) for t in fitting]
     if dw:
