@@ -1,7 +1,7 @@
 """Every CUDA kernel compiles, in every form that is launched, and stays within its budget.
 
 A budget is what lets enough threads run at a time: of 65,536 registers on a multiprocessor, 128 for each
-thread leave room for 512 threads. Nothing may spill registers to memory.
+thread leave room for 512 threads, and 255 for 256. Nothing may spill registers to memory.
 """
 
 import importlib
@@ -37,7 +37,7 @@ BUDGETS = {
     "batchnorm_relu_maxpool_forward": (80, 64, 0),
     "conv2d_forward": (128, 176, 0),
     "conv2d_dx": (128, 184, 0),
-    "conv2d_dw": (128, 160, 0),
+    "conv2d_dw": (128, 184, 0),
     "conv2d_db_finish": (32, 32, 8192),
     "conv2d_db": (32, 32, 8192),
     "conv2d_statistics_finish": (40, 40, 8192),
@@ -99,6 +99,11 @@ def test_kernels_stay_within_their_budgets(stem):
         for name, used in kernels.items():
             single, double, shared = BUDGETS.get(name, (0, 0, 0))
             registers = double if defines["T"] == "double" else single
+            if "PIECE_A" in defines and registers == single:  # matmul.cuh, MIN_BLOCKS
+                if defines["WM"] * defines["WN"] > 64 * 32:
+                    registers = 248
+                elif 1 in (defines["PIECE_A"], defines["PIECE_B"]):
+                    registers = 200
             if used.spilled or used.registers > registers or used.shared > shared:
                 over.append(f"{name} for {architecture}, {defines}: {used}")
     assert not over, "\n".join(over)

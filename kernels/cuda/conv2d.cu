@@ -40,32 +40,40 @@ struct Window {
 struct AlongTaps {
   typedef AlongK<BM> LayoutA;
   typedef AlongK<BN> LayoutB;
-  static constexpr int A_LINES = BM * 4 / THREADS, B_LINES = BN * 4 / THREADS;
+  static constexpr int A_LINES = BM * 4 / THREADS, B_LINES = BN * 4 / THREADS, APART = THREADS / 4;
+  static_assert(APART % 8 == 0, "a thread's lines lie in the same order in shared memory");
   const Window& w;
   const T *x, *weight;
+  const int filter_size;
   Odometer tap;  // r, s, c of this thread's chunk
   int a_pixel[A_LINES], a_h[A_LINES], a_w[A_LINES];  // read by the tap (0, 0); maybe outside
-  int b_at[B_LINES];  // elements, of which a weight has less than 2^31; below zero: no such filter
+  int b_at, filters;  // of this thread's first filter: elements, of which a weight has less than 2^31; after it
+  const T *a_from[A_LINES], *b_from[B_LINES];  // this tap's first channel, where chunks are copied whole
+  u32 inside;                                  // a bit for each of these; others are read as zeros
+  int place;                                   // of this thread's first chunk in a slice
 
-  // A thread copies chunk `threadIdx.x % 4` of lines threadIdx.x / 4, + THREADS / 4, ...
-  DEVICE AlongTaps(const Window& window, const T* x_, const T* weight_, int m0, int n0, int filters,
-                   int filter_size, int first_slice)
-      : w(window), x(x_), weight(weight_),
-        tap(first_slice * BK + (int)threadIdx.x % 4 * CHUNK, window.taps_w, window.channels) {
+  // A thread copies chunk `threadIdx.x % 4` of lines threadIdx.x / 4, + APART, ...
+  DEVICE AlongTaps(const Window& window, const T* x_, const T* weight_, int m0, int n0, int filters_,
+                   int filter_size_, int first_slice)
+      : w(window), x(x_), weight(weight_), filter_size(filter_size_),
+        tap(first_slice * BK + (int)threadIdx.x % 4 * CHUNK, window.taps_w, window.channels),
+        place(LayoutA::at(threadIdx.x / 4, threadIdx.x % 4)) {
     const int per_picture = w.lines_h * w.lines_w;
 #pragma unroll
     for (int i = 0; i < A_LINES; i++) {
-      const int m = m0 + (int)threadIdx.x / 4 + i * (THREADS / 4);
+      const int m = m0 + (int)threadIdx.x / 4 + i * APART;
       const int n = m / per_picture, pixel = m - n * per_picture, row = pixel / w.lines_w;
       a_h[i] = row * w.stride_h + w.first_h;
       a_w[i] = (pixel - row * w.lines_w) * w.stride_w + w.first_w;
       a_pixel[i] = (n * w.height + a_h[i]) * w.width + a_w[i];
       if (n >= w.n) a_h[i] = -(1 << 30);  // outside for every tap
     }
-#pragma unroll
-    for (int i = 0; i < B_LINES; i++) {
-      const int n = n0 + (int)threadIdx.x / 4 + i * (THREADS / 4);
-      b_at[i] = n < filters ? n * filter_size + w.weight_first : -1;
+    const int n = n0 + (int)threadIdx.x / 4;
+    filters = filters_ - n;
+    b_at = n * filter_size + w.weight_first;
+    if constexpr (PIECE == CHUNK) {
+      keep_in_register(place);
+      point();
     }
   }
 
@@ -78,32 +86,75 @@ struct AlongTaps {
     }
   }
 
-  DEVICE void load(u8* a_tile, u8* b_tile) {
-    const int line = threadIdx.x / 4, chunk = threadIdx.x % 4;
+  // Whether the tap t sees a pixel from line i, and that pixel's first channel.
+  DEVICE bool sees(const Odometer& t, int i) const {
+    return t.high < w.taps_h && (u32)(a_h[i] + t.high * w.step_h) < (u32)w.height &&
+           (u32)(a_w[i] + t.middle * w.step_w) < (u32)w.width;
+  }
+  DEVICE const T* pixel(const Odometer& t, int i) const {
+    return x + (i64)(a_pixel[i] + (t.high * w.step_h * w.width + t.middle * w.step_w)) * w.pitch;
+  }
+  // Whether line i has a filter at the tap t, and its first channel.
+  DEVICE bool has(const Odometer& t, int i) const { return t.high < w.taps_h && i * APART < filters; }
+  DEVICE const T* filter(const Odometer& t, int i) const {
+    return weight + (b_at + i * APART * filter_size + t.high * w.weight_h + t.middle * w.weight_w);
+  }
+
+  // Point at what the tap sees, and where it sees nothing at the start of the array: an address that exists.
+  DEVICE void point() {
+    inside = 0;
 #pragma unroll
     for (int i = 0; i < A_LINES; i++) {
-      Odometer t = tap;
-      copy_chunk<PIECE>(a_tile + LayoutA::at(line + i * (THREADS / 4), chunk), x, [&](const T*& from) {
-        const int h = t.high * w.step_h, v = t.middle * w.step_w;
-        const bool inside = t.high < w.taps_h && (u32)(a_h[i] + h) < (u32)w.height &&
-                            (u32)(a_w[i] + v) < (u32)w.width;
-        from = x + ((i64)(a_pixel[i] + (h * w.width + v)) * w.pitch + t.low);
-        advance(t, PIECE);
-        return inside;
-      });
+      const bool valid = sees(tap, i);
+      a_from[i] = valid ? pixel(tap, i) : x;
+      inside |= (u32)valid << i;
     }
 #pragma unroll
     for (int i = 0; i < B_LINES; i++) {
-      Odometer t = tap;
-      copy_chunk<PIECE>(b_tile + LayoutB::at(line + i * (THREADS / 4), chunk), weight,
-                        [&](const T*& from) {
-                          const bool inside = t.high < w.taps_h && b_at[i] >= 0;
-                          from = weight + (b_at[i] + (t.high * w.weight_h + t.middle * w.weight_w + t.low));
-                          advance(t, PIECE);
-                          return inside;
-                        });
+      const bool valid = has(tap, i);
+      b_from[i] = valid ? filter(tap, i) : weight;
+      inside |= (u32)valid << (A_LINES + i);
     }
-    advance(tap, BK);
+  }
+
+  DEVICE void load(u8* a_tile, u8* b_tile) {
+    if constexpr (PIECE == CHUNK) {
+      // Within a tap all that changes is the channel: where the chunks lie is found once for each tap.
+#pragma unroll
+      for (int i = 0; i < A_LINES; i++)
+        cp_async<16>(a_tile + place + LayoutA::at(i * APART, 0), a_from[i] + tap.low, inside >> i & 1);
+#pragma unroll
+      for (int i = 0; i < B_LINES; i++)
+        cp_async<16>(b_tile + place + LayoutB::at(i * APART, 0), b_from[i] + tap.low,
+                     inside >> (A_LINES + i) & 1);
+      tap.low += BK;
+      if (tap.low >= w.channels) {
+        advance(tap, 0);
+        point();
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < A_LINES; i++) {
+        Odometer t = tap;
+        copy_chunk<PIECE>(a_tile + place + LayoutA::at(i * APART, 0), x, [&](const T*& from) {
+          const bool valid = sees(t, i);
+          from = pixel(t, i) + t.low;
+          advance(t, PIECE);
+          return valid;
+        });
+      }
+#pragma unroll
+      for (int i = 0; i < B_LINES; i++) {
+        Odometer t = tap;
+        copy_chunk<PIECE>(b_tile + place + LayoutB::at(i * APART, 0), weight, [&](const T*& from) {
+          const bool valid = has(t, i);
+          from = filter(t, i) + t.low;
+          advance(t, PIECE);
+          return valid;
+        });
+      }
+      advance(tap, BK);
+    }
   }
 };
 

@@ -132,8 +132,10 @@ class Plan(NamedTuple):
 
 
 SMALL = Tile(64, 64, 32, 32)
-# Largest first: the larger the tile, the fewer times the operands are read.
-TILES = (Tile(128, 128, 64, 32), Tile(128, 64, 32, 32), SMALL)
+# Largest first: the larger a block's tile, the fewer times operands come from memory, and the larger a warp's,
+# the fewer times from shared memory.
+TILES = (Tile(128, 128, 64, 64), Tile(128, 64, 64, 32), SMALL)
+TILES_OF_FLOAT = (TILES[0], Tile(128, 64, 32, 32), SMALL)
 
 
 def pieces_of(ctype: str) -> tuple[int, int]:
@@ -172,7 +174,9 @@ def tiles_for(ctype: str, pieces: tuple[int, int], dw: bool) -> tuple[Tile, ...]
     """
     if ctype == "double" or min(pieces) == 1:
         return (SMALL,)
-    return TILES[1:] if dw and ctype == "float" else TILES
+    if ctype == "float":
+        return TILES_OF_FLOAT[1:] if dw else TILES_OF_FLOAT
+    return TILES
 
 
 _forced: Plan | None = None
@@ -182,8 +186,9 @@ _forced: Plan | None = None
 def forced(plan: Plan) -> Iterator[None]:
     """Within the block, take this tile and so many splits, whatever the sizes of a product are.
 
-    For checks: without it, the large tiles are met by large products only. A tile that a kernel is not
-    compiled for (see `tiles_for`) is left out, as are splits where there cannot be any.
+    For checks: without it, the large tiles are met by large products only. The size of the block's tile counts,
+    its warps are those that the number type has. A size that a kernel is not compiled for (see `tiles_for`) is
+    left out, as are splits where there cannot be any.
     """
     global _forced
     before, _forced = _forced, plan
@@ -211,10 +216,10 @@ def choose(
     dw: results are few and sums long; so splitting costs little and comes before smaller tiles, and two
     blocks for each multiprocessor, which is what fits, are worth it.
     """
-    if _forced is not None and _forced.tile in tiles:
-        # Forward and dx are split only with the last of the tiles, as below.
-        may_split = split and (dw or _forced.tile == tiles[-1])
-        return _forced if may_split else _forced._replace(splits=1)
+    for tile in tiles if _forced is not None else ():
+        if _forced is not None and tile[:2] == _forced.tile[:2]:
+            # Forward and dx are split only with the last of the tiles, as below.
+            return Plan(tile, _forced.splits if split and (dw or tile == tiles[-1]) else 1)
     fitting = [t for t in tiles if t.m < 2 * rows and t.n < 2 * columns] or [tiles[-1]]
     plans = [Plan(t, 1) for t in fitting]
     if dw:

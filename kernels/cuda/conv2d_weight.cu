@@ -17,72 +17,109 @@ struct AcrossPixels {
   static constexpr int A_LINES = BM * 4 / THREADS, B_LINES = BN * 4 / THREADS;
   static constexpr int A_APART = THREADS / LayoutA::CHUNKS, B_APART = THREADS / LayoutB::CHUNKS;
   static_assert(A_APART * LayoutA::CHUNKS == THREADS && B_APART * LayoutB::CHUNKS == THREADS, "");
+  static_assert(sizeof(T) != 2 || (A_APART % 8 == 0 && B_APART % 8 == 0),
+                "a thread's lines lie in the same order in shared memory");
 
   struct Geometry {
-    int n, h, w, c, cg, k, kg, s, p, q, stride_h, stride_w, top, left, dilation_h, dilation_w;
+    int h, w, c, cg, k, kg, s, p, q, stride_h, stride_w, top, left, dilation_h, dilation_w, columns;
   };
   const Geometry& g;
-  const T *x, *a;            // x of the group; where this thread's first chunk of dy is
-  int a_column, a_pixel, b_column, columns;
-  Odometer tap;              // r, s, c of this thread's column of b
-  Odometer pixel[B_LINES];   // n, p, q of this thread's lines of b
-  Odometer step;
+  const T *x, *dy;     // of the group
+  int a_column, b_column;
+  int a_channel;       // as a_column, 0 where that is none
+  int a_left, b_left;  // pixels left from this thread's first line on
+  int a_pixel;         // of its first line
+  Odometer tap;        // r, s, c of this thread's columns of b
+  // What the tap sees from the thread's lines of b: row and column in x, maybe outside, and the pixel's number.
+  int b_h[B_LINES], b_w[B_LINES], b_pixel[B_LINES];
+  // How these go on by BK pixels of dy, and what changes where a line of dy or a picture ends.
+  int step_h, step_w, step_pixel, end_h, end_w, line_w, line_pixel, picture_h, picture_pixel;
+  int a_place, b_place;  // of the thread's first chunk in a slice
 
   // A thread copies chunk `threadIdx.x % CHUNKS` of lines threadIdx.x / CHUNKS, + APART, ...
-  DEVICE AcrossPixels(const Geometry& geometry, const T* x_, const T* dy, int m0, int n0, int columns_,
-                      int first)
-      : g(geometry), x(x_),
+  DEVICE AcrossPixels(const Geometry& geometry, const T* x_, const T* dy_, int pixels, int m0, int n0, int first)
+      : g(geometry), x(x_), dy(dy_),
         a_column(m0 + (int)threadIdx.x % LayoutA::CHUNKS * CHUNK),
+        b_column(n0 + (int)threadIdx.x % LayoutB::CHUNKS * CHUNK),
         a_pixel(first + (int)threadIdx.x / LayoutA::CHUNKS),
-        b_column(n0 + (int)threadIdx.x % LayoutB::CHUNKS * CHUNK), columns(columns_),
         tap(b_column, geometry.s, geometry.cg),
-        step(BK, geometry.p, geometry.q) {
-    a = dy + ((i64)a_pixel * g.k + a_column);
+        a_place(LayoutA::at(threadIdx.x / LayoutA::CHUNKS, threadIdx.x % LayoutA::CHUNKS)),
+        b_place(LayoutB::at(threadIdx.x / LayoutB::CHUNKS, threadIdx.x % LayoutB::CHUNKS)) {
+    const int b_first = first + (int)threadIdx.x / LayoutB::CHUNKS;
+    a_channel = a_column < g.kg ? a_column : 0;
+    a_left = a_column < g.kg ? pixels - a_pixel : 0;
+    b_left = b_column < g.columns ? pixels - b_first : 0;
+    const Odometer step(BK, g.p, g.q);
+    step_h = step.middle * g.stride_h, step_w = step.low * g.stride_w;
+    step_pixel = (step.high * g.h + step_h) * g.w + step_w;
+    line_w = g.q * g.stride_w, line_pixel = g.stride_h * g.w - line_w;
+    picture_h = g.p * g.stride_h, picture_pixel = (g.h - picture_h) * g.w;
+    const int see_h = tap.high * g.dilation_h - g.top, see_w = tap.middle * g.dilation_w - g.left;
+    end_h = picture_h + see_h, end_w = line_w + see_w;
 #pragma unroll
-    for (int i = 0; i < B_LINES; i++)
-      pixel[i] = Odometer(first + (int)threadIdx.x / LayoutB::CHUNKS + i * B_APART, g.p, g.q);
+    for (int i = 0; i < B_LINES; i++) {
+      const Odometer pixel(b_first + i * B_APART, g.p, g.q);
+      b_h[i] = pixel.middle * g.stride_h + see_h, b_w[i] = pixel.low * g.stride_w + see_w;
+      b_pixel[i] = (pixel.high * g.h + b_h[i]) * g.w + b_w[i];
+    }
+    keep_in_register(a_place);
+    keep_in_register(b_place);
+  }
+
+  // One multiplication, of 32 by 32 bits. A pixel that does not exist has any address.
+  static DEVICE const T* element(const T* from, int pixel, int channels, int channel) {
+    const u64 bytes = (u64)(u32)pixel * (u32)(channels * (int)sizeof(T));
+    return reinterpret_cast<const T*>(reinterpret_cast<const u8*>(from + channel) + bytes);
   }
 
   DEVICE void load(u8* a_tile, u8* b_tile) {
 #pragma unroll
     for (int i = 0; i < A_LINES; i++) {
-      const int line = threadIdx.x / LayoutA::CHUNKS + i * A_APART;
-      int column = a_column;
-      const T* at = a + (i64)i * A_APART * g.k;
-      const bool valid = a_pixel + i * A_APART < g.n * g.p * g.q;
-      copy_chunk<PIECE_A>(a_tile + LayoutA::at(line, threadIdx.x % LayoutA::CHUNKS), x,
-                          [&](const T*& from) {
-                            const bool inside = valid && column < g.kg;
-                            from = at;
-                            at += PIECE_A;
-                            column += PIECE_A;
-                            return inside;
-                          });
+      u8* const to = a_tile + a_place + LayoutA::at(i * A_APART, 0);
+      const bool valid = i * A_APART < a_left;
+      const T* at = element(dy, valid ? a_pixel + i * A_APART : 0, g.k, a_channel);
+      if constexpr (PIECE_A == CHUNK) {
+        cp_async<16>(to, at, valid);
+      } else {
+        int column = a_column;
+        copy_chunk<PIECE_A>(to, dy, [&](const T*& from) {
+          from = at++;
+          return valid && column++ < g.kg;
+        });
+      }
     }
     a_pixel += BK;
-    a += (i64)BK * g.k;
+    a_left -= BK;
 #pragma unroll
     for (int i = 0; i < B_LINES; i++) {
-      const int line = threadIdx.x / LayoutB::CHUNKS + i * B_APART;
-      Odometer t = tap;
-      int column = b_column;
-      const Odometer& o = pixel[i];
-      const int h0 = o.middle * g.stride_h - g.top, w0 = o.low * g.stride_w - g.left;
-      copy_chunk<PIECE_B>(
-          b_tile + LayoutB::at(line, threadIdx.x % LayoutB::CHUNKS), x, [&](const T*& from) {
-            const int h = h0 + t.high * g.dilation_h, w = w0 + t.middle * g.dilation_w;
-            const bool inside = o.high < g.n && column < columns && (u32)h < (u32)g.h && (u32)w < (u32)g.w;
-            from = x + ((i64)((o.high * g.h + h) * g.w + w) * g.c + t.low);
-            column += PIECE_B;
-            t.low += PIECE_B;
-            if (t.low == g.cg) {
-              t.low = 0;
-              if (++t.middle == g.s) t.middle = 0, t.high++;
+      u8* const to = b_tile + b_place + LayoutB::at(i * B_APART, 0);
+      const bool valid = i * B_APART < b_left;
+      if constexpr (PIECE_B == CHUNK) {
+        const bool inside = valid && (u32)b_h[i] < (u32)g.h && (u32)b_w[i] < (u32)g.w;
+        cp_async<16>(to, element(x, inside ? b_pixel[i] : 0, g.c, tap.low), inside);
+      } else {
+        Odometer t = tap;
+        int column = b_column, h = b_h[i], w = b_w[i], pixel = b_pixel[i];
+        copy_chunk<PIECE_B>(to, x, [&](const T*& from) {
+          const bool inside = valid && column < g.columns && (u32)h < (u32)g.h && (u32)w < (u32)g.w;
+          from = element(x, pixel, g.c, t.low);
+          column += PIECE_B;
+          t.low += PIECE_B;
+          if (t.low == g.cg) {
+            t.low = 0, t.middle++, w += g.dilation_w, pixel += g.dilation_w;
+            if (t.middle == g.s) {
+              t.middle = 0, w -= g.s * g.dilation_w, h += g.dilation_h;
+              pixel += g.dilation_h * g.w - g.s * g.dilation_w;
             }
-            return inside;
-          });
-      pixel[i].add(step, g.p, g.q);
+          }
+          return inside;
+        });
+      }
+      b_h[i] += step_h, b_w[i] += step_w, b_pixel[i] += step_pixel;
+      if (b_w[i] >= end_w) b_w[i] -= line_w, b_h[i] += g.stride_h, b_pixel[i] += line_pixel;
+      if (b_h[i] >= end_h) b_h[i] -= picture_h, b_pixel[i] += picture_pixel;
     }
+    b_left -= BK;
   }
 };
 
@@ -96,9 +133,9 @@ conv2d_dw(const T* __restrict__ dy, const T* __restrict__ x, real* __restrict__ 
   const int m0 = blockIdx.x / tiles_n * BM, n0 = blockIdx.x % tiles_n * BN;
   const int pixels = n * p * q;
   const Part part((pixels + BK - 1) / BK, blockIdx.y, gridDim.y);
-  const AcrossPixels::Geometry geometry = {n, h, w, c, cg, k, kg, s, p, q, stride_h, stride_w,
-                                           top, left, dilation_h, dilation_w};
-  AcrossPixels source(geometry, x + group * cg, dy + group * kg, m0, n0, columns, part.first * BK);
+  const AcrossPixels::Geometry geometry = {h, w, c, cg, k, kg, s, p, q, stride_h, stride_w,
+                                           top, left, dilation_h, dilation_w, columns};
+  AcrossPixels source(geometry, x + group * cg, dy + group * kg, pixels, m0, n0, part.first * BK);
   Sums sum = {};
   matmul<AcrossPixels::LayoutA, AcrossPixels::LayoutB>(sum, source, part.count, shared);
 

@@ -12,7 +12,12 @@
 // three are on their way (cp.async); one barrier for each slice.
 //
 // Registers: a thread holds WM * WN / 32 sums. Up to 64 of them (64 x 32 for a warp) the kernels keep to
-// 128 registers, so that 512 threads fit on a multiprocessor; with more, and for double, to 255 for 256.
+// 128 registers, so that 512 threads fit on a multiprocessor; with more, for double, and where single elements are
+// copied, to 255 for 256.
+//
+// What limits it, for tiles of 128 x 128 and warps of 64 x 64, in cycles of a multiprocessor for a slice of bf16:
+// 256 mma.sync take 512 on an A100 and some 400 on an H100; fragments and copies pass 48 KB through shared memory,
+// 384 (64 KB and 512 with warps of 64 x 32); 4 warps issue 660 to 900 instructions on 4 schedulers, 165 to 225.
 //
 // mma.sync runs on sm_80 and everything later. On sm_90a, wgmma and the copy engine (TMA) would reach more of
 // the peak; they are not used yet.
@@ -29,7 +34,9 @@ constexpr int CHUNK = Width<T>::value;  // elements in 16 bytes, the unit of cop
 constexpr int BK = 4 * CHUNK;
 constexpr int WARPS_M = BM / WM, WARPS_N = BN / WN;
 constexpr int THREADS = WARP * WARPS_M * WARPS_N;
-constexpr int MIN_BLOCKS = (WM * WN > 64 * 32 || sizeof(T) == 8 ? 256 : 512) / THREADS;
+constexpr bool WHOLE_CHUNKS = PIECE_A == CHUNK && PIECE_B == CHUNK;
+constexpr int MIN_BLOCKS =
+    (WM * WN > 64 * 32 || sizeof(T) == 8 || !WHOLE_CHUNKS ? 256 : 512) / THREADS;
 
 static_assert(BM % WM == 0 && BN % WN == 0 && WM % 16 == 0 && WN % 16 == 0, "warps tile the block");
 static_assert(BM * 4 % THREADS == 0 && BN * 4 % THREADS == 0, "threads share the copying evenly");
@@ -95,76 +102,94 @@ DEVICE void copy_chunk(u8* to, const T* somewhere, Next next) {
 
 typedef real Sums[WM / 16][WN / 8][4];  // [i][j] as an accumulator of mma.m16n8, see ptx.cuh
 
-DEVICE float word_at(const u8* tile, int offset) {
-  return *reinterpret_cast<const float*>(tile + offset);
-}
+// One side of a slice as a warp reads it: fragments of 16 of its EXTENT rows (of m or n), DEEP of k. Where a lane
+// reads is found before the first slice; all that is left to add are constants and the slice's place.
+template <class Layout, int EXTENT>
+struct Fragments {
+  static constexpr int DEEP = 2 * CHUNK;  // of k in one instruction of the tensor cores
+  // Rows that follow lie at constants apart along k, and so do slices of k across it.
+  static constexpr int PLACES = Layout::ALONG_K ? BK / DEEP : sizeof(T) == 2 ? EXTENT / 16 : 1;
+  int place[PLACES];
 
-// The fragment of rows m .. m + 15 and the next 16 (bf16) or 8 (tf32) of k: m16 x k.
-template <class Layout>
-DEVICE void load_a(u32 (&a)[4], const u8* tile, int m, int k, int lane) {
-  if constexpr (Layout::ALONG_K) {
-    ldmatrix_x4(a, tile + Layout::at(m + (lane & 15), k / CHUNK + (lane >> 4)));
-  } else if constexpr (sizeof(T) == 2) {
-    const int row = k + (lane & 7) + (lane >> 4) * 8;
-    ldmatrix_x4_transposed(a, tile + Layout::at(row, m / CHUNK + ((lane >> 3) & 1)));
-  } else {
+  // matrix_b: whether the fragments are those of b, whose matrices of 8 x 8 come in another order.
+  DEVICE Fragments(int first, int lane, bool matrix_b) {
+    const int low = lane & 7, third = (lane >> 3) & 1, fourth = lane >> 4;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-      a[i] = __float_as_uint(
-          word_at(tile, Layout::element(m + lane / 4 + i % 2 * 8, k + lane % 4 + i / 2 * 4)));
+    for (int i = 0; i < PLACES; i++) {
+      if constexpr (Layout::ALONG_K)
+        place[i] = Layout::at(first + low + (matrix_b ? fourth : third) * 8,
+                              2 * i + (matrix_b ? third : fourth));
+      else if constexpr (sizeof(T) == 2)
+        place[i] = Layout::at(low + (matrix_b ? third : fourth) * 8,
+                              first / CHUNK + 2 * i + (matrix_b ? fourth : third));
+      else
+        place[i] = Layout::element(first + lane / 4, lane % 4);
+      keep_in_register(place[i]);
+    }
   }
-  if constexpr (sizeof(T) == 4) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = to_tf32(__uint_as_float(a[i]));
-  }
-}
 
-// Two fragments, of columns n .. n + 7 (b[0], b[1]) and n + 8 .. n + 15 (b[2], b[3]).
-template <class Layout>
-DEVICE void load_b(u32 (&b)[4], const u8* tile, int n, int k, int lane) {
-  if constexpr (Layout::ALONG_K) {
-    const int row = n + (lane & 7) + (lane >> 4) * 8;
-    ldmatrix_x4(b, tile + Layout::at(row, k / CHUNK + ((lane >> 3) & 1)));
-  } else if constexpr (sizeof(T) == 2) {
-    ldmatrix_x4_transposed(b, tile + Layout::at(k + (lane & 15), n / CHUNK + (lane >> 4)));
-  } else {
+  // Rows 16 i .. 16 i + 15, from k on. Of a: the four registers of m16 x k. Of b: two for rows 16 i .. + 7, two for
+  // the other eight.
+  DEVICE void load(u32 (&words)[4], const u8* tile, int i, int k, bool matrix_b) const {
+    if constexpr (Layout::ALONG_K) {
+      ldmatrix_x4(words, tile + place[k / DEEP] + Layout::at(16 * i, 0));
+    } else if constexpr (sizeof(T) == 2) {
+      ldmatrix_x4_transposed(words, tile + place[i] + Layout::at(k, 0));
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-      b[i] = __float_as_uint(
-          word_at(tile, Layout::element(n + lane / 4 + i / 2 * 8, k + lane % 4 + i % 2 * 4)));
-  }
-  if constexpr (sizeof(T) == 4) {
+      for (int word = 0; word < 4; word++) {
+        const int row = matrix_b ? word / 2 : word % 2, deep = matrix_b ? word % 2 : word / 2;
+        words[word] = *reinterpret_cast<const u32*>(
+            tile + place[0] + Layout::element(16 * i + 8 * row, k + 4 * deep));
+      }
+    }
+    if constexpr (sizeof(T) == 4) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) b[i] = to_tf32(__uint_as_float(b[i]));
+      for (int word = 0; word < 4; word++) words[word] = to_tf32(__uint_as_float(words[word]));
+    }
   }
-}
+};
 
-// Add the products of one slice to a warp's sums, of which the first is (m, n).
-template <class LayoutA, class LayoutB, class Real>
-DEVICE void multiply_slice(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, const u8* b_tile, int m, int n,
-                           int lane) {
-  if constexpr (TENSOR_CORES) {
-    constexpr int DEEP = 2 * CHUNK;  // of k in one instruction
+// What a warp adds up: WM x WN sums from row m and column n of the block's on.
+template <class LayoutA, class LayoutB>
+struct OnTensorCores {
+  Fragments<LayoutA, WM> a;
+  Fragments<LayoutB, WN> b;
+  DEVICE OnTensorCores(int m, int n, int lane) : a(m, lane, false), b(n, lane, true) {}
+
+  template <class Real>
+  DEVICE void add_slice(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, const u8* b_tile) const {
+    constexpr int DEEP = 2 * CHUNK;
 #pragma unroll
     for (int k = 0; k < BK; k += DEEP) {
-      u32 b[WN / 16][4];
+      u32 right[WN / 16][4];
 #pragma unroll
-      for (int j = 0; j < WN / 16; j++) load_b<LayoutB>(b[j], b_tile, n + 16 * j, k, lane);
+      for (int j = 0; j < WN / 16; j++) b.load(right[j], b_tile, j, k, true);
 #pragma unroll
       for (int i = 0; i < WM / 16; i++) {
-        u32 a[4];
-        load_a<LayoutA>(a, a_tile, m + 16 * i, k, lane);
+        u32 left[4];
+        a.load(left, a_tile, i, k, false);
 #pragma unroll
         for (int j = 0; j < WN / 8; j++) {
-          const u32 b0 = b[j / 2][j % 2 * 2], b1 = b[j / 2][j % 2 * 2 + 1];
+          const u32 b0 = right[j / 2][j % 2 * 2], b1 = right[j / 2][j % 2 * 2 + 1];
           if constexpr (sizeof(T) == 2)
-            mma_m16n8k16_bf16(sum[i][j], a, b0, b1);
+            mma_m16n8k16_bf16(sum[i][j], left, b0, b1);
           else
-            mma_m16n8k8_tf32(sum[i][j], a, b0, b1);
+            mma_m16n8k8_tf32(sum[i][j], left, b0, b1);
         }
       }
     }
-  } else {  // the same sums in the same places, one multiplication at a time
+  }
+};
+
+// The same sums in the same places, one multiplication at a time.
+template <class LayoutA, class LayoutB>
+struct OneByOne {
+  int m, n, lane;
+  DEVICE OneByOne(int m_, int n_, int lane_) : m(m_), n(n_), lane(lane_) {}
+
+  template <class Real>
+  DEVICE void add_slice(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, const u8* b_tile) const {
 #pragma unroll 4
     for (int k = 0; k < BK; k++) {
       Real a[WM / 8], b[WN / 4];
@@ -183,7 +208,16 @@ DEVICE void multiply_slice(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, co
           sum[i / 2][j / 2][i % 2 * 2 + j % 2] += a[i] * b[j];
     }
   }
-}
+};
+
+template <bool TENSOR, class LayoutA, class LayoutB>
+struct Multiplier {
+  typedef OneByOne<LayoutA, LayoutB> type;
+};
+template <class LayoutA, class LayoutB>
+struct Multiplier<true, LayoutA, LayoutB> {
+  typedef OnTensorCores<LayoutA, LayoutB> type;
+};
 
 // Multiply `slices` slices. source.load(a_tile, b_tile) starts copying the next slice.
 //
@@ -193,20 +227,22 @@ template <class LayoutA, class LayoutB, class Source>
 DEVICE void matmul(Sums& sum, Source& source, int slices, u8* shared) {
   constexpr int A_BYTES = LayoutA::BYTES, STAGE_BYTES = A_BYTES + LayoutB::BYTES;
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const int m = warp / WARPS_N * WM, n = warp % WARPS_N * WN;
+  const typename Multiplier<TENSOR_CORES, LayoutA, LayoutB>::type multiplier(
+      warp / WARPS_N * WM, warp % WARPS_N * WN, lane);
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) {
     if (i < slices) source.load(shared + i * STAGE_BYTES, shared + i * STAGE_BYTES + A_BYTES);
     cp_async_commit();  // an empty group as well: they are counted
   }
+  int place = 0, before = (STAGES - 1) * STAGE_BYTES;  // of this slice, and of the one before
   for (int i = 0; i < slices; i++) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
-    u8* const next = shared + (i + STAGES - 1) % STAGES * STAGE_BYTES;
-    if (i + STAGES - 1 < slices) source.load(next, next + A_BYTES);
+    if (i + STAGES - 1 < slices) source.load(shared + before, shared + before + A_BYTES);
     cp_async_commit();
-    const u8* const tile = shared + i % STAGES * STAGE_BYTES;
-    multiply_slice<LayoutA, LayoutB>(sum, tile, tile + A_BYTES, m, n, lane);
+    multiplier.add_slice(sum, shared + place, shared + place + A_BYTES);
+    before = place;
+    place = place + STAGE_BYTES < STAGES * STAGE_BYTES ? place + STAGE_BYTES : 0;
   }
   cp_async_wait<0>();
   __syncthreads();  // shared memory is free for other uses

@@ -11,6 +11,7 @@
 
 #ifdef CUSHIM
 
+DEVICE void keep_in_register(int&) {}
 DEVICE u32 to_tf32(float x) { return cushim::tf32_rna(x); }
 DEVICE u32 pack_bf16(float low, float high) {
   return cushim::bf16_rn(low) | (u32)cushim::bf16_rn(high) << 16;
@@ -47,6 +48,10 @@ DEVICE void cp_async_wait() {
   Type* name = reinterpret_cast<Type*>(dynamic_shared_)
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// Forget how x was computed. What depends on the thread only the compiler would rather compute again for each
+// slice than hold in a register.
+DEVICE void keep_in_register(int& x) { asm volatile("" : "+r"(x)); }
 
 // Round to tf32 (10 bits of fraction), to nearest, ties away from zero.
 DEVICE u32 to_tf32(float x) {
