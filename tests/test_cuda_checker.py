@@ -38,6 +38,8 @@ BOUNDS, UNINITIALISED, UNDEFINED = (
     "UNINITIALISED SHARED READ",
     "UNDEFINED BEHAVIOUR",
 )
+PROXY, FENCE, SUMS, OPERAND = "NO PROXY FENCE", "NO WGMMA FENCE", "SUMS IN FLIGHT", "WRONG OPERAND"
+WGMMA = {"threads": 128, "shared_mem": 2 * (2 * 4096 + 512)}
 DEFECTS = {
     "no_barrier": {"says": RACE},
     "no_barrier_before_reuse": {"says": RACE},
@@ -96,6 +98,34 @@ DEFECTS = {
     "copy_to_global": {"says": "NOT SHARED MEMORY", "before": [X], "size": 256},
     "matrix_misaligned": {"says": "MISALIGNED", "threads": 32},
     "matrix_without_barrier": {"says": RACE, "threads": 32},
+    "product_without_proxy_fence": {"says": PROXY, **WGMMA},
+    "product_with_proxy_fence_too_late": {"says": PROXY, **WGMMA},
+    "product_without_barrier": {"says": f"{RACE}|{UNINITIALISED}", **WGMMA},
+    "product_without_fence": {"says": FENCE, **WGMMA},
+    "product_with_fence_too_early": {"says": FENCE, **WGMMA},
+    "product_read_too_early": {"says": SUMS, **WGMMA},
+    "product_waited_for_too_few": {"says": SUMS, **WGMMA},
+    "product_without_commit": {"says": SUMS, **WGMMA},
+    "product_never_waited_for": {"says": "UNFINISHED PRODUCT", **WGMMA},
+    "product_of_what_is_overwritten": {"says": RACE, **WGMMA},
+    "product_overwritten_without_barrier": {"says": RACE, **WGMMA},
+    "product_waited_for_in_branch": {"says": f"{MASK}|DEADLOCK|{SUMS}", **WGMMA},
+    "product_uninitialised": {"says": UNINITIALISED, **WGMMA},
+    "product_past_end": {"says": BOUNDS, **WGMMA},
+    "product_of_misplaced_atoms": {"says": OPERAND, **WGMMA},
+    "product_of_misplaced_atoms_across": {"says": OPERAND, **WGMMA},
+    "product_beyond_the_row": {"says": OPERAND, **WGMMA},
+    "product_with_odd_stride": {"says": OPERAND, **WGMMA},
+    "product_without_swizzle": {"says": OPERAND, **WGMMA},
+    "product_of_global_memory": {"says": "NOT SHARED MEMORY", **WGMMA},
+    "product_by_three_warps": {"says": "DEADLOCK|WRONG WARPGROUP", **WGMMA},
+    "product_in_each_branch": {"says": "WARPGROUP DIVERGENCE", **WGMMA},
+    "product_of_different_operands": {"says": "WARPGROUP DIVERGENCE", **WGMMA},
+    "product_by_part_of_a_warpgroup": {"says": "WRONG WARPGROUP", **WGMMA, "threads": 96},
+    "product_of_another_shape": {"says": SUMS, **WGMMA},
+    "product_of_early_fenced_copy": {"says": PROXY, **WGMMA, "before": [X]},
+    "product_overwritten_by_copy": {"says": RACE, **WGMMA, "before": [X]},
+    "product_of_the_other_warpgroup_overwritten": {"says": RACE, **WGMMA, "threads": 256, "size": 256},
 }  # fmt: skip
 
 
@@ -120,7 +150,7 @@ def test_a_planted_mistake_is_found_in_any_order(name):
 
 def test_every_kernel_of_the_file_is_launched():
     source = (FOLDER / "defects.cu").read_text()
-    right = {"last_block", "copies_in_order"}
+    right = {"last_block", "copies_in_order", "product_in_order"}
     assert set(re.findall(r"^KERNEL (\w+)\(", source, re.M)) == {*DEFECTS, *right}
 
 
@@ -131,6 +161,14 @@ def test_every_kernel_of_the_file_is_launched():
         ("write_past_end", "KERNEL write_past_end"),
         ("barrier_in_each_branch", "__syncthreads();"),
         ("sum_without_atomics", "KERNEL sum_without_atomics"),
+        ("product_without_proxy_fence", "PRODUCT(d, OPERAND(0), OPERAND(TILE));"),
+        ("product_without_proxy_fence", "s[i] = 0x3f80;"),
+        ("product_without_fence", "PRODUCT(d, OPERAND(0), OPERAND(TILE));"),
+        ("product_read_too_early", "if (FLAW == READ_EARLY)"),
+        ("product_of_what_is_overwritten", "if (FLAW == OVERWRITTEN)"),
+        ("product_past_end", "PRODUCT(d, OPERAND(0), wgmma_operand(s + TILE, 0, 4096));"),
+        ("product_with_odd_stride", "wgmma_operand(s + TILE, 0, 1024 - 128)"),
+        ("product_of_different_operands", "threadIdx.x / 32 * 16"),
     ],
 )
 def test_messages_name_the_line(name, line):
@@ -149,6 +187,18 @@ def test_late_copies_are_what_finds_a_missing_wait():
     np.testing.assert_array_equal(early, late)
     expected = X.reshape(4, 256)[:, ::-1].sum(0)[:64]
     np.testing.assert_array_equal(late[:64], expected)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_a_product_in_order(order):
+    for mode in ("check", "fast"):
+        for late in (0, 1):
+            y = launch(defects(mode), "product_in_order", **WGMMA, async_late=late, **order)
+            np.testing.assert_array_equal(y, 17)
+
+
+def test_sums_are_not_there_before_the_wait_even_if_nobody_checks():
+    assert np.isnan(launch(defects("fast"), "product_read_too_early", **WGMMA)[:128]).all()
 
 
 # ------------------------------------------------------------------------- what must stay clean
@@ -334,6 +384,20 @@ def test_tf32_products():
     d = np.zeros((32, 4), np.float32)
     legal().get_function("multiply_tf32")((1,), (32,), (fragment_a, fragment_b, d))
     np.testing.assert_array_equal(full_d(d), a @ b)
+
+
+@pytest.mark.parametrize("mode", ["check", "fast"])
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_products_of_two_warpgroups(order, mode):
+    random = np.random.default_rng(0)
+    a, b = (random.integers(-8, 9, (rows, 256)).astype(np.float32) for rows in (128, 64))
+    kernel = legal(mode).get_function("multiply_wgmma")
+    kernel.max_dynamic_shared_size_bytes = size = 3 * (128 + 64) * 128
+    for late in (0, 1):
+        y = np.zeros((128, 64), np.float32)
+        given = [bf16(x).astype(np.uint16) for x in (a, b)]
+        kernel((1,), (256,), (*given, y), size, async_late=late, **order)
+        np.testing.assert_array_equal(y, a @ b.T)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -1,7 +1,7 @@
 """Our own kernels with one line left out: the checker must notice, or the tests of kernels prove little.
 
-Each barrier and each wait for copies is taken out in turn. HYPOTHESIS_PROFILE=thorough takes them all, else
-every fourth.
+Each barrier, each wait for copies or products and each fence is taken out in turn.
+HYPOTHESIS_PROFILE=thorough takes them all, else every fourth.
 """
 
 import os
@@ -75,7 +75,11 @@ RUNS = {  # file: what uses all of it
     "optim.cu": run_optim,
     "pool.cu": run_pool,
 }
-LINE = re.compile(r"^\s*(__syncthreads\(\)|__syncwarp\(\)|cp_async_wait<.*>\(\));", re.M)
+LINE = re.compile(
+    r"^\s*(__syncthreads\(\)|__syncwarp\(\)|cp_async_wait<.*>\(\)"
+    r"|fence_proxy_async\(\)|wgmma_(fence\(\)|commit\(\)|wait<.*>\(\)));",
+    re.M,
+)
 CAUTION = {  # file and which of its lines: why nothing goes wrong without it
     (
         "batchnorm.cu",

@@ -39,6 +39,21 @@ template <int GROUPS_LEFT>
 DEVICE void cp_async_wait() {
   cushim::cp_async_wait(GROUPS_LEFT);
 }
+DEVICE u64 wgmma_operand(const void* tile, int leading, int stride, CUSHIM_CALLER) {
+  return cushim::wgmma_operand(tile, leading, stride, site);
+}
+DEVICE void wgmma_fence(CUSHIM_CALLER) { cushim::wgmma_fence(site); }
+template <int N, bool A_ACROSS, bool B_ACROSS>
+DEVICE void wgmma_m64k16_bf16(float (&d)[N / 8][4], u64 a, u64 b, CUSHIM_CALLER) {
+  static_assert(N == 64 || N == 128 || N == 256, "the widths that we use");
+  cushim::wgmma_bf16(&d[0][0], N, a, b, A_ACROSS, B_ACROSS, site);
+}
+DEVICE void wgmma_commit(CUSHIM_CALLER) { cushim::wgmma_commit(site); }
+template <int GROUPS_LEFT>
+DEVICE void wgmma_wait(CUSHIM_CALLER) {
+  cushim::wgmma_wait(GROUPS_LEFT, site);
+}
+DEVICE void fence_proxy_async() { cushim::fence_proxy_async(); }
 
 #else
 

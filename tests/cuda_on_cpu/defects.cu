@@ -374,3 +374,192 @@ KERNEL matrix_without_barrier(float* y) {
   ldmatrix_x4(r, s + 8 * LANE);
   y[LANE] = r[0];
 }
+
+// ---- wgmma: 128 threads, operands of ones in 2 TILE + 512 numbers of memory; for sm_90a alone ----
+
+#if defined(CUSHIM) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+#define PRODUCT(d, a, b) wgmma_m64k16_bf16<64, false, false>(d, a, b)
+#define OPERAND(first) wgmma_operand(s + (first), 0, 1024)
+#define TILE 4096  // numbers in 64 rows of 128 bytes; the first one is a, the second b
+
+DEVICE void ones(u16* s, int n) {
+  for (int i = threadIdx.x; i < n; i += blockDim.x) s[i] = 0x3f80;
+}
+
+// Everything in its place, but for what is said.
+enum Flaw {
+  NONE, NO_PROXY_FENCE, LATE_PROXY_FENCE, NO_BARRIER, NO_FENCE, EARLY_FENCE, READ_EARLY, TOO_FEW_WAITED_FOR,
+  NO_COMMIT, NO_WAIT, OVERWRITTEN, OVERWRITTEN_WITHOUT_BARRIER, WAIT_IN_BRANCH
+};
+
+template <Flaw FLAW>
+DEVICE void multiply_ones(float* y) {
+  DYN_SHARED(u16, s);
+  ones(s, 2 * TILE);
+  if (FLAW != NO_PROXY_FENCE && FLAW != LATE_PROXY_FENCE) fence_proxy_async();
+  if (FLAW != NO_BARRIER) __syncthreads();
+  if (FLAW == LATE_PROXY_FENCE) fence_proxy_async();
+  float d[8][4];
+  if (FLAW == EARLY_FENCE) wgmma_fence();
+  for (int j = 0; j < 8; j++)
+    for (int i = 0; i < 4; i++) d[j][i] = 1;
+  if (FLAW != NO_FENCE && FLAW != EARLY_FENCE) wgmma_fence();
+  PRODUCT(d, OPERAND(0), OPERAND(TILE));
+  if (FLAW != NO_COMMIT) wgmma_commit();
+  if (FLAW == READ_EARLY) y[threadIdx.x] = d[0][0];
+  if (FLAW == OVERWRITTEN) s[threadIdx.x] = 0;
+  if (FLAW == TOO_FEW_WAITED_FOR) wgmma_wait<1>();
+  else if (FLAW == WAIT_IN_BRANCH && LANE < 16) wgmma_wait<0>();
+  else if (FLAW != NO_WAIT && FLAW != WAIT_IN_BRANCH) wgmma_wait<0>();
+  if (FLAW == OVERWRITTEN_WITHOUT_BARRIER) s[threadIdx.x] = 0;
+  if (FLAW != NO_WAIT && FLAW != READ_EARLY) y[threadIdx.x] = d[7][3];
+}
+
+KERNEL product_in_order(float* y) { multiply_ones<NONE>(y); }  // right
+KERNEL product_without_proxy_fence(float* y) { multiply_ones<NO_PROXY_FENCE>(y); }
+KERNEL product_with_proxy_fence_too_late(float* y) { multiply_ones<LATE_PROXY_FENCE>(y); }
+KERNEL product_without_barrier(float* y) { multiply_ones<NO_BARRIER>(y); }
+KERNEL product_without_fence(float* y) { multiply_ones<NO_FENCE>(y); }
+KERNEL product_with_fence_too_early(float* y) { multiply_ones<EARLY_FENCE>(y); }
+KERNEL product_read_too_early(float* y) { multiply_ones<READ_EARLY>(y); }
+KERNEL product_waited_for_too_few(float* y) { multiply_ones<TOO_FEW_WAITED_FOR>(y); }
+KERNEL product_without_commit(float* y) { multiply_ones<NO_COMMIT>(y); }
+KERNEL product_never_waited_for(float* y) { multiply_ones<NO_WAIT>(y); }
+KERNEL product_of_what_is_overwritten(float* y) { multiply_ones<OVERWRITTEN>(y); }
+KERNEL product_overwritten_without_barrier(float* y) { multiply_ones<OVERWRITTEN_WITHOUT_BARRIER>(y); }
+KERNEL product_waited_for_in_branch(float* y) { multiply_ones<WAIT_IN_BRANCH>(y); }
+
+// One product of what comes before in the kernel.
+#define READY(n)                                    \
+  DYN_SHARED(u16, s);                               \
+  ones(s, n);                                       \
+  fence_proxy_async();                              \
+  __syncthreads();                                  \
+  float d[8][4] = {};                               \
+  wgmma_fence()
+#define DONE                                        \
+  wgmma_commit();                                   \
+  wgmma_wait<0>();                                  \
+  y[threadIdx.x] = d[0][0]
+
+KERNEL product_uninitialised(float* y) {
+  READY(2 * TILE - 1);
+  for (int k = 0; k < 64; k += 16) PRODUCT(d, OPERAND(k), OPERAND(TILE + k));
+  DONE;
+}
+
+KERNEL product_past_end(float* y) {
+  READY(2 * TILE + 512);
+  PRODUCT(d, OPERAND(0), wgmma_operand(s + TILE, 0, 4096));
+  DONE;
+}
+
+KERNEL product_of_misplaced_atoms(float* y) {
+  READY(2 * TILE + 512);
+  PRODUCT(d, OPERAND(0), OPERAND(TILE + 64));
+  DONE;
+}
+
+KERNEL product_of_misplaced_atoms_across(float* y) {  // half an atom's 64 columns
+  READY(2 * TILE + 512);
+  wgmma_m64k16_bf16<64, true, true>(d, OPERAND(0), OPERAND(TILE + 32));
+  DONE;
+}
+
+KERNEL product_beyond_the_row(float* y) {
+  READY(2 * TILE + 512);
+  PRODUCT(d, OPERAND(0), OPERAND(TILE + 56));
+  DONE;
+}
+
+KERNEL product_with_odd_stride(float* y) {
+  READY(2 * TILE + 512);
+  PRODUCT(d, OPERAND(0), wgmma_operand(s + TILE, 0, 1024 - 128));
+  DONE;
+}
+
+KERNEL product_without_swizzle(float* y) {
+  READY(2 * TILE + 512);
+  PRODUCT(d, OPERAND(0), OPERAND(TILE) & ~(3ull << 62));
+  DONE;
+}
+
+KERNEL product_of_global_memory(float* y) {
+  READY(2 * TILE + 512);
+  PRODUCT(d, OPERAND(0), wgmma_operand(y, 0, 1024));
+  DONE;
+}
+
+KERNEL product_by_three_warps(float* y) {
+  READY(2 * TILE + 512);
+  if (threadIdx.x < 96) PRODUCT(d, OPERAND(0), OPERAND(TILE));
+  DONE;
+}
+
+KERNEL product_in_each_branch(float* y) {
+  READY(2 * TILE + 512);
+  if (threadIdx.x < 64)
+    PRODUCT(d, OPERAND(0), OPERAND(TILE));
+  else
+    PRODUCT(d, OPERAND(0), OPERAND(TILE));
+  DONE;
+}
+
+KERNEL product_of_different_operands(float* y) {
+  READY(2 * TILE + 512);
+  PRODUCT(d, OPERAND(0), OPERAND(TILE + threadIdx.x / 32 * 16));
+  DONE;
+}
+
+KERNEL product_by_part_of_a_warpgroup(float* y) {  // 96 threads
+  READY(2 * TILE + 512);
+  PRODUCT(d, OPERAND(0), OPERAND(TILE));
+  DONE;
+}
+
+KERNEL product_of_another_shape(float* y) {
+  READY(2 * TILE + 512);
+  float wide[16][4] = {};
+  wgmma_fence();
+  wgmma_m64k16_bf16<128, true, true>(wide, OPERAND(0), OPERAND(0));
+  PRODUCT(reinterpret_cast<float(&)[8][4]>(wide), OPERAND(0), OPERAND(TILE));
+  DONE;
+}
+
+KERNEL product_of_early_fenced_copy(const float* x, float* y) {
+  READY(2 * TILE + 512);
+  __syncthreads();
+  cp_async<16>(s + 8 * threadIdx.x, x + 4 * threadIdx.x, true);
+  cp_async_commit();
+  fence_proxy_async();
+  cp_async_wait<0>();
+  __syncthreads();
+  PRODUCT(d, OPERAND(0), OPERAND(TILE));
+  DONE;
+}
+
+KERNEL product_overwritten_by_copy(const float* x, float* y) {
+  READY(2 * TILE + 512);
+  PRODUCT(d, OPERAND(0), OPERAND(TILE));
+  wgmma_commit();
+  __syncthreads();
+  cp_async<16>(s + 8 * threadIdx.x, x + 4 * threadIdx.x, true);
+  cp_async_commit();
+  wgmma_wait<0>();
+  cp_async_wait<0>();
+  y[threadIdx.x] = d[0][0];
+}
+
+KERNEL product_of_the_other_warpgroup_overwritten(float* y) {  // 256 threads; only the first half waits
+  READY(2 * TILE + 512);
+  PRODUCT(d, OPERAND(0), OPERAND(TILE));
+  wgmma_commit();
+  if (threadIdx.x < 128) wgmma_wait<0>();
+  __syncthreads();
+  if (threadIdx.x < 128) s[threadIdx.x] = 0;
+  if (threadIdx.x >= 128) wgmma_wait<0>();
+  y[threadIdx.x % 128 + threadIdx.x / 128 * 128] = d[0][0];
+}
+
+#endif

@@ -20,7 +20,8 @@ from minitl.kernels.cuda import compiler
 HERE = Path(__file__).parent
 SOURCE = HERE / "goldens.cu"
 RECORD = HERE / "ptx_goldens.json"
-LANES = 32
+LANES, WARPGROUP = 32, 128
+BY_WARPGROUP = "wgmma_m64k16_bf16_golden_"  # these kernels are for sm_90a alone
 Launch = Callable[
     [str, list[np.ndarray]], None
 ]  # a kernel, and its arrays: inputs, then the output
@@ -29,6 +30,32 @@ Launch = Callable[
 def header_digest() -> str:
     """Return the digest of what the record is about."""
     return hashlib.sha256((compiler.FOLDER / "ptx.cuh").read_bytes()).hexdigest()
+
+
+def launch_size(name: str) -> tuple[int, int]:
+    """Return how many threads a kernel is launched with, and how many bytes of shared memory."""
+    if not name.startswith(BY_WARPGROUP):
+        return LANES, 0
+    n = int(name.removeprefix(BY_WARPGROUP).split("_")[0])
+    return WARPGROUP, (64 + n) * 128
+
+
+def bfloat16(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers that bfloat16 holds exactly, such as small whole ones, as its bits."""
+    return (numbers.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def warpgroup_cases() -> dict[str, list[np.ndarray]]:
+    """Return what `cases` does, of those for sm_90a: a (64 x 64), b (64 x n), each maybe transposed."""
+    found = {}
+    for n, across in ((64, ""), (128, ""), (256, ""), (64, "ab"), (128, "ab"), (256, "ab"),
+                      (128, "a"), (128, "b")):  # fmt: skip
+        random = np.random.default_rng(n)
+        a, b = (random.integers(-4, 5, (rows, 64)) for rows in (64, n))
+        given = [bfloat16(x.T.copy() if name in across else x) for name, x in (("a", a), ("b", b))]
+        suffix = {"": "", "ab": "_across", "a": "_a_across", "b": "_b_across"}[across]
+        found[f"{BY_WARPGROUP}{n}{suffix}"] = [*given, np.zeros(4 * WARPGROUP, np.float32)]
+    return found
 
 
 def cases() -> dict[str, list[np.ndarray]]:
@@ -58,13 +85,16 @@ def cases() -> dict[str, list[np.ndarray]]:
             (np.arange(8 * LANES) + 1000 * lane.repeat(8)).astype(np.uint32),
             np.zeros(8 * LANES, np.uint32),
         ],
+        **warpgroup_cases(),
     }  # fmt: skip
 
 
-def record(launch: Launch, device: str) -> dict[str, Any]:
-    """Run every kernel; return the record."""
+def record(launch: Launch, device: str, by_warpgroup: bool = True) -> dict[str, Any]:
+    """Run every kernel, or those that need no sm_90a; return the record."""
     results = {}
     for name, arrays in cases().items():
+        if name.startswith(BY_WARPGROUP) and not by_warpgroup:
+            continue
         launch(name, arrays)
         results[name] = [f"{word:08x}" for word in arrays[-1].view(np.uint32).tolist()]
     return {"header_sha256": header_digest(), "device": device, "results": results}
@@ -84,7 +114,7 @@ def differences(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _gpu() -> tuple[Launch, str]:
+def _gpu() -> tuple[Launch, str, bool]:
     import cupy
 
     major, minor = (int(d) for d in divmod(int(cupy.cuda.Device().compute_capability), 10))
@@ -96,19 +126,21 @@ def _gpu() -> tuple[Launch, str]:
 
     def launch(name: str, arrays: list[np.ndarray]) -> None:
         there = [cupy.asarray(array) for array in arrays]
-        module.get_function(name)((1,), (LANES,), tuple(there))
+        threads, shared_mem = launch_size(name)
+        module.get_function(name)((1,), (threads,), tuple(there), shared_mem=shared_mem)
         arrays[-1][...] = cupy.asnumpy(there[-1])
 
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    return launch, f"{name}, {target}"
+    return launch, f"{name}, {target}", target == "sm_90a"
 
 
 def main() -> None:
     """Record on this machine's GPU."""
-    launch, device = _gpu()
+    launch, device, by_warpgroup = _gpu()
     target = Path(sys.argv[1])
-    target.write_text(json.dumps(record(launch, device), indent=1) + "\n")
-    print(f"{target}: {len(cases())} instructions of {device}")
+    found = record(launch, device, by_warpgroup)
+    target.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{target}: {len(found['results'])} instructions of {device}")
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ class HostModule:
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
             frames = [Path(line.split(" ")[0]).name for line in done.stdout.split("\n") if line]
-            own = [f for f in frames if not f.startswith("cushim.h")]
+            own = [f for f in frames if not f.startswith(("cushim.h", "ptx.cuh"))]
             places.append(own[0] if own else frames[0])
         return places
 

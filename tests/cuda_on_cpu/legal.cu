@@ -117,3 +117,43 @@ KERNEL load_matrices(const u16* x, u32* y, int transposed) {
 }
 
 KERNEL round_to_tf32(const float* x, u32* y) { y[threadIdx.x] = to_tf32(x[threadIdx.x]); }
+
+// ---- wgmma: two warpgroups, d (128 x 64) = a (128 x 256) b^T (64 x 256) ----
+
+#if defined(CUSHIM) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Three stages of 64 k: one is copied to and one read while products of the third may still be under way.
+KERNEL multiply_wgmma(const u16* a, const u16* b, float* y) {
+  DYN_SHARED(u16, s);
+  auto stage = [&](int number) { return s + number % 3 * (128 + 64) * 64; };
+  auto copy = [&](int number) {
+    for (int i = threadIdx.x; i < (128 + 64) * 8 && number < 4; i += 256) {
+      const int row = i / 8, piece = i % 8;
+      const u16* from = row < 128 ? a + row * 256 : b + (row - 128) * 256;
+      cp_async<16>(stage(number) + 64 * row + 8 * (piece ^ row % 8), from + 64 * number + 8 * piece, true);
+    }
+    cp_async_commit();
+  };
+  float d[8][4] = {};
+  copy(0);
+  for (int number = 0; number < 4; number++) {
+    copy(number + 1);
+    cp_async_wait<1>();
+    fence_proxy_async();
+    __syncthreads();
+    const u16 *left = stage(number) + threadIdx.x / 128 * 64 * 64, *right = stage(number) + 128 * 64;
+    wgmma_fence();
+    for (int k = 0; k < 64; k += 16)
+      wgmma_m64k16_bf16<64, false, false>(d, wgmma_operand(left + k, 0, 1024),
+                                          wgmma_operand(right + k, 0, 1024));
+    wgmma_commit();
+    wgmma_wait<1>();
+    __syncthreads();
+  }
+  wgmma_wait<0>();
+  const int row = threadIdx.x / 32 * 16 + LANE / 4, column = LANE % 4 * 2;
+  for (int j = 0; j < 8; j++)
+    for (int i = 0; i < 4; i++) y[(row + i / 2 * 8) * 64 + 8 * j + column + i % 2] = d[j][i];
+}
+
+#endif

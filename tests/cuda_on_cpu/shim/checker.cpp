@@ -7,8 +7,11 @@
 //   __syncthreads       all that a block did before comes before all that it does after: a count of
 //                       the barriers passed (`epoch`) says which
 //   __syncwarp          joins the vector clocks of the warp's threads
+//   wgmma.wait_group    by all 128 threads, then __syncthreads: what a tensor core read comes before
 //   __threadfence, then an atomic; in another block an atomic on the same address: what the first had
 //                       done or seen at its fence comes before what the second does
+// A tensor core reads shared memory through the async proxy: what is there must come before for all threads of
+// the warpgroup, and so must a fence.proxy.async that its writer passed since.
 // Shuffles, votes and the order in which this runtime happens to run threads order nothing.
 #include <algorithm>
 #include <deque>
@@ -33,6 +36,13 @@ struct Cell {  // one past access to a group of four bytes
 };
 const int CELLS = 4;  // kept for each group
 
+struct AsyncRead {  // of all that one wgmma reads
+  int first_thread, waiting;  // threads that have not waited for it
+  unsigned epoch;             // of the last that has
+  void* pc;
+};
+const int MOST_WARPGROUPS = 1024 / WARPGROUP;
+
 struct Region {  // memory that may be touched
   char* base;
   size_t size;
@@ -40,12 +50,16 @@ struct Region {  // memory that may be touched
   bool read_only, shared;
   Cell* cells;
   unsigned* written_in;  // shared memory only: the block that last wrote each byte
+  unsigned* written_by;  // shared memory only, for two bytes each: the thread, and its proxy fences then
+  unsigned (*read_for)[MOST_WARPGROUPS];  // for 16 bytes each, by warpgroup: the last AsyncRead, from 1 on
   bool holds(const char* p) const { return p >= base && p < base + size; }
 };
 
 std::vector<Region> regions;
 std::deque<Release> releases;
 std::vector<const Release*> acquired_by_block;
+std::vector<AsyncRead> async_reads;  // of this launch
+size_t async_reads_before;           // of earlier blocks
 std::vector<std::pair<void*, void*>> reported;  // pairs of code addresses
 unsigned block, epoch;
 
@@ -127,6 +141,20 @@ void check_initialised(Region& region, char* p, size_t bytes, int kind, void* pc
   }
 }
 
+// Whether a tensor core may be reading what is now written.
+void check_async_reads(Region& region, char* p, size_t bytes, int kind, void* pc, Thread& thread) {
+  if (async_reads.size() == async_reads_before) return;
+  size_t first = p - region.base, end = first + bytes;
+  for (size_t piece = first / 16; piece * 16 < end; piece++)
+    for (unsigned number : region.read_for[piece]) {
+      if (number <= async_reads_before) continue;
+      const AsyncRead& read = async_reads[number - 1];
+      if (!read.waiting && read.epoch < epoch) continue;
+      Cell cell{0, epoch, block, (unsigned short)read.first_thread, 15, READ, read.pc};
+      note("DATA RACE", region, p, bytes, kind, pc, thread, &cell);
+    }
+}
+
 Region* region_of(const char* p) {
   for (Region& region : regions)
     if (region.holds(p)) return &region;
@@ -153,6 +181,21 @@ void check_elsewhere(const char* p, size_t bytes, int kind, void* pc, Thread& th
        nearest->name, p - nearest->base, nearest->size, pc);
 }
 
+const int FENCE_BITS = 22;  // of written_by; the rest is the thread's number
+
+void note_writer(Region& region, const char* p, size_t bytes, const Thread& thread) {
+  size_t first = p - region.base;
+  unsigned by = (unsigned)thread.linear << FENCE_BITS | thread.proxy_fences.size();
+  for (size_t i = first / 2; i * 2 < first + bytes; i++) region.written_by[i] = by;
+}
+
+bool comes_before_all(unsigned clock, unsigned its_epoch, int thread, int first_thread) {
+  if (its_epoch < epoch) return true;
+  for (int i = 0; i < WARPGROUP; i++)
+    if (threads[first_thread + i].clock[thread] < clock) return false;
+  return true;
+}
+
 }  // namespace
 
 void access(const void* address, size_t bytes, int kind, void* pc, Thread& thread) {
@@ -176,6 +219,10 @@ void access(const void* address, size_t bytes, int kind, void* pc, Thread& threa
     fail("WRITE TO CONST: %s+%td at pc=%p", region->name, offset, pc);
   }
   if (region->shared) check_initialised(*region, p, bytes, kind, pc, thread);
+  if (region->shared && kind & WRITE) {
+    check_async_reads(*region, p, bytes, kind, pc, thread);
+    note_writer(*region, p, bytes, thread);
+  }
   check_races(*region, p, bytes, kind, pc, thread);
 }
 
@@ -185,6 +232,62 @@ void forget_initialisation(const void* shared, size_t bytes) {
   if (!region || !region->shared) return;
   unsigned* written = region->written_in + ((const char*)shared - region->base);
   std::fill(written, written + bytes, 0);
+}
+
+// ------------------------------------------------------------------------ reads by a tensor core
+
+void written_by_generic_proxy(const void* shared, size_t bytes) {
+  if (!active->check) return;
+  Region* region = region_of((const char*)shared);
+  if (region && region->shared) note_writer(*region, (const char*)shared, bytes, self());
+}
+
+void fence_proxy_async() {
+  if (!active->check) return;
+  Thread& thread = self();
+  thread.proxy_fences.push_back({thread.clock[thread.linear], epoch});
+}
+
+unsigned begin_async_read(int first_thread, void* pc) {
+  async_reads.push_back({first_thread, WARPGROUP, epoch, pc});
+  return async_reads.size();
+}
+
+void waited_for_async_read(unsigned reading) {
+  AsyncRead& read = async_reads[reading - 1];
+  read.waiting--;
+  read.epoch = epoch;
+}
+
+// p is a multiple of 16, and 16 bytes are read.
+void async_read(unsigned reading, char* p) {
+  const AsyncRead& read = async_reads[reading - 1];
+  Thread& thread = threads[read.first_thread];
+  Region& region = *region_of(p);
+  size_t offset = p - region.base;
+  check_initialised(region, p, 16, READ, read.pc, thread);
+  region.read_for[offset / 16][read.first_thread / WARPGROUP] = reading;
+  Cell* cells = region.cells + offset / 4 * CELLS;
+  for (Cell* cell = cells; cell < cells + 4 * CELLS; cell++) {
+    if (cell->block != block || !cell->bytes || !(cell->kind & WRITE)) continue;
+    if (!comes_before_all(cell->clock, cell->epoch, cell->thread, read.first_thread))
+      note("DATA RACE", region, p, 16, READ, read.pc, thread, cell);
+  }
+  unsigned checked = ~0u;
+  for (unsigned* by = region.written_by + offset / 2; by < region.written_by + offset / 2 + 8; by++) {
+    if (*by == checked) continue;
+    checked = *by;
+    int writer = *by >> FENCE_BITS;
+    size_t fences = *by & ((1 << FENCE_BITS) - 1);
+    const auto& passed = threads[writer].proxy_fences;
+    if (fences < passed.size() &&
+        comes_before_all(passed[fences].clock, passed[fences].epoch, writer, read.first_thread))
+      continue;
+    const Cell* write = nullptr;
+    for (Cell* cell = cells; cell < cells + 4 * CELLS; cell++)
+      if (cell->block == block && cell->bytes && cell->kind & WRITE && cell->thread == writer) write = cell;
+    note("NO PROXY FENCE", region, p, 16, READ, read.pc, thread, write);
+  }
 }
 
 // -------------------------------------------------------------------------------------- ordering
@@ -257,7 +360,11 @@ static void add_region(char* base, size_t size, const char* name, bool read_only
   Cell* cells = (Cell*)calloc((size + 7) / 4 * CELLS, sizeof(Cell));
   unsigned* written = shared ? (unsigned*)calloc(size, sizeof(unsigned)) : nullptr;
   if (!cells || (shared && !written)) abort();
-  regions.push_back({base, size, name, read_only, shared, cells, written});
+  auto by = shared ? (unsigned*)calloc(size / 2 + 1, sizeof(unsigned)) : nullptr;
+  size_t row = sizeof(unsigned[MOST_WARPGROUPS]);
+  auto read_for = shared ? (unsigned(*)[MOST_WARPGROUPS])calloc(size / 16 + 1, row) : nullptr;
+  if (shared && (!by || !read_for)) abort();
+  regions.push_back({base, size, name, read_only, shared, cells, written, by, read_for});
 }
 
 void checker_begin() {
@@ -274,6 +381,7 @@ void checker_begin_block(unsigned number) {
   block = number;
   epoch = 1;
   acquired_by_block.clear();
+  async_reads_before = async_reads.size();
   for (Thread& thread : threads) {
     thread.clock.assign(threads.size(), 0);
     thread.clock[thread.linear] = 1;
@@ -286,8 +394,11 @@ void checker_end() {
   for (Region& region : regions) {
     free(region.cells);
     free(region.written_in);
+    free(region.written_by);
+    free(region.read_for);
   }
   regions.clear();
+  async_reads.clear();
   releases.clear();
 }
 
@@ -297,11 +408,24 @@ void checker_end() {
 
 using namespace cushim;
 
+// A thread that uses wgmma touches its local variables, which may be what a product adds to.
+static void touch_registers(char* p, size_t bytes, int kind, void* pc, Thread& thread) {
+  for (auto& [sums, size] : thread.flying)
+    if (p < sums + size && p + bytes > sums)
+      fail("SUMS IN FLIGHT: %s of %zu bytes at pc=%p, before the wgmma that adds to them was waited for",
+           verb(kind), bytes, pc);
+  for (size_t word = (p - thread.stack) / 4; word * 4 < (p - thread.stack) + bytes; word++)
+    thread.touched[word] = true;
+}
+
 static inline void hook(void* address, size_t bytes, int kind, void* pc) {
   if (!active || !active->check) return;
   Thread& thread = self();
   char* p = (char*)address;
-  if (p >= thread.stack && p < thread.stack + STACK_SIZE) return;
+  if (p >= thread.stack && p < thread.stack + STACK_SIZE) {
+    if (!thread.touched.empty()) touch_registers(p, bytes, kind, pc, thread);
+    return;
+  }
   access(address, bytes, kind, pc, thread);
 }
 

@@ -1,7 +1,7 @@
 // What a CUDA kernel sees when g++ compiles it for the CPU: the language's keywords, built-in variables
 // and functions. Included before the kernel's source; only what NVRTC itself offers is defined here,
-// everything else comes from the kernels' own headers. The functions live in runtime.cpp, checker.cpp
-// and ptx_twins.cpp.
+// everything else comes from the kernels' own headers. The functions live in runtime.cpp, checker.cpp,
+// ptx_twins.cpp and wgmma.cpp.
 //
 // Left out on purpose: atomicAdd on floats (results must not depend on the order of threads).
 #pragma once
@@ -105,6 +105,13 @@ void ldmatrix(unsigned* registers, int matrices, bool transposed, const void* ro
 void cp_async(void* shared, const void* global, int bytes, int bytes_read, CUSHIM_CALLER);
 void cp_async_commit();
 void cp_async_wait(int groups_left);
+unsigned long long wgmma_operand(const void* tile, int leading, int stride, CUSHIM_CALLER);
+void wgmma_fence(CUSHIM_CALLER);
+void wgmma_bf16(float* d, int n, unsigned long long a, unsigned long long b, bool a_across, bool b_across,
+                CUSHIM_CALLER);
+void wgmma_commit(CUSHIM_CALLER);
+void wgmma_wait(int groups_left, CUSHIM_CALLER);
+void fence_proxy_async();
 unsigned tf32_rna(float x);      // cvt.rna.tf32.f32: to nearest, ties away from zero
 unsigned short bf16_rn(float x);  // cvt.rn.bf16.f32: to nearest, ties to even
 

@@ -126,7 +126,7 @@ __attribute__((noinline)) void ldmatrix(unsigned* registers, int matrices, bool 
 // -------------------------------------------------------------------------------------- cp.async
 
 static void finish(Copy& copy, void* pc) {
-  if (copy.done) return;
+  if (copy.done) return written_by_generic_proxy(copy.to, copy.bytes);
   copy.done = true;
   access(copy.to, copy.bytes, WRITE, pc, self());
   memcpy(copy.to, copy.from, copy.bytes_read);

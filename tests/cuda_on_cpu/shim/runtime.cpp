@@ -197,6 +197,7 @@ static void thread_main() {
   thread.copy_groups.push_back(thread.open_copies);
   for (auto& group : thread.copy_groups)
     if (!group.empty()) fail("UNFINISHED COPY: the thread returns before its cp.async was waited for");
+  check_no_products();
   switch_to(next_thread());
   __builtin_unreachable();
 }
@@ -277,6 +278,44 @@ void warp_operation(const char* name, unsigned mask, void* argument, void (*work
   std::vector<int> waiting;
   for (int i = 0; i < 32; i++)
     if (mask >> i & 1 && i != lane) waiting.push_back(first + i);
+  wake_all(waiting);
+}
+
+static std::vector<WarpgroupOperation*> pending_in_warpgroups;
+
+void warpgroup_operation(const char* name, void* argument, void (*work)(WarpgroupOperation&), Site site) {
+  int member = current->linear % WARPGROUP, first = current->linear - member;
+  const char* file = base_name(site.file);
+  if (first + WARPGROUP > (int)threads.size())
+    fail("WRONG WARPGROUP: %s at %s:%d, the block has no threads %d to %d", name, file, site.line, first,
+         first + WARPGROUP - 1);
+  WarpgroupOperation* operation = nullptr;
+  for (WarpgroupOperation* other : pending_in_warpgroups) {
+    if (other->first_thread != first) continue;
+    if (other->site.line != site.line || strcmp(other->name, name) || strcmp(other->site.file, site.file))
+      fail("WARPGROUP DIVERGENCE: %s at %s:%d while threads wait in %s at %s:%d", name, file, site.line,
+           other->name, base_name(other->site.file), other->site.line);
+    operation = other;
+  }
+  if (!operation) {
+    for (int i = 0; i < WARPGROUP; i++)
+      if (threads[first + i].state == Thread::EXITED)
+        fail("WRONG WARPGROUP: %s at %s:%d, thread %d has returned", name, file, site.line, first + i);
+    operation = new WarpgroupOperation{name, site, first, 0, {}};
+    pending_in_warpgroups.push_back(operation);
+  }
+  operation->arguments[member] = argument;
+  if (++operation->arrived < WARPGROUP) {
+    wait_in(name, site);
+    return;
+  }
+  auto place = std::find(pending_in_warpgroups.begin(), pending_in_warpgroups.end(), operation);
+  pending_in_warpgroups.erase(place);
+  work(*operation);
+  delete operation;
+  std::vector<int> waiting;
+  for (int i = 0; i < WARPGROUP; i++)
+    if (i != member) waiting.push_back(first + i);
   wake_all(waiting);
 }
 
@@ -369,17 +408,25 @@ long long reduce(unsigned mask, long long value, Reduction kind, Site site) {
 // ---------------------------------------------------------------------------------- shared memory
 
 static size_t dynamic_capacity;
-static const unsigned STATIC_WINDOW = 0x100000;  // addresses of static shared variables begin here
+
+// Dynamic shared memory begins where a card's would: after what the system keeps, at a multiple of 1024. The
+// static variables, here of all kernels of a file, lie beyond all addresses that a card has.
+static const unsigned DYNAMIC_WINDOW = 1024, STATIC_WINDOW = 0x100000;
 
 void* dynamic_shared() { return dynamic_shared_base; }
 
 unsigned shared_address(const void* p) {
   const char* c = static_cast<const char*>(p);
   if (c >= dynamic_shared_base && c <= dynamic_shared_base + active->shared_size)
-    return c - dynamic_shared_base;
+    return DYNAMIC_WINDOW + (c - dynamic_shared_base);
   if (c >= static_shared && c <= static_shared + static_shared_size)
     return STATIC_WINDOW + (c - static_shared);
   fail("NOT SHARED MEMORY: a shared address was asked of a pointer to something else");
+}
+
+char* shared_pointer(unsigned address) {
+  unsigned offset = address - DYNAMIC_WINDOW;
+  return offset < active->shared_size ? dynamic_shared_base + offset : nullptr;
 }
 
 static void poison_shared_memory() {  // all bits set: floats read before they are written are NaN
@@ -453,6 +500,11 @@ static void start_threads() {
     thread.stack = active->stacks->base + i * STACK_SIZE;
     thread.open_copies.clear();
     thread.copy_groups.clear();
+    thread.proxy_fences.clear();
+    thread.products = thread.products_waited_for = 0;
+    thread.product_groups.clear();
+    thread.flying.clear();
+    thread.touched.clear();
     prepare_context(thread, thread_main);
     runnable.push_back(active->order == 1 ? threads.size() - 1 - i : i);
   }
@@ -464,6 +516,9 @@ static void run_block(unsigned block, unsigned number) {
   at_barrier.clear();
   for (WarpOperation* operation : pending) delete operation;
   pending.clear();
+  for (WarpgroupOperation* operation : pending_in_warpgroups) delete operation;
+  pending_in_warpgroups.clear();
+  begin_products();
   start_threads();
   if (active->check) checker_begin_block(number);
   current = &launcher;

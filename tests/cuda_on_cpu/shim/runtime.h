@@ -45,6 +45,10 @@ struct Release {
   std::vector<const Release*> acquired;
 };
 
+struct ProxyFence {  // when a thread passed a fence.proxy.async
+  unsigned clock, epoch;
+};
+
 struct Copy {  // one cp.async
   void* to;
   const void* from;
@@ -63,6 +67,12 @@ struct Thread : ThreadHead {
   const Release* fenced;
   std::vector<Copy> open_copies;                // not yet committed
   std::vector<std::vector<Copy>> copy_groups;  // committed, oldest first
+  std::vector<ProxyFence> proxy_fences;
+  // wgmma: the n-th product of a thread is the n-th of its warpgroup.
+  int products, products_waited_for;
+  std::vector<int> product_groups;            // committed, oldest first: how many products there were
+  std::vector<std::pair<char*, int>> flying;  // sums that a product may still change, and their bytes
+  std::vector<bool> touched;  // words of the stack used since the last wgmma.fence; empty before the first
 };
 
 const size_t STACK_SIZE = 64 << 10;
@@ -91,6 +101,23 @@ struct WarpOperation {
 void warp_operation(const char* name, unsigned mask, void* argument, void (*work)(WarpOperation&),
                     Site site);
 
+// One operation of a warpgroup: four warps, the first thread's number a multiple of 128.
+const int WARPGROUP = 128;
+struct WarpgroupOperation {
+  const char* name;
+  Site site;
+  int first_thread;
+  int arrived;
+  void* arguments[WARPGROUP];
+};
+void warpgroup_operation(const char* name, void* argument, void (*work)(WarpgroupOperation&), Site site);
+
+char* shared_pointer(unsigned address);  // into dynamic shared memory; null if the address is outside
+
+// wgmma.cpp
+void begin_products();     // of a block
+void check_no_products();  // the thread returns
+
 // checker.cpp
 enum Access : unsigned char { READ = 1, WRITE = 2, ATOMIC = 4 };
 void access(const void* p, size_t bytes, int kind, void* pc, Thread& thread);
@@ -100,6 +127,12 @@ void checker_end();
 void order_block();                                         // all came through a barrier
 void order_warp(unsigned mask, int first_thread);           // these came through __syncwarp
 void forget_initialisation(const void* shared, size_t bytes);  // a copy into it is on its way
+void written_by_generic_proxy(const void* shared, size_t bytes);
+// Reads of shared memory that a tensor core does by itself for a warpgroup: begin once for each product, with
+// the address of the code that asks for it; then each piece; then each thread says that it has waited.
+unsigned begin_async_read(int first_thread, void* pc);
+void async_read(unsigned reading, char* p);  // 16 bytes, of shared memory, at a multiple of 16
+void waited_for_async_read(unsigned reading);
 
 }  // namespace cushim
 
