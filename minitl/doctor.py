@@ -66,6 +66,9 @@ def examine(name: str, say: Say) -> None:
         raise UserError("minitl doctor looks at GPUs; give --device cuda or cuda:N")
     _say_card(device, say)
     _compile(device, say)
+    warpgroups = _cuda("warpgroups")
+    if warpgroups.capable(device.number):
+        say(f"warpgroups {warpgroups.verdict(device.number)}")
     started, wrong = time.monotonic(), 0
     for precision, tolerance in TOLERANCES.items():
         with device.computing(precision):
@@ -146,12 +149,15 @@ def _cuda(name: str) -> Any:
 def _compile(device: Device, say: Say) -> None:
     """Compile what the checks launch and no cache holds, on all cores."""
     compiler = _cuda("compiler")
-    forms = [(stem, macros) for stem, macros in compiler.variants() if macros["T"] != "double"]
+    target = architecture(device.number)
+    forms = [
+        (stem, macros) for stem, macros in compiler.variants(target) if macros["T"] != "double"
+    ]
     text = f"compiling kernels, {os.cpu_count()} at a time: once, up to some minutes ..."
     compiler.on_first_compile(lambda: say(text))
     shown = time.monotonic()
     # An error, if there is one, comes again where the kernel is checked.
-    for done, _ in enumerate(compiler.compile_ahead(forms, architecture(device.number)), start=1):
+    for done, _ in enumerate(compiler.compile_ahead(forms, target), start=1):
         if time.monotonic() - shown > PROGRESS:
             shown = time.monotonic()
             say(f"  {done} of {len(forms)}")
@@ -181,9 +187,11 @@ def _checks(device: Device, precision: str) -> Iterator[tuple[str, Callable[[], 
         if precision == "tf32" and not check.name.startswith(("conv2d", "linear")):
             continue  # the same code as in float32
         yield check.name, partial(_operation_error, check, device, precision)
-    for tile in _cuda("conv2d_plan").TILES:
+    plans = _cuda("conv2d_plan")
+    by_warpgroup = precision == "bf16" and _cuda("warpgroups").usable()
+    for tile in plans.TILES + (plans.WARPGROUP_TILES if by_warpgroup else ()):
         for check in TILED:
-            name = f"{check.name}, {tile.m}x{tile.n}"
+            name = f"{check.name}, {tile.m}x{tile.n}{' by warpgroups' if tile.by_warpgroup else ''}"
             yield name, partial(_tiled_error, tile, check, device, precision)
     if precision == "float32":
         for name, optimizer in OPTIMIZERS.items():

@@ -76,10 +76,12 @@ BUDGETS = {
 }
 
 
-def forms(stem):
-    """Return (architecture, macros) of everything that is launched of a file."""
-    launcher = importlib.import_module(f"minitl.kernels.cuda.{stem}")
-    return list(itertools.product(ARCHITECTURES, launcher.VARIANTS))
+def forms(stem, variants=None):
+    """Return (architecture, macros) of everything that is launched of a file, or of these forms of it."""
+    if variants is None:
+        variants = importlib.import_module(f"minitl.kernels.cuda.{stem}").VARIANTS
+    everywhere = itertools.product(ARCHITECTURES, variants)
+    return [(a, v) for a, v in everywhere if not v.get("WGMMA") or a == compiler.WITH_WARPGROUPS]
 
 
 def resources(stem, architecture, defines):

@@ -187,8 +187,15 @@ TILED = {  # pictures, filters, geometry: more than one tile each way, and no wh
 
 
 @pytest.mark.parametrize("case", TILED)
-@pytest.mark.parametrize("tile", conv2d_plan.TILES, ids=lambda tile: f"{tile.m}x{tile.n}")
-@pytest.mark.parametrize("kind", ["float", "tf32", "bf16"], indirect=True)
+@pytest.mark.parametrize(
+    ("kind", "tile"),
+    [
+        pytest.param(kind, tile, id=f"{kind}-{tile.m}x{tile.n}-{tile.warp_m}x{tile.warp_n}")
+        for kind in ("float", "tf32", "bf16")
+        for tile in conv2d_plan.tiles_for(KINDS[kind], (8, 8), dw=False, warpgroups=True)
+    ],
+    indirect=["kind"],
+)
 def test_every_tile_split_and_not(gpu, kind, tile, case):
     """Tiles are chosen by size: here small products are cut into large ones."""
     x_shape, weight_shape, *geometry = TILED[case]
@@ -196,10 +203,9 @@ def test_every_tile_split_and_not(gpu, kind, tile, case):
     for splits in (1, 3):
         with launched() as found, conv2d_plan.forced(conv2d_plan.Plan(tile, splits)):
             assert_exact(gpu, kind, x, weight, dy, geometry)
-        size = {("BM", tile.m), ("BN", tile.n)}
+        size = {("BM", tile.m), ("BN", tile.n), ("WM", tile.warp_m), ("WN", tile.warp_n)}
         met = {name for _, name, defines in found if size <= defines}
-        tiles = conv2d_plan.tiles_for(KINDS[kind], (8, 8), dw=True)
-        has_dw = tile[:2] in {other[:2] for other in tiles}
+        has_dw = tile in conv2d_plan.tiles_for(KINDS[kind], (8, 8), dw=True, warpgroups=True)
         assert met == {"conv2d_forward", "conv2d_dx"} | ({"conv2d_dw"} if has_dw else set())
 
 

@@ -235,7 +235,7 @@ def test_an_optimizer_on_a_gpu_saves_and_continues(make):
 def compiled_ahead(monkeypatch):
     """Leave out what the doctor does before its checks, which the fake does not need."""
     compiler = pytest.importorskip("minitl.kernels.cuda.compiler")
-    monkeypatch.setattr(compiler, "variants", list)
+    monkeypatch.setattr(compiler, "variants", lambda _: [])
 
 
 @needs_checker
@@ -300,7 +300,7 @@ def test_the_doctor_compiles_ahead_and_says_how_far_it_is(capsys, monkeypatch, t
     from minitl import doctor
 
     forms = [(stem, {"T": kind}) for stem in ("optim", "mixing") for kind in ("float", "double")]
-    monkeypatch.setattr(compiler, "variants", lambda: [*forms, ("optim", {"T": "no type"})])
+    monkeypatch.setattr(compiler, "variants", lambda _: [*forms, ("optim", {"T": "no type"})])
     monkeypatch.setattr(compiler, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(doctor, "PROGRESS", -1)
     for name in ("CHECKS", "TILED", "OPTIMIZERS", "CHANGES"):
@@ -314,7 +314,7 @@ def test_the_doctor_compiles_ahead_and_says_how_far_it_is(capsys, monkeypatch, t
         assert "  2 of 3\n" in text  # what does not compile is said by the check that needs it
         # Doubles are for gradient checks alone.
         assert len(list(tmp_path.glob("*.cubin"))) == 2
-        monkeypatch.setattr(compiler, "variants", lambda: forms)
+        monkeypatch.setattr(compiler, "variants", lambda _: forms)
         assert main(["doctor"]) == 0
         assert "compiling kernels" not in capsys.readouterr().out
 

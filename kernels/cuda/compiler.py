@@ -26,6 +26,7 @@ from minitl.errors import UserError
 
 FOLDER = Path(__file__).parent
 OLDEST = (8, 0)  # mma.sync with bfloat16 and tf32, ldmatrix, cp.async: from sm_80 on
+WITH_WARPGROUPS = "sm_90a"  # the one architecture that has wgmma
 # A lambda in a kernel carries no __device__; "default-device" takes it for one all the same.
 OPTIONS = ("--std=c++17", "-default-device", "-lineinfo", "--ptxas-options=-v")
 
@@ -124,6 +125,14 @@ def _headers() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(FOLDER.glob("*.cuh"))}
 
 
+def sources_digest() -> str:
+    """Return a digest of all kernels and headers."""
+    digest = hashlib.sha256()
+    for path in sorted(FOLDER.glob("*.cu*")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def with_defines(source: bytes, name: str, defines: Defines) -> bytes:
     """Return the source below its macros.
 
@@ -191,7 +200,7 @@ def cache_folder() -> Path:
     return Path(_temporary_folder().name)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
@@ -229,8 +238,8 @@ def cubin_path(stem: str, architecture: str, defines: Defines) -> Path:
     compiled = compile_source(source, f"{stem}.cu", headers, architecture)
     _seconds.append(time.perf_counter() - started)
     path = folder / f"{name}-{_digest(compiled.cubin)}.cubin"
-    _write(path, compiled.cubin)
-    _write(path.with_suffix(".log"), compiled.log.encode())
+    write(path, compiled.cubin)
+    write(path.with_suffix(".log"), compiled.log.encode())
     return path
 
 
@@ -238,13 +247,13 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:24]
 
 
-def variants() -> list[tuple[str, Defines]]:
-    """Return (stem, macros) of everything that a launcher may ask for."""
+def variants(architecture: str) -> list[tuple[str, Defines]]:
+    """Return (stem, macros) of everything that a launcher may ask for on this architecture."""
     found: list[tuple[str, Defines]] = []
     for path in sorted(FOLDER.glob("*.cu")):
         launcher: Any = importlib.import_module(f"{__package__}.{path.stem}")
         found += ((path.stem, defines) for defines in launcher.VARIANTS)
-    return found
+    return [f for f in found if not f[1].get("WGMMA") or architecture == WITH_WARPGROUPS]
 
 
 def compile_ahead(

@@ -40,7 +40,7 @@ struct Window {
 struct AlongTaps {
   typedef AlongK<BM> LayoutA;
   typedef AlongK<BN> LayoutB;
-  static constexpr int A_LINES = BM * 4 / THREADS, B_LINES = BN * 4 / THREADS, APART = THREADS / 4;
+  static constexpr int APART = THREADS / CHUNKS, A_LINES = BM / APART, B_LINES = BN / APART;
   static_assert(APART % 8 == 0, "a thread's lines lie in the same order in shared memory");
   const Window& w;
   const T *x, *weight;
@@ -52,23 +52,23 @@ struct AlongTaps {
   u32 inside;                                  // a bit for each of these; others are read as zeros
   int place;                                   // of this thread's first chunk in a slice
 
-  // A thread copies chunk `threadIdx.x % 4` of lines threadIdx.x / 4, + APART, ...
+  // A thread copies chunk `threadIdx.x % CHUNKS` of lines threadIdx.x / CHUNKS, + APART, ...
   DEVICE AlongTaps(const Window& window, const T* x_, const T* weight_, int m0, int n0, int filters_,
                    int filter_size_, int first_slice)
       : w(window), x(x_), weight(weight_), filter_size(filter_size_),
-        tap(first_slice * BK + (int)threadIdx.x % 4 * CHUNK, window.taps_w, window.channels),
-        place(LayoutA::at(threadIdx.x / 4, threadIdx.x % 4)) {
+        tap(first_slice * BK + (int)threadIdx.x % CHUNKS * CHUNK, window.taps_w, window.channels),
+        place(LayoutA::at(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS)) {
     const int per_picture = w.lines_h * w.lines_w;
 #pragma unroll
     for (int i = 0; i < A_LINES; i++) {
-      const int m = m0 + (int)threadIdx.x / 4 + i * APART;
+      const int m = m0 + (int)threadIdx.x / CHUNKS + i * APART;
       const int n = m / per_picture, pixel = m - n * per_picture, row = pixel / w.lines_w;
       a_h[i] = row * w.stride_h + w.first_h;
       a_w[i] = (pixel - row * w.lines_w) * w.stride_w + w.first_w;
       a_pixel[i] = (n * w.height + a_h[i]) * w.width + a_w[i];
       if (n >= w.n) a_h[i] = -(1 << 30);  // outside for every tap
     }
-    const int n = n0 + (int)threadIdx.x / 4;
+    const int n = n0 + (int)threadIdx.x / CHUNKS;
     filters = filters_ - n;
     b_at = n * filter_size + w.weight_first;
     if constexpr (PIECE == CHUNK) {

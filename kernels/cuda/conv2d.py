@@ -17,7 +17,7 @@ work in is chosen in conv2d_plan.py.
 
 import numpy as np
 
-from minitl.kernels.cuda import conv2d_plan, runtime
+from minitl.kernels.cuda import conv2d_plan, runtime, warpgroups
 from minitl.kernels.cuda.conv2d_passes import (
     Epilogue,
     conv2d_db,
@@ -72,7 +72,7 @@ VARIANTS = tuple(
     variant
     for kind, tf32 in FORMATS
     for both in pieces_of(kind)
-    for tile in tiles_for(kind, (both, both), dw=False)
+    for tile in tiles_for(kind, (both, both), dw=False, warpgroups=True)
     for variant in _variants(kind, tf32, (both, both), tile)
 )
 
@@ -105,7 +105,9 @@ def _multiply(
     lines = -(-g.h // g.stride_h) * -(-g.w // g.stride_w) if dx else g.p * g.q
     rows = g.n * lines
     pieces = (piece(depth, gathered, weight),) * 2
-    tiles = tiles_for(ctype(gathered.dtype), pieces, dw=False)
+    kind = ctype(gathered.dtype)
+    by_warpgroups = kind == "bf16" and warpgroups.usable()
+    tiles = tiles_for(kind, pieces, dw=False, warpgroups=by_warpgroups)
     slices = -(-g.r * g.s * depth * gathered.itemsize // SLICE) // phases
     copies = g.groups * phases
     plan = conv2d_plan.choose(rows, columns, slices, copies, tiles, dw=False, split=not moments)

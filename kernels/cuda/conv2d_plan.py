@@ -20,8 +20,7 @@ Pair = tuple[int, int]
 Defines = dict[str, object]
 
 WARP = 32
-STAGES = 4  # slices of shared memory in flight
-SLICE = 64  # bytes of each operand's row in a slice
+SLICE = 64  # bytes of each operand's row in a slice; twice that in those of warpgroups
 
 # Blocks of threads that keep a card busy: about one for each multiprocessor (108 on an A100, 132 on an H100).
 ENOUGH_BLOCKS = 128
@@ -115,9 +114,19 @@ class Tile(NamedTuple):
         return WARP * (self.m // self.warp_m) * (self.n // self.warp_n)
 
     @property
+    def by_warpgroup(self) -> bool:
+        """Whether four warps multiply together: then each has 16 rows and all columns."""
+        return self.warp_n == self.n and self.warp_m == 16
+
+    @property
+    def stages(self) -> int:
+        """Slices of shared memory in flight."""
+        return 3 if self.by_warpgroup else 4
+
+    @property
     def shared_mem(self) -> int:
         """Bytes of shared memory for the slices in flight."""
-        return STAGES * (self.m + self.n) * SLICE
+        return self.stages * (self.m + self.n) * SLICE * (2 if self.by_warpgroup else 1)
 
 
 class Plan(NamedTuple):
@@ -132,9 +141,10 @@ class Plan(NamedTuple):
 
 
 SMALL = Tile(64, 64, 32, 32)
-# Largest first: the larger a block's tile, the fewer times operands come from memory, and the larger a warp's,
-# the fewer times from shared memory.
+# Largest first: the larger a block's tile, the fewer times operands come from memory, and the larger a
+# warp's, the fewer times from shared memory.
 TILES = (Tile(128, 128, 64, 64), Tile(128, 64, 64, 32), SMALL)
+WARPGROUP_TILES = (Tile(128, 128, 16, 128), Tile(128, 64, 16, 64))
 TILES_OF_FLOAT = (TILES[0], Tile(128, 64, 32, 32), SMALL)
 
 
@@ -166,8 +176,10 @@ def channels_for(g: Geometry, dtype: np.dtype) -> int:
     return -(-g.c // vector) * vector
 
 
-def tiles_for(ctype: str, pieces: tuple[int, int], dw: bool) -> tuple[Tile, ...]:
-    """Return the tiles that the kernels are compiled for, largest first.
+def tiles_for(ctype: str, pieces: tuple[int, int], dw: bool, warpgroups: bool) -> tuple[Tile, ...]:
+    """Return the tiles that the kernels are compiled for, those to be preferred first.
+
+    warpgroups: whether they may multiply, see warpgroups.py.
 
     Those that spill registers are left out. Many are taken by sums in double, by copies of single elements,
     and in dw by numbers of 4 bytes, which it reads one by one from shared memory.
@@ -176,7 +188,7 @@ def tiles_for(ctype: str, pieces: tuple[int, int], dw: bool) -> tuple[Tile, ...]
         return (SMALL,)
     if ctype == "float":
         return TILES_OF_FLOAT[1:] if dw else TILES_OF_FLOAT
-    return TILES
+    return WARPGROUP_TILES + TILES if warpgroups else TILES
 
 
 _forced: Plan | None = None
@@ -186,9 +198,9 @@ _forced: Plan | None = None
 def forced(plan: Plan) -> Iterator[None]:
     """Within the block, take this tile and so many splits, whatever the sizes of a product are.
 
-    For checks: without it, the large tiles are met by large products only. The size of the block's tile counts,
-    its warps are those that the number type has. A size that a kernel is not compiled for (see `tiles_for`) is
-    left out, as are splits where there cannot be any.
+    For checks: without it, the large tiles are met by large products only. A tile that a kernel is not
+    compiled for (see `tiles_for`) gives way to one of its size with other warps, or is left out, as are
+    splits where there cannot be any.
     """
     global _forced
     before, _forced = _forced, plan
@@ -216,8 +228,10 @@ def choose(
     dw: results are few and sums long; so splitting costs little and comes before smaller tiles, and two
     blocks for each multiprocessor, which is what fits, are worth it.
     """
-    for tile in tiles if _forced is not None else ():
-        if _forced is not None and tile[:2] == _forced.tile[:2]:
+    if _forced is not None:
+        same = [t for t in tiles if t[:2] == _forced.tile[:2]]
+        if same:
+            tile = _forced.tile if _forced.tile in same else same[-1]
             # Forward and dx are split only with the last of the tiles, as below.
             return Plan(tile, _forced.splits if split and (dw or tile == tiles[-1]) else 1)
     fitting = [t for t in tiles if t.m < 2 * rows and t.n < 2 * columns] or [tiles[-1]]
@@ -243,7 +257,8 @@ def matrix_defines(ctype: str, tf32: bool, pieces: tuple[int, int], tile: Tile) 
         "BN": tile.n,
         "WM": tile.warp_m,
         "WN": tile.warp_n,
-        "STAGES": STAGES,
+        "STAGES": tile.stages,
+        "WGMMA": int(tile.by_warpgroup),
         "PIECE_A": pieces[0],
         "PIECE_B": pieces[1],
     }

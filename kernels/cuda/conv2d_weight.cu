@@ -14,9 +14,9 @@
 struct AcrossPixels {
   typedef AcrossK<BM> LayoutA;
   typedef AcrossK<BN> LayoutB;
-  static constexpr int A_LINES = BM * 4 / THREADS, B_LINES = BN * 4 / THREADS;
-  static constexpr int A_APART = THREADS / LayoutA::CHUNKS, B_APART = THREADS / LayoutB::CHUNKS;
-  static_assert(A_APART * LayoutA::CHUNKS == THREADS && B_APART * LayoutB::CHUNKS == THREADS, "");
+  static constexpr int A_LINES = BM * CHUNKS / THREADS, B_LINES = BN * CHUNKS / THREADS;
+  static constexpr int A_APART = THREADS / LayoutA::IN_ROW, B_APART = THREADS / LayoutB::IN_ROW;
+  static_assert(A_APART * LayoutA::IN_ROW == THREADS && B_APART * LayoutB::IN_ROW == THREADS, "");
   static_assert(sizeof(T) != 2 || (A_APART % 8 == 0 && B_APART % 8 == 0),
                 "a thread's lines lie in the same order in shared memory");
 
@@ -36,16 +36,16 @@ struct AcrossPixels {
   int step_h, step_w, step_pixel, end_h, end_w, line_w, line_pixel, picture_h, picture_pixel;
   int a_place, b_place;  // of the thread's first chunk in a slice
 
-  // A thread copies chunk `threadIdx.x % CHUNKS` of lines threadIdx.x / CHUNKS, + APART, ...
+  // A thread copies chunk `threadIdx.x % IN_ROW` of lines threadIdx.x / IN_ROW, + APART, ...
   DEVICE AcrossPixels(const Geometry& geometry, const T* x_, const T* dy_, int pixels, int m0, int n0, int first)
       : g(geometry), x(x_), dy(dy_),
-        a_column(m0 + (int)threadIdx.x % LayoutA::CHUNKS * CHUNK),
-        b_column(n0 + (int)threadIdx.x % LayoutB::CHUNKS * CHUNK),
-        a_pixel(first + (int)threadIdx.x / LayoutA::CHUNKS),
+        a_column(m0 + (int)threadIdx.x % LayoutA::IN_ROW * CHUNK),
+        b_column(n0 + (int)threadIdx.x % LayoutB::IN_ROW * CHUNK),
+        a_pixel(first + (int)threadIdx.x / LayoutA::IN_ROW),
         tap(b_column, geometry.s, geometry.cg),
-        a_place(LayoutA::at(threadIdx.x / LayoutA::CHUNKS, threadIdx.x % LayoutA::CHUNKS)),
-        b_place(LayoutB::at(threadIdx.x / LayoutB::CHUNKS, threadIdx.x % LayoutB::CHUNKS)) {
-    const int b_first = first + (int)threadIdx.x / LayoutB::CHUNKS;
+        a_place(LayoutA::at(threadIdx.x / LayoutA::IN_ROW, threadIdx.x % LayoutA::IN_ROW)),
+        b_place(LayoutB::at(threadIdx.x / LayoutB::IN_ROW, threadIdx.x % LayoutB::IN_ROW)) {
+    const int b_first = first + (int)threadIdx.x / LayoutB::IN_ROW;
     a_channel = a_column < g.kg ? a_column : 0;
     a_left = a_column < g.kg ? pixels - a_pixel : 0;
     b_left = b_column < g.columns ? pixels - b_first : 0;

@@ -1,11 +1,10 @@
 """The gradient of a convolution's weight on the GPU; the kernel is in conv2d_weight.cu."""
 
-from minitl.kernels.cuda import conv2d_plan, runtime
+from minitl.kernels.cuda import conv2d_plan, runtime, warpgroups
 from minitl.kernels.cuda.conv2d_passes import Epilogue, pad_channels, sum_splits
 from minitl.kernels.cuda.conv2d_plan import (
     FORMATS,
     SLICE,
-    STAGES,
     Geometry,
     Pair,
     channels_for,
@@ -24,7 +23,7 @@ VARIANTS = tuple(
     for kind, tf32 in FORMATS
     for a in pieces_of(kind)
     for b in pieces_of(kind)
-    for tile in tiles_for(kind, (a, b), dw=True)
+    for tile in tiles_for(kind, (a, b), dw=True, warpgroups=True)
 )
 
 
@@ -51,7 +50,9 @@ def conv2d_dw(
     dy, x = contiguous(dy), contiguous(x)
     columns = g.r * g.s * g.cg
     pieces = piece(g.kg, dy), piece(g.cg, x)
-    tiles = tiles_for(ctype(dy.dtype), pieces, dw=True)
+    kind = ctype(dy.dtype)
+    by_warpgroups = kind == "bf16" and warpgroups.usable()
+    tiles = tiles_for(kind, pieces, dw=True, warpgroups=by_warpgroups)
     slices = -(-g.n * g.p * g.q * dy.itemsize // SLICE)
     plan = conv2d_plan.choose(g.kg, columns, slices, g.groups, tiles, dw=True, split=True)
     sums = empty((plan.splits, *weight_shape), dw.dtype) if plan.splits > 1 else dw
@@ -65,7 +66,7 @@ def conv2d_dw(
         (plan.tiles(g.kg, columns), plan.splits, g.groups),
         (plan.tile.threads,),
         (dy, x, sums, *g.arguments()),
-        shared_mem=plan.tile.shared_mem + STAGES * longer,
+        shared_mem=plan.tile.shared_mem + plan.tile.stages * longer,
         **defines,
     )
     if sums is not dw:

@@ -14,7 +14,7 @@
 constexpr int STAGING_ROW = WN + 16 / sizeof(real);
 constexpr int STAGING_BYTES = 16 * STAGING_ROW * sizeof(real);  // for a warp
 constexpr int WARPS = THREADS / WARP;
-static_assert(WARPS * STAGING_BYTES + 2 * WARPS_M * BN * sizeof(real) <= STAGES * (BM + BN) * 64,
+static_assert(WARPS * STAGING_BYTES + 2 * WARPS_M * BN * sizeof(real) <= STAGES * (BM + BN) * CHUNKS * 16,
               "the epilogue fits where the slices were");
 
 // y = sum * scale + shift + residual, cut off below zero if relu; null pointers stand for nothing to do.
@@ -117,16 +117,19 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
 
 #pragma unroll
   for (int i = 0; i < WM / 16; i++) {
-    // The residual of all 16 rows is on its way while the sums go through shared memory.
     Vector<T, VECTOR> residual[PASSES] = {};
-    if (added) {
+    const auto ask_for_residual = [&] {
+      if (!added) return;
 #pragma unroll
       for (int pass = 0; pass < PASSES; pass++) {
         const int row = first_row + 16 * i + pass * AT_ONCE + lane / LANES;
         if (row < rows && column < columns)
           load_up_to(added + (offset(row) + column), columns - column, whole, residual[pass]);
       }
-    }
+    };
+    // Of all 16 rows, on its way while the sums go through shared memory; or after, when these are all the warp's
+    // sums and leave their registers to it.
+    if (WM > 16) ask_for_residual();
     __syncwarp();  // the rows before have been taken
 #pragma unroll
     for (int j = 0; j < WN / 8; j++)
@@ -135,6 +138,7 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
         const Vector<real, 2> pair = {{sum[i][j][2 * half], sum[i][j][2 * half + 1]}};
         store<2>(staging + (half * 8 + lane / 4) * STAGING_ROW + 8 * j + lane % 4 * 2, pair);
       }
+    if (WM == 16) ask_for_residual();
     __syncwarp();
     if (STATISTICS && i == 0) {
 #pragma unroll

@@ -11,6 +11,10 @@
 // 16 KB of shared memory and STAGES = 4 slices in flight 64 KB. While one slice is multiplied, the next
 // three are on their way (cp.async); one barrier for each slice.
 //
+// mma.sync runs on sm_80 and everything later. On sm_90a four warps together (WGMMA, a warpgroup) reach more of the
+// peak: wgmma takes its operands from shared memory by itself. Its slices are 128 bytes deep, and STAGES = 3. Sums
+// lie in the same registers as those of mma.sync if each warp has 16 rows and all columns of the tile.
+//
 // Registers: a thread holds WM * WN / 32 sums. Up to 64 of them (64 x 32 for a warp) the kernels keep to
 // 128 registers, so that 512 threads fit on a multiprocessor; with more, for double, and where single elements are
 // copied, to 255 for 256.
@@ -18,9 +22,6 @@
 // What limits it, for tiles of 128 x 128 and warps of 64 x 64, in cycles of a multiprocessor for a slice of bf16:
 // 256 mma.sync take 512 on an A100 and some 400 on an H100; fragments and copies pass 48 KB through shared memory,
 // 384 (64 KB and 512 with warps of 64 x 32); 4 warps issue 660 to 900 instructions on 4 schedulers, 165 to 225.
-//
-// mma.sync runs on sm_80 and everything later. On sm_90a, wgmma and the copy engine (TMA) would reach more of
-// the peak; they are not used yet.
 #pragma once
 #include "common.cuh"
 #include "ptx.cuh"
@@ -29,9 +30,15 @@
 #define TF32 0
 #endif
 
+#ifndef WGMMA
+#define WGMMA 0
+#endif
+
 constexpr bool TENSOR_CORES = sizeof(T) == 2 || TF32;
 constexpr int CHUNK = Width<T>::value;  // elements in 16 bytes, the unit of copying
-constexpr int BK = 4 * CHUNK;
+constexpr int CHUNKS = WGMMA ? 8 : 4;   // of k in a slice
+constexpr int BK = CHUNKS * CHUNK;
+constexpr int WARPGROUP = 4 * WARP;
 constexpr int WARPS_M = BM / WM, WARPS_N = BN / WN;
 constexpr int THREADS = WARP * WARPS_M * WARPS_N;
 constexpr bool WHOLE_CHUNKS = PIECE_A == CHUNK && PIECE_B == CHUNK;
@@ -39,7 +46,8 @@ constexpr int MIN_BLOCKS =
     (WM * WN > 64 * 32 || sizeof(T) == 8 || !WHOLE_CHUNKS ? 256 : 512) / THREADS;
 
 static_assert(BM % WM == 0 && BN % WN == 0 && WM % 16 == 0 && WN % 16 == 0, "warps tile the block");
-static_assert(BM * 4 % THREADS == 0 && BN * 4 % THREADS == 0, "threads share the copying evenly");
+static_assert(BM * CHUNKS % THREADS == 0 && BN * CHUNKS % THREADS == 0, "threads share the copying evenly");
+static_assert(!WGMMA || (sizeof(T) == 2 && WM == 16 && WN == BN && BM % 64 == 0), "wgmma's sums");
 
 // ---- how a slice of EXTENT x BK lies in shared memory ----
 //
@@ -47,12 +55,15 @@ static_assert(BM * 4 % THREADS == 0 && BN * 4 % THREADS == 0, "threads share the
 // banks, of which there are 32 with 4 bytes each.
 
 // Chunks lie along k: row i (of m or n) has 4 chunks, two rows fill all the banks. Chunks change places
-// within their row, so that eight successive rows have chunk c in eight different places.
+// within their row, so that eight successive rows have chunk c in eight different places. So they have with the 8
+// chunks of wgmma, whose hardware prescribes the places.
 template <int EXTENT>
 struct AlongK {
   static constexpr bool ALONG_K = true;
-  static constexpr int BYTES = EXTENT * 64;
-  static DEVICE int at(int i, int chunk) { return i * 64 + ((chunk ^ ((i >> 1) & 3)) << 4); }
+  static constexpr int BYTES = EXTENT * CHUNKS * 16;
+  static DEVICE int at(int i, int chunk) {
+    return i * CHUNKS * 16 + ((chunk ^ (CHUNKS == 8 ? i & 7 : (i >> 1) & 3)) << 4);
+  }
   static DEVICE int element(int i, int k) {
     return at(i, k / CHUNK) + k % CHUNK * (int)sizeof(T);
   }
@@ -60,15 +71,17 @@ struct AlongK {
 
 // Chunks lie across k: row k has EXTENT / CHUNK chunks. bf16 is read by ldmatrix, eight successive rows at
 // one chunk: again they change places. float is read word by word, lane / 4 along i and lane % 4 along k:
-// there each row starts 8 banks after the one before.
+// there each row starts 8 banks after the one before. wgmma wants panels: rows of 64 elements, all k of them.
 template <int EXTENT>
 struct AcrossK {
   static constexpr bool ALONG_K = false;
-  static constexpr int CHUNKS = EXTENT / CHUNK;
-  static constexpr int PITCH = EXTENT * sizeof(T) + (sizeof(T) == 4 ? 32 : 0);
-  static constexpr int BYTES = BK * PITCH;
+  static constexpr int IN_ROW = EXTENT / CHUNK;  // chunks
+  static constexpr int PITCH = WGMMA ? 128 : EXTENT * sizeof(T) + (sizeof(T) == 4 ? 32 : 0);
+  static constexpr int PANEL = BK * PITCH;
+  static constexpr int BYTES = BK * (EXTENT * sizeof(T) + (sizeof(T) == 4 ? 32 : 0));
   static DEVICE int at(int k, int chunk) {
-    const int place = sizeof(T) == 2 ? chunk ^ (k & 7 & (CHUNKS - 1)) : chunk;
+    if (WGMMA) return chunk / 8 * PANEL + k * PITCH + ((chunk % 8 ^ (k & 7)) << 4);
+    const int place = sizeof(T) == 2 ? chunk ^ (k & 7 & (IN_ROW - 1)) : chunk;
     return k * PITCH + (place << 4);
   }
   static DEVICE int element(int i, int k) {
@@ -150,15 +163,22 @@ struct Fragments {
   }
 };
 
-// What a warp adds up: WM x WN sums from row m and column n of the block's on.
+// Three ways to add the products of a slice to the sums of a warp, WM x WN from row m and column n of the block's
+// tile on. received() follows the arrival of this thread's copies; begin() starts what runs by itself while the
+// next copies are started, end() does the rest.
 template <class LayoutA, class LayoutB>
-struct OnTensorCores {
+struct ByWarp {
   Fragments<LayoutA, WM> a;
   Fragments<LayoutB, WN> b;
-  DEVICE OnTensorCores(int m, int n, int lane) : a(m, lane, false), b(n, lane, true) {}
+  DEVICE ByWarp(int m, int n, int lane) : a(m, lane, false), b(n, lane, true) {}
+
+  DEVICE void received() const {}
 
   template <class Real>
-  DEVICE void add_slice(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, const u8* b_tile) const {
+  DEVICE void begin(Real (&)[WM / 16][WN / 8][4], const u8*, const u8*) const {}
+
+  template <class Real>
+  DEVICE void end(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, const u8* b_tile) const {
     constexpr int DEEP = 2 * CHUNK;
 #pragma unroll
     for (int k = 0; k < BK; k += DEEP) {
@@ -182,14 +202,57 @@ struct OnTensorCores {
   }
 };
 
+template <class LayoutA, class LayoutB>
+struct ByWarpgroup {
+  int a_place;  // of the warpgroup's 64 rows
+  DEVICE ByWarpgroup(int, int, int) {
+    const int first = (int)threadIdx.x / WARPGROUP * 64;
+    a_place = LayoutA::ALONG_K ? LayoutA::at(first, 0) : LayoutA::at(0, first / CHUNK);
+  }
+
+  DEVICE void received() const {
+    fence_proxy_async();
+  }
+
+  // Eight rows are 1024 bytes. 16 of k are 32 bytes of a row that runs along k, or 16 rows that run across it.
+  template <class Layout>
+  static DEVICE u64 operand(const u8* tile, int k) {
+    if constexpr (Layout::ALONG_K)
+      return wgmma_operand(tile + k * (int)sizeof(T), 16, 1024);
+    else
+      return wgmma_operand(tile + k * Layout::PITCH, Layout::PANEL, 1024);
+  }
+
+  template <class Real>
+  DEVICE void begin(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, const u8* b_tile) const {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < BK; k += 16)
+      wgmma_m64k16_bf16<BN, !LayoutA::ALONG_K, !LayoutB::ALONG_K>(
+          sum[0], operand<LayoutA>(a_tile + a_place, k), operand<LayoutB>(b_tile, k));
+    wgmma_commit();
+  }
+
+  template <class Real>
+  DEVICE void end(Real (&sum)[WM / 16][WN / 8][4], const u8*, const u8*) const {
+    wgmma_wait<0>();
+    keep_in_register(sum[0]);
+  }
+};
+
 // The same sums in the same places, one multiplication at a time.
 template <class LayoutA, class LayoutB>
 struct OneByOne {
   int m, n, lane;
   DEVICE OneByOne(int m_, int n_, int lane_) : m(m_), n(n_), lane(lane_) {}
 
+  DEVICE void received() const {}
+
   template <class Real>
-  DEVICE void add_slice(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, const u8* b_tile) const {
+  DEVICE void begin(Real (&)[WM / 16][WN / 8][4], const u8*, const u8*) const {}
+
+  template <class Real>
+  DEVICE void end(Real (&sum)[WM / 16][WN / 8][4], const u8* a_tile, const u8* b_tile) const {
 #pragma unroll 4
     for (int k = 0; k < BK; k++) {
       Real a[WM / 8], b[WN / 4];
@@ -210,14 +273,21 @@ struct OneByOne {
   }
 };
 
-template <bool TENSOR, class LayoutA, class LayoutB>
-struct Multiplier {
+#if WGMMA
+template <class LayoutA, class LayoutB>
+using Multiplier = ByWarpgroup<LayoutA, LayoutB>;
+#else
+template <bool, class LayoutA, class LayoutB>
+struct Chosen {
   typedef OneByOne<LayoutA, LayoutB> type;
 };
 template <class LayoutA, class LayoutB>
-struct Multiplier<true, LayoutA, LayoutB> {
-  typedef OnTensorCores<LayoutA, LayoutB> type;
+struct Chosen<true, LayoutA, LayoutB> {
+  typedef ByWarp<LayoutA, LayoutB> type;
 };
+template <class LayoutA, class LayoutB>
+using Multiplier = typename Chosen<TENSOR_CORES, LayoutA, LayoutB>::type;
+#endif
 
 // Multiply `slices` slices. source.load(a_tile, b_tile) starts copying the next slice.
 //
@@ -227,8 +297,7 @@ template <class LayoutA, class LayoutB, class Source>
 DEVICE void matmul(Sums& sum, Source& source, int slices, u8* shared) {
   constexpr int A_BYTES = LayoutA::BYTES, STAGE_BYTES = A_BYTES + LayoutB::BYTES;
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const typename Multiplier<TENSOR_CORES, LayoutA, LayoutB>::type multiplier(
-      warp / WARPS_N * WM, warp % WARPS_N * WN, lane);
+  const Multiplier<LayoutA, LayoutB> multiplier(warp / WARPS_N * WM, warp % WARPS_N * WN, lane);
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) {
     if (i < slices) source.load(shared + i * STAGE_BYTES, shared + i * STAGE_BYTES + A_BYTES);
@@ -237,10 +306,12 @@ DEVICE void matmul(Sums& sum, Source& source, int slices, u8* shared) {
   int place = 0, before = (STAGES - 1) * STAGE_BYTES;  // of this slice, and of the one before
   for (int i = 0; i < slices; i++) {
     cp_async_wait<STAGES - 2>();
+    multiplier.received();
     __syncthreads();
+    multiplier.begin(sum, shared + place, shared + place + A_BYTES);
     if (i + STAGES - 1 < slices) source.load(shared + before, shared + before + A_BYTES);
     cp_async_commit();
-    multiplier.add_slice(sum, shared + place, shared + place + A_BYTES);
+    multiplier.end(sum, shared + place, shared + place + A_BYTES);
     before = place;
     place = place + STAGE_BYTES < STAGES * STAGE_BYTES ? place + STAGE_BYTES : 0;
   }

@@ -11,7 +11,8 @@
 
 #ifdef CUSHIM
 
-DEVICE void keep_in_register(int&) {}
+template <class Type>
+DEVICE void keep_in_register(Type&) {}
 DEVICE u32 to_tf32(float x) { return cushim::tf32_rna(x); }
 DEVICE u32 pack_bf16(float low, float high) {
   return cushim::bf16_rn(low) | (u32)cushim::bf16_rn(high) << 16;
@@ -45,7 +46,7 @@ DEVICE u64 wgmma_operand(const void* tile, int leading, int stride, CUSHIM_CALLE
 DEVICE void wgmma_fence(CUSHIM_CALLER) { cushim::wgmma_fence(site); }
 template <int N, bool A_ACROSS, bool B_ACROSS>
 DEVICE void wgmma_m64k16_bf16(float (&d)[N / 8][4], u64 a, u64 b, CUSHIM_CALLER) {
-  static_assert(N == 64 || N == 128 || N == 256, "the widths that we use");
+  static_assert(N == 64 || N == 128, "the widths that we use");
   cushim::wgmma_bf16(&d[0][0], N, a, b, A_ACROSS, B_ACROSS, site);
 }
 DEVICE void wgmma_commit(CUSHIM_CALLER) { cushim::wgmma_commit(site); }
@@ -59,7 +60,7 @@ DEVICE void fence_proxy_async() { cushim::fence_proxy_async(); }
 
 // The block's dynamic shared memory, as a pointer to Type.
 #define DYN_SHARED(Type, name)                                        \
-  extern __shared__ __align__(128) unsigned char dynamic_shared_[];   \
+  extern __shared__ __align__(1024) unsigned char dynamic_shared_[];  \
   Type* name = reinterpret_cast<Type*>(dynamic_shared_)
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -67,6 +68,12 @@ DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(
 // Forget how x was computed. What depends on the thread only the compiler would rather compute again for each
 // slice than hold in a register.
 DEVICE void keep_in_register(int& x) { asm volatile("" : "+r"(x)); }
+template <int COUNT>
+DEVICE void keep_in_register(float (&d)[COUNT][4]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++)
+    asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
+}
 
 // Round to tf32 (10 bits of fraction), to nearest, ties away from zero.
 DEVICE u32 to_tf32(float x) {
@@ -141,5 +148,69 @@ template <int GROUPS_LEFT>
 DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS_LEFT) : "memory");
 }
+
+// ---- products of a warpgroup: four warps, operands in shared memory. For sm_90a, and that alone ----
+
+// A tile of bf16 with rows of 128 bytes, eight of which, from a multiple of 1024 bytes on, have their chunks of 16
+// bytes in places of their own: chunk c of row r lies where c ^ r would (PTX ISA, "Matrix Descriptor Format").
+// stride: bytes from eight rows to the next eight. leading: where rows run along m or n ("across" k), bytes from 64
+// elements of it to the next; where they run along k, nothing.
+DEVICE u64 wgmma_operand(const void* tile, int leading, int stride) {
+  const u32 low = (shared_address(tile) >> 4 & 0x3fff) | (u32)leading >> 4 << 16;
+  const u32 swizzle_128_bytes = 1u << 30, high = (u32)stride >> 4 | swizzle_128_bytes;
+  return low | (u64)high << 32;
+}
+
+// Registers written so far may be those of the sums from now on.
+DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+#define SUMS_OF(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+#define SUMS_OF_8(j) \
+  SUMS_OF(j), SUMS_OF(j + 1), SUMS_OF(j + 2), SUMS_OF(j + 3), SUMS_OF(j + 4), SUMS_OF(j + 5), \
+      SUMS_OF(j + 6), SUMS_OF(j + 7)
+
+// d += a b, 64 x 16 by 16 x N, begun. d[j]: of columns 8 j .. 8 j + 7 and the warp's 16 rows, as of mma.m16n8.
+// ACROSS: whether that operand's rows run along m or n and not along k.
+template <int N, bool A_ACROSS, bool B_ACROSS>
+DEVICE void wgmma_m64k16_bf16(float (&d)[N / 8][4], u64 a, u64 b) {
+  static_assert(N == 64 || N == 128, "the widths that we use");
+  if constexpr (N == 64)
+    asm volatile(
+        "{.reg .pred add; setp.ne.b32 add, 1, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "}, %32, %33, add, 1, 1, %34, %35;}"
+        : SUMS_OF_8(0)
+        : "l"(a), "l"(b), "n"((int)A_ACROSS), "n"((int)B_ACROSS)
+        : "memory");
+  else
+    asm volatile(
+        "{.reg .pred add; setp.ne.b32 add, 1, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+        "}, %64, %65, add, 1, 1, %66, %67;}"
+        : SUMS_OF_8(0), SUMS_OF_8(8)
+        : "l"(a), "l"(b), "n"((int)A_ACROSS), "n"((int)B_ACROSS)
+        : "memory");
+}
+#undef SUMS_OF_8
+#undef SUMS_OF
+
+// Products begun since the last call become a group.
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until all but the latest GROUPS_LEFT groups are there. After it comes `keep_in_register(d)`: the compiler takes
+// d for written when the product began, and might use it before the wait.
+template <int GROUPS_LEFT>
+DEVICE void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS_LEFT) : "memory");
+}
+
+// What this thread has written to shared memory, copies that arrived included, becomes visible to products of a
+// warpgroup that begin after a barrier.
+DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 #endif
