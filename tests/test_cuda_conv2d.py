@@ -179,6 +179,10 @@ def test_any_shape_is_exact(gpu, kind, case):
     assert_exact(gpu, kind, x, weight, dy, geometry)
 
 
+def form(kind):
+    return conv2d_plan.Format(KINDS[kind], tf32=kind == "tf32")
+
+
 TILED = {  # pictures, filters, geometry: more than one tile each way, and no whole number of them
     "rows and columns to spare": ((2, 9, 8, 40), (136, 3, 1, 40), (1, 1), ONE, (1, 1), 1),
     "less than a tile": ((1, 5, 3, 24), (8, 2, 3, 24), (2, 1), Padding2d(0, 1, 1, 2), (1, 2), 1),
@@ -192,7 +196,7 @@ TILED = {  # pictures, filters, geometry: more than one tile each way, and no wh
     [
         pytest.param(kind, tile, id=f"{kind}-{tile.m}x{tile.n}-{tile.warp_m}x{tile.warp_n}")
         for kind in ("float", "tf32", "bf16")
-        for tile in conv2d_plan.tiles_for(KINDS[kind], (8, 8), dw=False, warpgroups=True)
+        for tile in conv2d_plan.tiles_for(form(kind), (8, 8), dw=False, warpgroups=True)
     ],
     indirect=["kind"],
 )
@@ -205,7 +209,7 @@ def test_every_tile_split_and_not(gpu, kind, tile, case):
             assert_exact(gpu, kind, x, weight, dy, geometry)
         size = {("BM", tile.m), ("BN", tile.n), ("WM", tile.warp_m), ("WN", tile.warp_n)}
         met = {name for _, name, defines in found if size <= defines}
-        has_dw = tile in conv2d_plan.tiles_for(KINDS[kind], (8, 8), dw=True, warpgroups=True)
+        has_dw = tile in conv2d_plan.tiles_for(form(kind), (8, 8), dw=True, warpgroups=True)
         assert met == {"conv2d_forward", "conv2d_dx"} | ({"conv2d_dw"} if has_dw else set())
 
 

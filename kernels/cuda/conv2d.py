@@ -31,12 +31,13 @@ from minitl.kernels.cuda.conv2d_plan import (
     SLICE,
     SMALL,
     Defines,
+    Format,
     Geometry,
     Pair,
     Plan,
     Tile,
     channels_for,
-    defines_for,
+    format_of,
     matrix_defines,
     piece,
     pieces_of,
@@ -59,21 +60,21 @@ __all__ = [
 ]
 
 
-def _variants(kind: str, tf32: bool, pieces: tuple[int, int], tile: Tile) -> list[Defines]:
-    matrix = matrix_defines(kind, tf32, pieces, tile)
+def _variants(form: Format, pieces: tuple[int, int], tile: Tile) -> list[Defines]:
+    matrix = matrix_defines(form, pieces, tile)
     variants = [matrix | {"DX": dx, "SPLIT": 0, "STATISTICS": 0} for dx in (0, 1)]
     variants += [matrix | {"DX": 0, "SPLIT": 0, "STATISTICS": 1}]
-    if kind == "bf16" and tile == SMALL:  # where few results are split among blocks
+    if form.ctype == "bf16" and tile == SMALL:  # where few results are split among blocks
         variants += [matrix | {"DX": dx, "SPLIT": 1, "STATISTICS": 0} for dx in (0, 1)]
     return variants
 
 
 VARIANTS = tuple(
     variant
-    for kind, tf32 in FORMATS
-    for both in pieces_of(kind)
-    for tile in tiles_for(kind, (both, both), dw=False, warpgroups=True)
-    for variant in _variants(kind, tf32, (both, both), tile)
+    for form in FORMATS
+    for both in pieces_of(form.ctype)
+    for tile in tiles_for(form, (both, both), dw=False, warpgroups=True)
+    for variant in _variants(form, (both, both), tile)
 )
 
 
@@ -105,9 +106,9 @@ def _multiply(
     lines = -(-g.h // g.stride_h) * -(-g.w // g.stride_w) if dx else g.p * g.q
     rows = g.n * lines
     pieces = (piece(depth, gathered, weight),) * 2
-    kind = ctype(gathered.dtype)
-    by_warpgroups = kind == "bf16" and warpgroups.usable()
-    tiles = tiles_for(kind, pieces, dw=False, warpgroups=by_warpgroups)
+    form = format_of(gathered.dtype)
+    by_warpgroups = form.ctype == "bf16" and warpgroups.usable()
+    tiles = tiles_for(form, pieces, dw=False, warpgroups=by_warpgroups)
     slices = -(-g.r * g.s * depth * gathered.itemsize // SLICE) // phases
     copies = g.groups * phases
     plan = conv2d_plan.choose(rows, columns, slices, copies, tiles, dw=False, split=not moments)
@@ -115,7 +116,7 @@ def _multiply(
     partial = None
     if moments:
         partial = empty((-(-rows // plan.tile.m), 2, to.shape[-1]), real(to.dtype))
-    defines = defines_for(gathered.dtype, pieces, plan.tile) | {
+    defines = matrix_defines(form, pieces, plan.tile) | {
         "DX": int(dx),
         "SPLIT": int(splits is not None and to.itemsize == 2),
         "STATISTICS": int(moments),

@@ -100,6 +100,26 @@ class Geometry(NamedTuple):
         return map(np.int32, self)
 
 
+class Format(NamedTuple):
+    """The kernels' name of the operands' type, and whether float is rounded to tf32."""
+
+    ctype: str
+    tf32: bool = False
+
+    @property
+    def on_tensor_cores(self) -> bool:
+        """Whether tensor cores multiply them."""
+        return self.tf32 or self.ctype == "bf16"
+
+
+FORMATS = Format("float"), Format("float", tf32=True), Format("bf16"), Format("double")
+
+
+def format_of(dtype: np.dtype) -> Format:
+    """Return how operands of this type are multiplied, in the precision that is set."""
+    return Format(runtime.ctype(dtype), dtype == np.float32 and _precision == "tf32")
+
+
 class Tile(NamedTuple):
     """Results of a block of threads (m x n) and of each of its warps."""
 
@@ -145,7 +165,7 @@ SMALL = Tile(64, 64, 32, 32)
 # warp's, the fewer times from shared memory.
 TILES = (Tile(128, 128, 64, 64), Tile(128, 64, 64, 32), SMALL)
 WARPGROUP_TILES = (Tile(128, 128, 16, 128), Tile(128, 64, 16, 64))
-TILES_OF_FLOAT = (TILES[0], Tile(128, 64, 32, 32), SMALL)
+EXACT_TILES = (TILES[0], Tile(128, 64, 32, 32), SMALL)
 
 
 def pieces_of(ctype: str) -> tuple[int, int]:
@@ -169,26 +189,28 @@ def channels_for(g: Geometry, dtype: np.dtype) -> int:
     On tensor cores a few more products cost less than copying the operands one element at a time, as three
     channels of a picture would have to be.
     """
-    on_tensor_cores = dtype.itemsize == 2 or (dtype == np.float32 and _precision == "tf32")
-    if g.groups > 1 or not on_tensor_cores:
+    form = format_of(dtype)
+    if g.groups > 1 or not form.on_tensor_cores:
         return g.c
-    vector = pieces_of(runtime.ctype(dtype))[0]
+    vector = pieces_of(form.ctype)[0]
     return -(-g.c // vector) * vector
 
 
-def tiles_for(ctype: str, pieces: tuple[int, int], dw: bool, warpgroups: bool) -> tuple[Tile, ...]:
+def tiles_for(
+    form: Format, pieces: tuple[int, int], dw: bool, warpgroups: bool
+) -> tuple[Tile, ...]:
     """Return the tiles that the kernels are compiled for, those to be preferred first.
 
-    warpgroups: whether they may multiply, see warpgroups.py.
+    warpgroups: whether they may multiply bfloat16, see warpgroups.py.
 
     Those that spill registers are left out. Many are taken by sums in double, by copies of single elements,
-    and in dw by numbers of 4 bytes, which it reads one by one from shared memory.
+    and by exact sums, in dw most of all.
     """
-    if ctype == "double" or min(pieces) == 1:
+    if form.ctype == "double" or min(pieces) == 1:
         return (SMALL,)
-    if ctype == "float":
-        return TILES_OF_FLOAT[1:] if dw else TILES_OF_FLOAT
-    return WARPGROUP_TILES + TILES if warpgroups else TILES
+    if not form.on_tensor_cores:
+        return EXACT_TILES[1:] if dw else EXACT_TILES
+    return WARPGROUP_TILES + TILES if warpgroups and form.ctype == "bf16" else TILES
 
 
 _forced: Plan | None = None
@@ -248,11 +270,11 @@ def choose(
     return plan._replace(splits=max(1, splits))
 
 
-def matrix_defines(ctype: str, tf32: bool, pieces: tuple[int, int], tile: Tile) -> Defines:
+def matrix_defines(form: Format, pieces: tuple[int, int], tile: Tile) -> Defines:
     """Return the macros of matmul.cuh."""
     return {
-        "T": ctype,
-        "TF32": int(tf32),
+        "T": form.ctype,
+        "TF32": int(form.tf32),
         "BM": tile.m,
         "BN": tile.n,
         "WM": tile.warp_m,
@@ -262,12 +284,3 @@ def matrix_defines(ctype: str, tf32: bool, pieces: tuple[int, int], tile: Tile) 
         "PIECE_A": pieces[0],
         "PIECE_B": pieces[1],
     }
-
-
-def defines_for(dtype: np.dtype, pieces: tuple[int, int], tile: Tile) -> Defines:
-    """Return the macros of matmul.cuh for operands of this type, in the precision that is set."""
-    tf32 = dtype == np.float32 and _precision == "tf32"
-    return matrix_defines(runtime.ctype(dtype), tf32, pieces, tile)
-
-
-FORMATS = (("float", False), ("float", True), ("bf16", False), ("double", False))

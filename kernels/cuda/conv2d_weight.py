@@ -8,22 +8,22 @@ from minitl.kernels.cuda.conv2d_plan import (
     Geometry,
     Pair,
     channels_for,
-    defines_for,
+    format_of,
     matrix_defines,
     piece,
     pieces_of,
     tiles_for,
 )
 from minitl.kernels.cuda.elementwise import copy_columns
-from minitl.kernels.cuda.runtime import Array, contiguous, ctype, empty, real
+from minitl.kernels.cuda.runtime import Array, contiguous, empty, real
 from minitl.shapes import Padding2d
 
 VARIANTS = tuple(
-    matrix_defines(kind, tf32, (a, b), tile)
-    for kind, tf32 in FORMATS
-    for a in pieces_of(kind)
-    for b in pieces_of(kind)
-    for tile in tiles_for(kind, (a, b), dw=True, warpgroups=True)
+    matrix_defines(form, (a, b), tile)
+    for form in FORMATS
+    for a in pieces_of(form.ctype)
+    for b in pieces_of(form.ctype)
+    for tile in tiles_for(form, (a, b), dw=True, warpgroups=True)
 )
 
 
@@ -50,15 +50,15 @@ def conv2d_dw(
     dy, x = contiguous(dy), contiguous(x)
     columns = g.r * g.s * g.cg
     pieces = piece(g.kg, dy), piece(g.cg, x)
-    kind = ctype(dy.dtype)
-    by_warpgroups = kind == "bf16" and warpgroups.usable()
-    tiles = tiles_for(kind, pieces, dw=True, warpgroups=by_warpgroups)
+    form = format_of(dy.dtype)
+    by_warpgroups = form.ctype == "bf16" and warpgroups.usable()
+    tiles = tiles_for(form, pieces, dw=True, warpgroups=by_warpgroups)
     slices = -(-g.n * g.p * g.q * dy.itemsize // SLICE)
     plan = conv2d_plan.choose(g.kg, columns, slices, g.groups, tiles, dw=True, split=True)
     sums = empty((plan.splits, *weight_shape), dw.dtype) if plan.splits > 1 else dw
     # A slice is SLICE / itemsize rows of each operand; of 4-byte numbers, each row is 32 bytes longer.
     longer = 2 * 32 * SLICE // 4 if dy.itemsize == 4 else 0
-    defines = defines_for(dy.dtype, pieces, plan.tile)
+    defines = matrix_defines(form, pieces, plan.tile)
     assert defines in VARIANTS
     runtime.launch(
         "conv2d_weight",
