@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minitl.backend import Array
+from minitl.backend import Array, assign, copied
 from minitl.changing_numbers import held_in
-from minitl.device import cupy
+from minitl.device import cupy, is_out_of_memory
 from minitl.train.batches import pinned_like
 from minitl.train.console import say
 
@@ -68,7 +68,7 @@ class Recorder:
         """
         if not self._driver.recording:
             return None
-        if isinstance(error, cupy().cuda.memory.OutOfMemoryError):
+        if is_out_of_memory(error):
             return NO_MEMORY
         lines = str(error).strip().splitlines() or [""]
         return f"a step cannot be recorded ({type(error).__name__}: {lines[0][:MOST_LETTERS]})"
@@ -129,19 +129,12 @@ class _Driver:
         that must not be, as the graph has addresses of what the step used before; so it gets another error.
         """
         memory = cupy().cuda.memory
-        with _out_of_memory() if self.recording else contextlib.nullcontext():
+        try:
             return memory.MemoryPointer(memory.Memory(size), 0)
-
-
-@contextlib.contextmanager
-def _out_of_memory() -> Iterator[None]:
-    """Within the block, a lack of memory is CuPy's error for that, whoever found it."""
-    try:
-        yield
-    except cupy().cuda.runtime.CUDARuntimeError as error:
-        if "cudaErrorMemoryAllocation" in str(error):
-            raise cupy().cuda.memory.OutOfMemoryError(0, 0) from error
-        raise
+        except cupy().cuda.runtime.CUDARuntimeError as error:
+            if self.recording and is_out_of_memory(error):
+                raise memory.OutOfMemoryError(size, -1) from error
+            raise
 
 
 class _Fresh:
@@ -159,7 +152,7 @@ class _Recorded:
     ) -> None:
         self._pool = pool  # the graph works on its memory
         self._shapes = shapes
-        self._inputs = tuple(array.copy() for array in inputs)
+        self._inputs = tuple(copied(array) for array in inputs)
         self._numbers = _Numbers()
         self.first = self._room()
         stream = cupy().cuda.get_current_stream()
@@ -176,7 +169,7 @@ class _Recorded:
         """Take the step with other inputs and the numbers of now."""
         outputs = self._room()  # first, as it is all that can fail for lack of memory
         for read, given in zip(self._inputs, inputs, strict=True):
-            read[...] = given
+            assign(read, given)
         self._numbers.find_again()
         self._launch(outputs)
         return outputs
@@ -190,7 +183,7 @@ class _Recorded:
         self._graph.launch(cupy().cuda.get_current_stream())
         for copies, arrays in zip(outputs, self._outputs, strict=True):
             for copy, array in zip(copies, arrays, strict=True):
-                copy[...] = array
+                assign(copy, array)
 
 
 @contextlib.contextmanager
@@ -204,8 +197,7 @@ def _capture(stream: Any) -> Iterator[list[Any]]:
         with contextlib.suppress(Exception):
             stream.end_capture()
         raise
-    with _out_of_memory():  # a graph takes some itself
-        captured.append(stream.end_capture())
+    captured.append(stream.end_capture())
 
 
 class _Numbers:
