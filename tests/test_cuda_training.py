@@ -410,6 +410,32 @@ def test_small_batches_are_recorded_without_a_kernel_of_cupys(gpu, n):
 # Memory
 
 
+def test_a_limit_of_memory_takes_nothing_from_a_recording(gpu):
+    """At its limit a pool gives back what is unused, of which the graph already has the addresses."""
+    cupy = gpu.cupy
+
+    def compute(x):
+        y = cupy.zeros(1024, np.uint8)
+        del y
+        if cupy.cuda.get_current_stream().is_capturing():
+            y = cupy.zeros(4096, np.uint8)
+            del y
+        return [(kernel_module("cuda").relu_forward(x),)]
+
+    with get_device("cuda").computing():
+        x = cupy.asarray(np.array([-1, 2], np.float32))
+        recorder = recording.Recorder(compute)
+        recorder._limit = 2048
+        recorder.forget()
+        for _ in range(recording.EAGER + 2):
+            ((y,),) = recorder.step("key", x)
+        assert recorder.recorded
+        assert y.get().tolist() == [0, 2]
+        assert recorder._pool.get_limit() == 0
+        recorder.forget()
+        assert recorder._pool.get_limit() == 2048
+
+
 def test_memory_that_the_driver_lacks_is_a_reason_for_smaller_parts_too(gpu, capsys):
     """It wants some for the code of kernels and their stacks; CuPy hands its error on as it is."""
 

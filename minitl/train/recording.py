@@ -48,6 +48,7 @@ class Recorder:
         self._size = 0
         self._driver = _Driver()
         self._pool = cupy().cuda.MemoryPool(self._driver.allocate)
+        self._limit = self._pool.get_limit()  # $CUPY_GPU_MEMORY_LIMIT
         self.forget()
 
     def forget(self, record_again: bool = True) -> None:
@@ -57,6 +58,7 @@ class Recorder:
         self._eager_left = EAGER
         self._step: _Recorded | None = None
         self._pool.free_all_blocks()
+        self._pool.set_limit(self._limit)
         self._driver.recording = False
         self.allowed = record_again
 
@@ -107,6 +109,7 @@ class Recorder:
             self._shapes = [[(a.shape, a.dtype) for a in part] for part in outputs]
             return outputs
         self._driver.recording = True
+        self._pool.set_limit(0)  # at a limit the pool would give back what the graph has addresses of
         self._step = _Recorded(self._compute, inputs, self._pool, self._shapes)
         self._driver.recording = False
         return self._step.first

@@ -45,10 +45,10 @@ class OutOfMemoryError(MemoryError):
     """As cupy.cuda.memory.OutOfMemoryError."""
 
     def __init__(self, size: int, total: int, limit: int = 0) -> None:
-        super().__init__(
-            f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes, "
-            f"limit set to: {limit:,} bytes)."
-        )
+        so_far = f" (allocated so far: {total:,} bytes)." if total != -1 else ""
+        if limit:
+            so_far = f" (allocated so far: {total:,} bytes, limit set to: {limit:,} bytes)."
+        super().__init__(f"Out of memory allocating {size:,} bytes{so_far}")
 
 
 @dataclass
@@ -209,9 +209,11 @@ class MemoryPool:
         return pointer
 
     def _grow(self, stream: int, size: int) -> None:
-        """Get a block from the driver; if it refuses, after giving back whatever is unused."""
+        """Get a block from the driver; if it or the limit refuses, after giving back whatever is unused."""
         if self._limit and self._total + size > self._limit:
-            raise OutOfMemoryError(size, self._total, self._limit)
+            self.free_all_blocks()
+            if self._total + size > self._limit:
+                raise OutOfMemoryError(size, self._total, self._limit)
         try:
             pointer = self._from_driver(size)
         except CUDARuntimeError:
@@ -238,6 +240,9 @@ class MemoryPool:
 
     def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
         self._limit = size if size is not None else int((fraction or 0) * _gpu().memory)
+
+    def get_limit(self) -> int:
+        return self._limit
 
     def used_bytes(self) -> int:
         return self._used
