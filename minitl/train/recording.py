@@ -109,7 +109,8 @@ class Recorder:
             self._shapes = [[(a.shape, a.dtype) for a in part] for part in outputs]
             return outputs
         self._driver.recording = True
-        self._pool.set_limit(0)  # at a limit the pool would give back what the graph has addresses of
+        # At a limit the pool would give back what the graph already has addresses of.
+        self._pool.set_limit(0)
         self._step = _Recorded(self._compute, inputs, self._pool, self._shapes)
         self._driver.recording = False
         return self._step.first
