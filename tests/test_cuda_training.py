@@ -477,6 +477,17 @@ def test_a_step_that_does_not_fit_goes_on_with_smaller_parts(capsys):
     assert results == their_results
 
 
+def test_what_the_usual_pool_keeps_unused_is_memory_for_a_step(capsys):
+    memory = memory_for(64, steps=5)
+    with install(mode="fast", memory=memory) as gpu:
+        unused = gpu.cupy.empty(memory // 2, np.uint8)
+        del unused
+        _, _, step = train(get_device("cuda"), [64] * 5)
+    assert step.micro_batch is None
+    assert step._recorder.recorded
+    assert capsys.readouterr().out == ""
+
+
 def test_a_single_picture_that_does_not_fit_is_an_error():
     with install(mode="fast") as gpu:
         device = get_device("cuda")

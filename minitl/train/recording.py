@@ -131,14 +131,18 @@ class _Driver:
 
         Where there is none, the pool gives back what is unused and asks again. While a step is recorded
         that must not be, as the graph has addresses of what the step used before; so it gets another error.
+        What the usual pool keeps unused is asked for first: each pool knows only its own.
         """
         memory = cupy().cuda.memory
         try:
             return memory.MemoryPointer(memory.Memory(size), 0)
         except cupy().cuda.runtime.CUDARuntimeError as error:
-            if self.recording and is_out_of_memory(error):
+            if not is_out_of_memory(error):
+                raise
+            if self.recording:
                 raise memory.OutOfMemoryError(size, -1) from error
-            raise
+        cupy().get_default_memory_pool().free_all_blocks()
+        return memory.MemoryPointer(memory.Memory(size), 0)
 
 
 class _Fresh:
