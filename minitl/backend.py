@@ -74,12 +74,44 @@ def to_host(array: Array) -> np.ndarray:
     return array  # type: ignore[no-any-return]
 
 
+def to_gpu(array: np.ndarray) -> Array:
+    """Return a copy of the host's array on the current GPU, in C order."""
+    # Without axes CuPy would not copy it, but compile and launch a kernel that fills; and of its own it
+    # would keep the order of columns before rows, which kernels do not know.
+    there = sys.modules["cupy"].asarray(np.atleast_1d(array), order="C")
+    return there.reshape(array.shape)
+
+
 def like(array: Array, given: Array) -> Array:
     """Return an array of the host on the device of `array`; one that is there already as it is."""
-    if not is_on_gpu(array) or is_on_gpu(given):
-        return given
-    # Without axes CuPy would not copy it, but compile and launch a kernel that fills.
-    return sys.modules["cupy"].asarray(np.atleast_1d(given)).reshape(given.shape)
+    return given if not is_on_gpu(array) or is_on_gpu(given) else to_gpu(given)
+
+
+def assign(target: Array, source: Array) -> None:
+    """Copy an array into another of its shape and type, on one device; nobody waits for it.
+
+    On a GPU `target[...] = source` would often be a kernel that CuPy compiles first, for which it needs a
+    compiler and headers: whenever the first axis has a single element. Here it is one for arrays that are
+    not in C order alone.
+    """
+    if not is_on_gpu(target):
+        target[...] = source
+        return
+    if target.shape != source.shape or target.dtype != source.dtype:
+        raise ValueError(
+            f"cannot copy {source.dtype} {source.shape} into {target.dtype} {target.shape}"
+        )
+    if target.flags.c_contiguous and source.flags.c_contiguous:
+        target.data.copy_from_device_async(source.data, target.nbytes)
+    else:
+        target[...] = source
+
+
+def copied(array: Array) -> Array:
+    """Return a copy in C order, made as by `assign`; CuPy's own `copy` always is a kernel."""
+    new = array_module(array).empty(array.shape, array.dtype)
+    assign(new, array)
+    return new
 
 
 def real(dtype: np.dtype) -> np.dtype:

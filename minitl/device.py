@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from minitl.backend import Array, kernel_module, to_host
+from minitl.backend import Array, is_on_gpu, kernel_module, to_gpu, to_host
 from minitl.errors import UserError
 
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -37,7 +37,7 @@ class Device:
         if self.kind == "cpu":
             return to_host(array)
         with cupy().cuda.Device(self.number):
-            return cupy().asarray(array)
+            return cupy().asarray(array, order="C") if is_on_gpu(array) else to_gpu(array)
 
     @contextlib.contextmanager
     def computing(self, precision: str = "float32") -> Iterator[None]:
@@ -68,6 +68,17 @@ class Device:
 def cupy() -> Any:
     """Return the module cupy; UserError, naming the extra to install, where it is missing."""
     return importlib.import_module("minitl.kernels.cuda.runtime").cupy()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's memory does not suffice, whoever found out.
+
+    CuPy's pools have an error of their own. The run time and the driver, which want memory for the code of
+    kernels, their stacks and graphs, have names for it, and each library another class.
+    """
+    names = "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY"
+    own = isinstance(error, cupy().cuda.memory.OutOfMemoryError)
+    return own or any(name in str(error) for name in names)
 
 
 CPU = Device("cpu")
@@ -176,6 +187,7 @@ __all__ = [
     "cupy",
     "get_device",
     "gpu_count",
+    "is_out_of_memory",
     "parse_device",
     "version",
 ]

@@ -113,6 +113,17 @@ def _say_software(say: Say) -> None:
             f"pip install 'cuda-toolkit[nvrtc,cudart]=={line}.*' (part of minitl[cuda{line}])"
         ) from error
     say(f"NVRTC      {'.'.join(map(str, compiler))}")
+    say(f"NVVM       {_nvvm(line)}")
+
+
+def _nvvm(line: int) -> str:
+    """Return the version of what Numba compiles with, or what to do without it: all but one kernel works."""
+    try:
+        module = importlib.import_module("numba.cuda.cudadrv.nvvm")
+        return ".".join(map(str, module.NVVM().get_version()))
+    except Exception as error:  # each release has another for a library that is missing
+        package = NEEDED["numba_cuda"][0].format(line)
+        return f"does not load: {_first_line(error)} (average pooling); pip install '{package}'"
 
 
 def _driver_version() -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from minitl import init, ops
-from minitl.backend import Array, is_on_gpu, like, to_host
+from minitl.backend import Array, assign, is_on_gpu, like, to_host
 from minitl.changing_numbers import in_memory
 from minitl.device import Device, get_device
 from minitl.shapes import Padding, Pair, pair, same_padding
@@ -155,8 +155,9 @@ class Module:
         problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
         if problems:
             raise ValueError("the weights do not fit this model; " + "; ".join(problems))
-        for name, array in own.items():  # views of the model's own memory
-            array[...] = like(array, np.asarray(state[name], array.dtype))
+        for name, array in self._arrays():
+            values = _from_file_layout(np.asarray(state[name], array.dtype))
+            assign(array, like(array, values))
 
     def astype(self, dtype: Any) -> Self:
         """Convert all parameters and buffers to float32 or float64, in place; return the module."""
@@ -190,6 +191,11 @@ def _matches(name: str, pattern: str) -> bool:
 def _to_file_layout(array: Array) -> Array:
     """View filters (K, R, S, C) as (K, C, R, S); only filters have four axes."""
     return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+
+
+def _from_file_layout(array: np.ndarray) -> np.ndarray:
+    """View filters (K, C, R, S) as they lie in memory, (K, R, S, C)."""
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
 def _padding_for(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minitl.backend import Array, array_module, kernels_for, like, to_host
+from minitl.backend import Array, array_module, assign, kernels_for, like, to_host
 from minitl.changing_numbers import in_memory
 from minitl.tensor import Tensor
 
@@ -43,7 +43,7 @@ class _Flat:
             for p, part in zip(parameters, self.parts, strict=True)
         ]
         for p, (data, grad) in zip(parameters, self.views, strict=True):
-            data[...] = p.data
+            assign(data, p.data)
             p.data, p.grad_buffer, p.grad = data, grad, None
 
     def remembered(self, name: str) -> Array:
@@ -61,10 +61,10 @@ class _Flat:
         for i, p in enumerate(self.parameters):
             data, grad = self.views[i]
             if p.data is not data:  # somebody gave the parameter another array; its values count
-                data[...] = p.data
+                assign(data, p.data)
                 p.data = data
             if p.grad is not None and p.grad is not grad:
-                grad[...] = p.grad
+                assign(grad, p.grad)
                 p.grad = grad
             apart = of_equal_steps and first is not None and self.steps[i] != self.steps[first]
             if first is not None and (p.grad is None or apart):
@@ -276,7 +276,7 @@ class Optimizer:
         for name, container, key, value in own:
             loaded = state[name]
             if container is None:
-                value[...] = like(value, np.asarray(loaded, value.dtype))
+                assign(value, like(value, np.asarray(loaded, value.dtype)))
             elif isinstance(value, np.ndarray):
                 container[key] = tuple(np.asarray(loaded).tolist())
             else:  # from a file numbers may come as NumPy's

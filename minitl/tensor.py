@@ -28,6 +28,8 @@ import numpy as np
 from minitl.backend import (
     BFLOAT16,
     Array,
+    assign,
+    copied,
     dtype_name,
     is_on_gpu,
     kernels_for,
@@ -190,15 +192,15 @@ class Tensor:
     def _accumulate(self, grad: Array) -> None:
         if self.grad is not None:
             if is_on_gpu(grad):
-                self.grad[...] = kernels_for(grad).add_forward(self.grad, grad)
+                assign(self.grad, kernels_for(grad).add_forward(self.grad, grad))
             else:
                 self.grad += grad
         elif self.grad_buffer is not None:
-            self.grad_buffer[...] = grad
+            assign(self.grad_buffer, grad)
             self.grad = self.grad_buffer
         else:
             # A copy: the same array may be on its way to other tensors as well.
-            self.grad = grad.copy()
+            self.grad = copied(grad)
 
 
 class Op:

@@ -169,7 +169,7 @@ def _on_gpu(function: Any, *args: Any, **options: Any) -> Any:
         skip = value.ctypes.data % 16 // value.itemsize
         memory = cupy.empty(value.size + skip, value.dtype)
         copy = memory[skip:].reshape(value.shape)
-        copy[...] = cupy.asarray(value)
+        copy.set(value)  # `copy[...] = ` would compile kernels of CuPy's
         copies.append((value, copy))
         return copy
 

@@ -100,14 +100,29 @@ def test_arrays_go_to_the_device_and_come_back(gpu):
 
 def test_copies_and_fills(gpu):
     x, host = device(gpu, 3, 4)
-    y = x.copy()
-    y[0] = 7
+    y = gpu.cupy.empty(x.shape, x.dtype)
+    y[...] = x
+    y[0] = 0
     y[1] = x[2]
-    expected = np.stack([np.full(4, 7), host[2], host[2]])
+    expected = np.stack([np.zeros(4), host[2], host[2]])
     np.testing.assert_array_equal(y.get(), expected)
     np.testing.assert_array_equal(x.get(), host)
+    y[1:].data.copy_from_device_async(x.data, 16)
+    np.testing.assert_array_equal(y[1].get(), host[0])
+    z = gpu.cupy.empty((4, 3), np.float32)
+    z[...] = x.T
+    np.testing.assert_array_equal(z.get(), host.T)
+    np.testing.assert_array_equal(gpu.cupy.ascontiguousarray(x.T).get(), host.T)
     np.testing.assert_array_equal(gpu.cupy.zeros((2, 2)).get(), 0)
     assert np.isnan(gpu.cupy.empty((2, 2), np.float32).get()).all()
+
+
+def test_the_order_of_an_array_is_kept_unless_it_is_said(gpu):
+    host = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for given, is_in_order in ((host, True), (host.T, False), (host[:, ::2], True)):
+        assert gpu.cupy.asarray(given, order="C").flags.c_contiguous
+        assert gpu.cupy.asarray(given).flags.c_contiguous == is_in_order
+        np.testing.assert_array_equal(gpu.cupy.asarray(given).get(), given)
 
 
 def test_what_cupy_refuses_or_would_compute_itself_is_refused(gpu):
@@ -124,6 +139,12 @@ def test_what_cupy_refuses_or_would_compute_itself_is_refused(gpu):
         lambda: bool(x),
         lambda: x[np.array([0, 1])],
         lambda: x[x],
+        lambda: x.copy(),
+        lambda: x.fill(1),
+        lambda: x[::2].fill(0),
+        lambda: x.__setitem__(0, 1),
+        lambda: x[:1].__setitem__(slice(None), x[1:2]),
+        lambda: gpu.cupy.asarray(np.float32(2)),
         lambda: x.T.__setitem__(0, host[0:1]),
         lambda: gpu.cupy.asarray(x, np.float64),
         lambda: x.set(host.astype(np.float64)),
@@ -197,7 +218,8 @@ def test_late_streams_show_a_missing_wait():
             x.set(np.ones(4, np.float32))
             there = copying.record()
         with computing:
-            y = x.copy()
+            y = gpu.cupy.empty(4, np.float32)
+            y[...] = x
             assert np.isnan(y.get()).all(), "nobody waited for the copy"
             computing.wait_event(there)
             y[...] = x
@@ -227,28 +249,29 @@ def test_a_graph_repeats_its_work_with_the_arguments_it_had(gpu):
     host = np.frombuffer(gpu.cupy.cuda.alloc_pinned_memory(16), np.float32)
     x, y, z = (gpu.cupy.zeros(4, np.float32) for _ in range(3))
     gpu.cupy.cuda.Device().synchronize()
-    number = 5
     with stream:
+        x.set(np.ones(4, np.float32))
         stream.begin_capture()
         assert stream.is_capturing()
-        x.set(host)
         y[...] = x
-        z.fill(number)
+        z.data.copy_from_device_async(y.data, 8)
+        x.fill(0)
         graph = stream.end_capture()
-        np.testing.assert_array_equal(z.get(), 0)  # capturing does nothing
-        number = 6
+        np.testing.assert_array_equal(x.get(), 1)  # capturing does nothing
         for value in (1, 2):
             host[:] = value
-            z.fill(0)
+            x.set(host)
             graph.launch()
+            np.testing.assert_array_equal(x.get(), 0)
             np.testing.assert_array_equal(y.get(), value)
-            np.testing.assert_array_equal(z.get(), 5)
+            np.testing.assert_array_equal(z.get(), [value, value, 0, 0])
 
 
 def test_what_a_capture_cannot_hold_is_refused(gpu):
     cuda = gpu.cupy.cuda
     stream, other = (cuda.Stream(non_blocking=True) for _ in range(2))
     x = gpu.cupy.zeros(4, np.float32)
+    pinned = np.frombuffer(gpu.cupy.cuda.alloc_pinned_memory(16), np.float32)
     event = other.record()
     with pytest.raises(RuntimeError, match="default"):
         cuda.Stream.null.begin_capture()
@@ -261,10 +284,12 @@ def test_what_a_capture_cannot_hold_is_refused(gpu):
             cuda.Device().synchronize,
             lambda: gpu.cupy.asarray(np.ones(4)),
             lambda: x.set(np.ones(4, np.float32)),
+            lambda: x.set(pinned),
+            lambda: x.get(out=pinned, blocking=False),
             lambda: stream.wait_event(event),
             stream.begin_capture,
         ):
-            with pytest.raises(CUDARuntimeError):
+            with pytest.raises(RuntimeError):
                 use()
         captured = stream.record()
         stream.end_capture()

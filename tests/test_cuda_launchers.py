@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
+from minitl.backend import to_gpu
 from minitl.kernels import cuda
 from minitl.shapes import padding2d
 from tests.cuda_launch import needs_checker
@@ -112,7 +113,7 @@ def test_launching_is_all_that_is_done(name, args):
     with install() as gpu:
         stream, outcomes = gpu.cupy.cuda.Stream(non_blocking=True), ([], [])
         for record, outcome in zip((False, True), outcomes, strict=True):
-            given = each(args, gpu.cupy.asarray)
+            given = each(args, to_gpu)
             with stream:
                 if record:
                     stream.begin_capture()

@@ -1,5 +1,6 @@
 """Devices by name, what keeps a GPU from being used, and arrays that live on one."""
 
+import re
 import subprocess
 import sys
 
@@ -292,7 +293,18 @@ def test_the_doctor_says_what_is_missing(capsys, machine, words):
         assert main(["doctor", "--device", "cuda" if machine else "cpu"]) == 1
     text, error = capsys.readouterr()
     assert "NVRTC" in text
+    assert re.search(r"NVVM +\d", text)
     assert words in error
+
+
+def test_the_doctor_goes_on_without_what_average_pooling_alone_needs(capsys, monkeypatch):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    monkeypatch.setitem(sys.modules, "numba.cuda.cudadrv.nvvm", None)
+    with install(count=0):
+        assert main(["doctor"]) == 1
+    text, error = capsys.readouterr()
+    assert re.search(r"NVVM +does not load: .*pip install 'numba-cuda\[cu1[23]\]'", text)
+    assert "no GPU" in error
 
 
 def test_the_doctor_compiles_ahead_and_says_how_far_it_is(capsys, monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ Features come in the order channel, row, column, which is that of libraries with
 the weight of a dense layer that follows is the same there and here.
 """
 
-from minitl.backend import Array, array_module
+from minitl.backend import Array, array_module, copied
 from minitl.tensor import Op, Tensor
 
 
@@ -27,7 +27,7 @@ class Flatten(Op):
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         """Compute dx."""
         n, h, w, c = self.x_shape
-        return (dy.reshape(n, c, h, w).transpose(0, 2, 3, 1).copy(),)
+        return (copied(dy.reshape(n, c, h, w).transpose(0, 2, 3, 1)),)
 
 
 def flatten(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 
 from minitl import ops
-from minitl.backend import Array, array_module, kernels_for
+from minitl.backend import Array, array_module, assign, kernels_for
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.models import Classifier
@@ -116,7 +116,7 @@ def _gradient(model: Classifier, images: Array, labels: Array, at_once: int | No
             assert x.grad is not None
             if gradient is None:
                 return x.grad
-            gradient[start:end] = x.grad
+            assign(gradient[start:end], x.grad)
         return gradient
     finally:
         for parameter in trained:

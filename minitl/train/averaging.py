@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minitl import nn
-from minitl.backend import Array, kernels_for, like, to_host
+from minitl.backend import Array, assign, copied, kernels_for, like, to_host
 from minitl.models import Classifier
 
 
@@ -31,7 +31,7 @@ class WeightAverage:
             for name, module in model.named_modules()
             if isinstance(module, nn.BatchNorm2d) and not module.frozen
         }
-        self._average = {name: array.copy() for name, array in self._live()}
+        self._average = {name: copied(array) for name, array in self._live()}
 
     def _live(self) -> Iterator[tuple[str, Array]]:
         """Yield (name, array) of the model's own values."""
@@ -51,14 +51,14 @@ class WeightAverage:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Within the block the model has the averaged values; its own come back afterwards."""
-        own = {name: array.copy() for name, array in self._live()}
+        own = {name: copied(array) for name, array in self._live()}
         try:
             for name, array in self._live():
-                array[...] = self._average[name]
+                assign(array, self._average[name])
             yield
         finally:
             for name, array in self._live():
-                array[...] = own[name]
+                assign(array, own[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps and the averages, as NumPy arrays laid out as in memory."""
@@ -70,7 +70,7 @@ class WeightAverage:
         if state["averages"].keys() != self._average.keys():
             raise ValueError("the averages are of other parameters")
         for name, average in self._average.items():
-            average[...] = like(average, state["averages"][name])
+            assign(average, like(average, state["averages"][name]))
         self._steps = state["steps"]
 
 

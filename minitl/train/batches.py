@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitl.backend import Array
+from minitl.backend import Array, copied
 from minitl.data.loader import Batch, usable_cores
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device, cupy
@@ -106,7 +106,7 @@ class _Buffer:
         x = device.kernels.normalize_images(
             images, p.mean, p.std, p.scale, None, None, None, p.crop, dtype
         )
-        labels = labels.copy()
+        labels = copied(labels)
         self._used = current.record()
         return x, labels
 

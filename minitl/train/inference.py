@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from minitl.backend import Array
-from minitl.device import Device, cupy
+from minitl.device import Device, is_out_of_memory
 from minitl.tensor import Tensor, no_grad
 from minitl.train.recording import NO_MEMORY, Outputs, Recorder
 
@@ -38,8 +38,7 @@ class Inference:
             if (
                 problem is None and self._recorder.allowed
             ):  # in memory that is for the recording alone
-                full = isinstance(error, cupy().cuda.memory.OutOfMemoryError)
-                problem = NO_MEMORY if full else None
+                problem = NO_MEMORY if is_out_of_memory(error) else None
             if problem is None:
                 raise
         self._recorder.stay_with_code(problem)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minitl.backend import Array
+from minitl.backend import Array, assign, copied
 from minitl.changing_numbers import held_in
-from minitl.device import cupy
+from minitl.device import cupy, is_out_of_memory
 from minitl.train.batches import pinned_like
 from minitl.train.console import say
 
@@ -48,6 +48,7 @@ class Recorder:
         self._size = 0
         self._driver = _Driver()
         self._pool = cupy().cuda.MemoryPool(self._driver.allocate)
+        self._limit = self._pool.get_limit()  # $CUPY_GPU_MEMORY_LIMIT
         self.forget()
 
     def forget(self, record_again: bool = True) -> None:
@@ -57,6 +58,7 @@ class Recorder:
         self._eager_left = EAGER
         self._step: _Recorded | None = None
         self._pool.free_all_blocks()
+        self._pool.set_limit(self._limit)
         self._driver.recording = False
         self.allowed = record_again
 
@@ -68,7 +70,7 @@ class Recorder:
         """
         if not self._driver.recording:
             return None
-        if isinstance(error, cupy().cuda.memory.OutOfMemoryError):
+        if is_out_of_memory(error):
             return NO_MEMORY
         lines = str(error).strip().splitlines() or [""]
         return f"a step cannot be recorded ({type(error).__name__}: {lines[0][:MOST_LETTERS]})"
@@ -107,6 +109,8 @@ class Recorder:
             self._shapes = [[(a.shape, a.dtype) for a in part] for part in outputs]
             return outputs
         self._driver.recording = True
+        # At a limit the pool would give back what the graph already has addresses of.
+        self._pool.set_limit(0)
         self._step = _Recorded(self._compute, inputs, self._pool, self._shapes)
         self._driver.recording = False
         return self._step.first
@@ -127,21 +131,18 @@ class _Driver:
 
         Where there is none, the pool gives back what is unused and asks again. While a step is recorded
         that must not be, as the graph has addresses of what the step used before; so it gets another error.
+        What the usual pool keeps unused is asked for first: each pool knows only its own.
         """
         memory = cupy().cuda.memory
-        with _out_of_memory() if self.recording else contextlib.nullcontext():
+        try:
             return memory.MemoryPointer(memory.Memory(size), 0)
-
-
-@contextlib.contextmanager
-def _out_of_memory() -> Iterator[None]:
-    """Within the block, a lack of memory is CuPy's error for that, whoever found it."""
-    try:
-        yield
-    except cupy().cuda.runtime.CUDARuntimeError as error:
-        if "cudaErrorMemoryAllocation" in str(error):
-            raise cupy().cuda.memory.OutOfMemoryError(0, 0) from error
-        raise
+        except cupy().cuda.runtime.CUDARuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.recording:
+                raise memory.OutOfMemoryError(size, -1) from error
+        cupy().get_default_memory_pool().free_all_blocks()
+        return memory.MemoryPointer(memory.Memory(size), 0)
 
 
 class _Fresh:
@@ -159,7 +160,7 @@ class _Recorded:
     ) -> None:
         self._pool = pool  # the graph works on its memory
         self._shapes = shapes
-        self._inputs = tuple(array.copy() for array in inputs)
+        self._inputs = tuple(copied(array) for array in inputs)
         self._numbers = _Numbers()
         self.first = self._room()
         stream = cupy().cuda.get_current_stream()
@@ -176,7 +177,7 @@ class _Recorded:
         """Take the step with other inputs and the numbers of now."""
         outputs = self._room()  # first, as it is all that can fail for lack of memory
         for read, given in zip(self._inputs, inputs, strict=True):
-            read[...] = given
+            assign(read, given)
         self._numbers.find_again()
         self._launch(outputs)
         return outputs
@@ -190,7 +191,7 @@ class _Recorded:
         self._graph.launch(cupy().cuda.get_current_stream())
         for copies, arrays in zip(outputs, self._outputs, strict=True):
             for copy, array in zip(copies, arrays, strict=True):
-                copy[...] = array
+                assign(copy, array)
 
 
 @contextlib.contextmanager
@@ -204,8 +205,7 @@ def _capture(stream: Any) -> Iterator[list[Any]]:
         with contextlib.suppress(Exception):
             stream.end_capture()
         raise
-    with _out_of_memory():  # a graph takes some itself
-        captured.append(stream.end_capture())
+    captured.append(stream.end_capture())
 
 
 class _Numbers:

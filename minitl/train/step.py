@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from minitl import nn, ops, optim
-from minitl.backend import BFLOAT16, Array, like, to_host, widen
+from minitl.backend import BFLOAT16, Array, assign, copied, like, to_host, widen
 from minitl.changing_numbers import in_memory
-from minitl.device import Device, cupy
+from minitl.device import Device, cupy, is_out_of_memory
 from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.tasks import Task
@@ -89,10 +89,8 @@ class TrainingStep:
         self._unread: list[tuple[Outputs, np.ndarray]] = []
         self._last_reading = time.monotonic()
         self._recorder: Recorder | None = None
-        self._out_of_memory: tuple[type[BaseException], ...] = ()
         if device.kind == "cuda":
             self._recorder = Recorder(self._compute)
-            self._out_of_memory = (cupy().cuda.memory.OutOfMemoryError,)
             optimizer.allocate()  # now, outside of any step's memory
             if tasks:  # part of a step is on the CPU, see task_loss.py
                 self._recorder.forget(record_again=False)
@@ -114,7 +112,7 @@ class TrainingStep:
                 return attempt()
             except Exception as error:
                 problem = self._recorder.problem(error) if self._recorder else None
-                if problem is None and not isinstance(error, self._out_of_memory):
+                if problem is None and (self._recorder is None or not is_out_of_memory(error)):
                     raise
             if problem is not None:
                 assert self._recorder is not None
@@ -251,14 +249,14 @@ class TrainingStep:
     @contextlib.contextmanager
     def _undone_on_failure(self) -> Iterator[None]:
         """Put back what a forward pass changes if the block fails; parameters change at the very end."""
-        saved = [(array, array.copy()) for _, array in self._model.named_buffers()]
+        saved = [(array, copied(array)) for _, array in self._model.named_buffers()]
         dropouts = [m for _, m in self._model.named_modules() if isinstance(m, nn.Dropout)]
         offsets = [module.offset for module in dropouts]
         try:
             yield
         except BaseException:
             for array, value in saved:
-                array[...] = value
+                assign(array, value)
             for module, offset in zip(dropouts, offsets, strict=True):
                 module.offset = offset
             self._optimizer.zero_grad()

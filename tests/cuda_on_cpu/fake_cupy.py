@@ -7,7 +7,9 @@
 
 What CuPy refuses is refused: host arrays where device arrays belong, a silent conversion to NumPy,
 synchronising or copying from ordinary memory while a graph is captured. What CuPy would compute with
-kernels of its own (arithmetic, comparisons, casts) is refused as well: results are to come from ours.
+kernels of its own (arithmetic, comparisons, casts, but also fills with anything but zero, `copy()`, and
+copies of arrays whose first axis has one element) is refused as well: results are to come from ours, and
+nothing is to wait for CuPy's compiler. Only arrays that are not in C order may be copied by it.
 Unknown names raise AttributeError. Memory is reused as CuPy's pool reuses it, and is full of NaNs when it
 is handed out.
 
@@ -43,10 +45,10 @@ class OutOfMemoryError(MemoryError):
     """As cupy.cuda.memory.OutOfMemoryError."""
 
     def __init__(self, size: int, total: int, limit: int = 0) -> None:
-        super().__init__(
-            f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes, "
-            f"limit set to: {limit:,} bytes)."
-        )
+        so_far = f" (allocated so far: {total:,} bytes)." if total != -1 else ""
+        if limit:
+            so_far = f" (allocated so far: {total:,} bytes, limit set to: {limit:,} bytes)."
+        super().__init__(f"Out of memory allocating {size:,} bytes{so_far}")
 
 
 @dataclass
@@ -147,9 +149,42 @@ class MemoryPointer:
     def ptr(self) -> int:
         return self._block.bytes.ctypes.data
 
+    def copy_from_device_async(
+        self, src: "MemoryPointer", size: int, stream: "Stream | None" = None
+    ) -> None:
+        into, source = self._bytes(size), src._bytes(size)  # a graph must not keep their memory
+        with _gpu().lock:
+            (stream or _gpu().current[-1])._issue(
+                lambda: np.copyto(into, source), [self._owner(), src._owner()]
+            )
+
+    def _bytes(self, size: int) -> np.ndarray:
+        return self._block.bytes[:size]
+
+    def _owner(self) -> "MemoryPointer":
+        return self
+
     def __del__(self) -> None:
         if self._pool is not None:
             self._pool._free(self._block)
+
+
+class _Place(MemoryPointer):
+    """Where an array begins in an allocation."""
+
+    def __init__(self, array: np.ndarray, memory: MemoryPointer) -> None:
+        self._array, self._memory, self._block = array, memory, memory._block
+
+    @property
+    def ptr(self) -> int:
+        return self._array.ctypes.data
+
+    def _bytes(self, size: int) -> np.ndarray:
+        start = self.ptr - self._block.bytes.ctypes.data
+        return self._block.bytes[start : start + size]
+
+    def _owner(self) -> MemoryPointer:
+        return self._memory
 
 
 class MemoryPool:
@@ -174,9 +209,11 @@ class MemoryPool:
         return pointer
 
     def _grow(self, stream: int, size: int) -> None:
-        """Get a block from the driver; if it refuses, after giving back whatever is unused."""
+        """Get a block from the driver; if it or the limit refuses, after giving back whatever is unused."""
         if self._limit and self._total + size > self._limit:
-            raise OutOfMemoryError(size, self._total, self._limit)
+            self.free_all_blocks()
+            if self._total + size > self._limit:
+                raise OutOfMemoryError(size, self._total, self._limit)
         try:
             pointer = self._from_driver(size)
         except CUDARuntimeError:
@@ -203,6 +240,9 @@ class MemoryPool:
 
     def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
         self._limit = size if size is not None else int((fraction or 0) * _gpu().memory)
+
+    def get_limit(self) -> int:
+        return self._limit
 
     def used_bytes(self) -> int:
         return self._used
@@ -321,9 +361,8 @@ class ndarray:
         return self._array.flags
 
     @property
-    def data(self) -> Any:
-        """An object whose `ptr` is the address."""
-        return SimpleNamespace(ptr=self._array.ctypes.data)
+    def data(self) -> MemoryPointer:
+        return _Place(self._array, self._memory)
 
     @property
     def device(self) -> "Device":
@@ -368,10 +407,13 @@ class ndarray:
             raise TypeError("Unsupported type <class 'numpy.ndarray'>")  # CuPy's words
         target = self[key]
         if isinstance(value, ndarray):
-            if value.dtype != target.dtype:
-                _refuse()
             into, source = target._array, value._array  # a graph must not keep their memory
             np.broadcast_to(source, target.shape)
+            # CuPy drops leading axes of one element, and then these are two shapes for it.
+            first = next((i for i, n in enumerate(value.shape) if n != 1), value.ndim)
+            in_order = target.flags.c_contiguous and value.flags.c_contiguous
+            if value.dtype != target.dtype or (in_order and value.shape[first:] != target.shape):
+                _refuse()
 
             def copy() -> None:
                 into[...] = source
@@ -382,19 +424,21 @@ class ndarray:
 
     def fill(self, value: Any) -> None:
         array, value = self._array, self.dtype.type(value)
+        if value != 0 or not self.flags.c_contiguous:
+            _refuse()
         _gpu().issue(lambda: array.fill(value), self)
 
     def copy(self, order: str = "C") -> "ndarray":
-        new = empty(self.shape, self.dtype)
-        new[...] = self
-        return new
+        return _refuse()  # type: ignore[no-any-return]
 
     def get(
         self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True
     ) -> np.ndarray:
         stream = stream or _gpu().current[-1]
-        if stream.is_capturing() and (blocking or out is None or not _is_pinned(out)):
-            raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: get() during a capture")
+        if stream.is_capturing():
+            raise RuntimeError(  # CuPy's words
+                "the current stream is capturing, so D2H transfers are disallowed"
+            )
         out = np.empty(self.shape, self.dtype) if out is None else out
         array = self._array
         _gpu().issue(lambda: np.copyto(out, array, casting="no"), self, stream=stream)
@@ -440,12 +484,12 @@ def _is_device(array: Any) -> bool:
 
 
 def _copy_from_host(target: ndarray, source: np.ndarray, stream: "Stream") -> None:
+    if stream.is_capturing():
+        raise RuntimeError(  # CuPy's words
+            "the current stream is capturing, so H2D transfers are disallowed"
+        )
     if not _is_pinned(source):
-        if stream.is_capturing():
-            raise CUDARuntimeError(
-                "a copy from ordinary memory during a capture: its content would be the same for ever"
-            )
-        source = source.copy()  # CuPy copies it to pinned memory at once
+        source = source.copy()  # it goes to pinned memory at once
     array = target._array
     _gpu().issue(lambda: np.copyto(array, source, casting="no"), target, stream=stream)
 
@@ -483,8 +527,17 @@ def asarray(a: Any, dtype: Any = None, order: Any = None, *, blocking: bool = Fa
     if not _gpu().strict:
         return np.asarray(a, dtype)
     if isinstance(a, ndarray):
-        return a if dtype is None or np.dtype(dtype) == a.dtype else _refuse()
-    source = np.asarray(a, dtype, order="C")
+        if dtype is not None and np.dtype(dtype) != a.dtype:
+            _refuse()
+        return ascontiguousarray(a) if order == "C" else a
+    source = np.asarray(a, dtype)
+    if not source.ndim:
+        new = empty((), source.dtype)
+        new.fill(source)
+        return new
+    if order is None and source.flags.fnc:  # CuPy keeps the order of columns before rows
+        return asarray(source.T).T
+    source = np.ascontiguousarray(source)
     new = empty(source.shape, source.dtype)
     stream = _gpu().current[-1]
     # CuPy hands pinned sources to the copy engine as they are; here as there they must not change yet.
@@ -507,7 +560,11 @@ def ascontiguousarray(a: Any, dtype: Any = None) -> Any:
         return np.ascontiguousarray(a, dtype)
     if dtype is not None and np.dtype(dtype) != a.dtype:
         _refuse()
-    return a if a.flags.c_contiguous else a.copy()
+    if a.flags.c_contiguous:
+        return a
+    new = empty(a.shape, a.dtype)
+    new[...] = a
+    return new
 
 
 # --------------------------------------------------------------------------- streams, events, graphs
