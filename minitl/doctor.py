@@ -71,11 +71,15 @@ def examine(name: str, say: Say) -> None:
         say(f"warpgroups {warpgroups.verdict(device.number)}")
     started, wrong = time.monotonic(), 0
     for precision, tolerance in TOLERANCES.items():
-        with device.computing(precision):
-            for what, error_of in _checks(device, precision):
-                bad, found = _judge(error_of, tolerance)
-                wrong += bad
-                say(f"{precision:8} {what:33} {'WRONG' if bad else 'ok':6} {found}")
+        try:
+            with device.computing(precision):
+                for what, error_of in _checks(device, precision):
+                    bad, found = _judge(error_of, tolerance)
+                    wrong += bad
+                    say(f"{precision:8} {what:33} {'WRONG' if bad else 'ok':6} {found}")
+        except Exception as problem:  # after some errors CUDA refuses even to wait for the card
+            wrong += 1
+            say(f"{precision:8} {'waiting for the card':33} WRONG  {_first_line(problem)}")
     if wrong:
         raise UserError(
             f"{device}: {wrong} checks failed (listed above); do not trust it with training. Update the "

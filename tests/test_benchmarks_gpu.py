@@ -272,6 +272,7 @@ def test_the_report_shows_figures_and_what_is_missing(tmp_path: Path) -> None:
             "gbytes": 1.0,
             "rival_ms": 2.0,
             "ratio": 2.0,
+            "by_single_warps": 1.25,
         },
         conv | {"verified": False, "error": 0.1, "bound": 0.01},
         {
@@ -304,6 +305,7 @@ def test_the_report_shows_figures_and_what_is_missing(tmp_path: Path) -> None:
     }  # fmt: skip
     text = report.markdown(result)
     assert "| bf16 | nan | 1.00 | nan | 1.00 |" in text  # the geometric mean of 1/2 and 2
+    assert "| bf16, beside our own by single warps | nan | 1.25 | nan | 1.25 |" in text
     # 400 of 800 TFLOP/s are a floor of half the time; half the copy's bytes a second are one of half as well.
     assert "| 1.0000 | 0.5000 | 50% | 400.0 | 2,000 | 0.50 | cuDNN |" in text
     assert "| 2.00 | minitl |" in text and "wrong: error 1.0e-01 above 1.0e-02" in text

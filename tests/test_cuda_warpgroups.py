@@ -42,7 +42,6 @@ def ends_with(status, out="", err=""):
 @needs_checker
 def test_the_trial_passes_and_finds_a_wrong_number(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["trial", "0"])
-    monkeypatch.setattr(warpgroups, "_assumed", False)  # and put back afterwards
     with fake_cupy.install():
         with launched() as found:
             warpgroup_trial.main()
@@ -119,3 +118,13 @@ def test_other_cards_are_not_tried(verdicts, monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)
     with card(VERDICT, compute_capability="80"):
         assert not warpgroups.usable()
+
+
+def test_a_block_can_decide():
+    with card(lambda device: "they differ"), warpgroups.decided(True):
+        assert warpgroups.usable()
+        with warpgroups.decided(False):
+            assert not warpgroups.usable()
+        assert warpgroups.usable()
+    with card(VERDICT, compute_capability="80"), warpgroups.decided(True):
+        assert not warpgroups.usable()  # it does not have them

@@ -286,6 +286,26 @@ def test_the_doctor_finds_a_wrong_kernel_and_one_that_fails(capsys, monkeypatch)
     assert "4 checks failed" in error  # in float32 and in bf16
 
 
+@needs_checker
+@pytest.mark.usefixtures("compiled_ahead")
+def test_the_doctor_survives_a_card_that_no_longer_answers(capsys, monkeypatch):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    from minitl import doctor
+
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    monkeypatch.setattr(doctor, "TILED", ())
+    with install(mode="fast") as gpu:
+
+        def refuse(self):
+            raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access")
+
+        monkeypatch.setattr(gpu.cupy.cuda.Stream, "synchronize", refuse)
+        assert main(["doctor"]) == 1
+    text, error = capsys.readouterr()
+    assert "waiting for the card              WRONG  CUDA_ERROR_ILLEGAL_ADDRESS" in text
+    assert "do not trust it" in error
+
+
 @pytest.mark.parametrize(("machine", "words"), [({"count": 0}, "no GPU"), ({}, "give --device")])
 def test_the_doctor_says_what_is_missing(capsys, machine, words):
     pytest.importorskip("cuda.bindings.nvrtc")

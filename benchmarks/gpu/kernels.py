@@ -25,6 +25,7 @@ from benchmarks.shapes import NETWORKS, Layer
 from minitl.backend import BFLOAT16
 from minitl.device import get_device
 from minitl.kernels import cuda
+from minitl.kernels.cuda import warpgroups
 from minitl.shapes import padding2d
 
 Row = dict[str, Any]
@@ -450,11 +451,16 @@ def measure(case: Case, *, rounds: int = 9, timed: bool = True) -> Row:
     if case.rival is not None:
         theirs = [_for_torch(case, one) for one in sets]
         replays["torch"] = record_torch([partial(case.rival, *one) for one in theirs])
+    if case.op.startswith("conv2d") and case.precision == "bf16" and warpgroups.usable():
+        with warpgroups.decided(False):  # what they are worth
+            replays["single warps"] = record_minitl([partial(case.ours, *one) for one in mine])
     times = by_turns(replays, rounds)
     ms = times["minitl"]
     row |= {"ms": ms, "tflops": case.flops / ms / 1e9, "gbytes": case.bytes / ms / 1e6}
     if "torch" in times:
         row |= {"rival_ms": times["torch"], "ratio": times["torch"] / ms}
+    if "single warps" in times:
+        row["by_single_warps"] = times["single warps"] / ms
     return row
 
 

@@ -23,13 +23,16 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
 
 
-def convolution_means(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
-    """Return the geometric mean of the ratios to cuDNN by (precision, direction), and of all ("all")."""
+def convolution_means(rows: Iterable[Row], key: str = "ratio") -> dict[tuple[str, str], float]:
+    """Return the geometric mean of the ratios to cuDNN by (precision, direction), and of all ("all").
+
+    key: what else to take the mean of, such as "by_single_warps".
+    """
     ratios: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
-        if "ratio" in row:
-            ratios[row["precision"], row["op"]].append(row["ratio"])
-            ratios[row["precision"], "all"].append(row["ratio"])
+        if key in row:
+            ratios[row["precision"], row["op"]].append(row[key])
+            ratios[row["precision"], "all"].append(row[key])
     return {key: geometric_mean(values) for key, values in ratios.items()}
 
 
@@ -123,13 +126,14 @@ def _kernels(rows: list[Row], peaks: dict[str, float]) -> list[str]:
         "| precision | forward | dx | dw | all |",
         "|---|---|---|---|---|",
     ]
-    means = convolution_means(rows)
-    for precision in dict.fromkeys(key[0] for key in means):
-        cells = (
-            means.get((precision, op), math.nan)
-            for op in ("conv2d_forward", "conv2d_dx", "conv2d_dw", "all")
-        )
-        lines.append(f"| {precision} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    for key, beside in (("ratio", ""), ("by_single_warps", ", beside our own by single warps")):
+        means = convolution_means(rows, key)
+        for precision in dict.fromkeys(of for of, _ in means):
+            cells = (
+                f"{means.get((precision, op), math.nan):.2f}"
+                for op in ("conv2d_forward", "conv2d_dx", "conv2d_dw", "all")
+            )
+            lines.append(f"| {precision}{beside} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "Floor: the multiplications at the peak, or each array once at the speed of a copy, whichever takes "

@@ -7,9 +7,11 @@ error there, even one that leaves the GPU's context unusable, costs nothing but 
 beside the compiled kernels, by their sources, the card and its driver.
 """
 
+import contextlib
 import hashlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -24,19 +26,27 @@ def capable(device: int) -> bool:
     return str(runtime.cupy().cuda.Device(device).compute_capability) == "90"
 
 
-_assumed = False
+_decided: bool | None = None
 
 
-def assume_usable() -> None:
-    """Use them on any card that has them, tried or not: for the trial itself."""
-    global _assumed
-    _assumed = True
+@contextlib.contextmanager
+def decided(used: bool) -> Iterator[None]:
+    """Within the block use them on a card that has them, tried or not; or do without.
+
+    For trials and comparisons.
+    """
+    global _decided
+    before, _decided = _decided, used
+    try:
+        yield
+    finally:
+        _decided = before
 
 
 def usable() -> bool:
     """Return whether the current device's products of bfloat16 are computed by warpgroups."""
     device = runtime.cupy().cuda.Device().id
-    return capable(device) and (_assumed or _passed(device))
+    return capable(device) and (_passed(device) if _decided is None else _decided)
 
 
 @cache
