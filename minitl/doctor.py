@@ -386,7 +386,10 @@ CHECKS = (
     ),
     Check("linear", ops.linear, ((5, 33),), ((10, 33), (10,))),
     Check("batchnorm", partial(_normalised, "batchnorm", True), (_X,), (_C, _C)),
-    Check("batchnorm, evaluation", partial(_normalised, "batchnorm_relu", False), (_X,), (_C, _C)),
+    Check("batchnorm, evaluation", partial(_normalised, "batchnorm", False), (_X,), (_C, _C)),
+    Check(
+        "batchnorm_relu, evaluation", partial(_normalised, "batchnorm_relu", False), (_X,), (_C, _C)
+    ),
     Check("batchnorm_relu", partial(_normalised, "batchnorm_relu", True), (_X,), (_C, _C)),
     Check(
         "batchnorm_add_relu", partial(_normalised, "batchnorm_add_relu", True), (_X, _X), (_C, _C)

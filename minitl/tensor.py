@@ -215,6 +215,14 @@ class Op:
 
     Both find the kernels of the device in `self.kernels`. Inputs are of one dtype; where activations are
     bfloat16, those at the positions in `parameters` are float32, and so are their gradients.
+
+    Where the kernels can do it without a pass of its own (FUSES_DX), two neighbours share work in backward:
+
+        finishes_dx    backward adds `rest`, what has arrived of the gradient of the first input already, to
+                       its own; and if `cut` is set, it keeps the sum only where that input, a ReLU's result,
+                       is positive
+        rectified      set in forward, where the result is a ReLU's: if `dy_is_cut` is set then, the last of
+                       the operations that use the result has done so, and backward need not
     """
 
     saves: ClassVar[tuple[str, ...]] = ()
@@ -222,6 +230,12 @@ class Op:
 
     kernels: ModuleType
     needs_grad: tuple[bool, ...]
+    finishes_dx: bool = False
+    rest: Array | None = None
+    cut: bool = False
+    rectified: bool = False
+    dy_is_cut: bool = False
+    _users: int = 0  # records that use the result and have not passed its gradient on
     _order: int
     _sources: "tuple[Op | Tensor | None, ...]"
 
@@ -255,6 +269,9 @@ class Op:
                 (t._op or t) if t is not None and needs else None
                 for t, needs in zip(inputs, op.needs_grad, strict=True)
             )
+            for source in op._sources:
+                if isinstance(source, Op):
+                    source._users += 1
             op._order = next(Op._counter)
             result.requires_grad = True
             result._op = op
@@ -315,6 +332,7 @@ def _check_inputs(op: type[Op], inputs: tuple[Tensor | None, ...]) -> Tensor:
 def _walk(last: Op, seed: Array) -> None:
     """Carry `seed` from the newest record down to the leaves."""
     gradients: dict[Op, Array] = {last: seed}
+    queued = {last}
     waiting: list[tuple[int, Op]] = [(-last._order, last)]
     while waiting:
         _, op = heapq.heappop(waiting)
@@ -324,9 +342,16 @@ def _walk(last: Op, seed: Array) -> None:
                 f"backward() a second time through {type(op).__name__}: its saved values were freed by "
                 "the first call; run the forward pass again, or add the losses before one backward()"
             )
+        first = op._sources[0]
+        if op.finishes_dx and op.kernels.FUSES_DX and isinstance(first, Op):
+            op.rest = gradients.pop(first, None)
+            op.cut = first.dy_is_cut = first.rectified and first._users == 1
         results = op.backward(dy)
         del dy
+        op.rest = None
         for source, gradient in zip(op._sources, results, strict=True):
+            if isinstance(source, Op):
+                source._users -= 1
             if source is None or gradient is None:
                 continue
             if _mode.detect_anomaly:
@@ -337,6 +362,8 @@ def _walk(last: Op, seed: Array) -> None:
                 gradients[source] = op.kernels.add_forward(gradients[source], gradient)
             else:
                 gradients[source] = gradient
+            if isinstance(source, Op) and source not in queued:
+                queued.add(source)
                 heapq.heappush(waiting, (-source._order, source))
         del results
         op._free()

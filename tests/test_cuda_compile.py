@@ -42,7 +42,7 @@ BUDGETS = {
     "conv2d_db": (32, 32, 8192),
     "conv2d_statistics_finish": (40, 40, 8192),
     "conv2d_pad_channels": (32, 32, 0),
-    "conv2d_sum_splits": (32, 40, 0),
+    "conv2d_sum_splits": (40, 40, 0),
     "conv2d_transpose_weight": (32, 32, 8448),
     "normalize_images": (32, 0, 0),
     "times_dloss": (32, 32, 0),
@@ -103,7 +103,7 @@ def test_kernels_stay_within_their_budgets(stem):
             registers = double if defines["T"] == "double" else single
             if "PIECE_A" in defines and registers == single:  # matmul.cuh, MIN_BLOCKS
                 if defines["WM"] * defines["WN"] > 64 * 32:
-                    registers = 248
+                    registers = 255
                 elif 1 in (defines["PIECE_A"], defines["PIECE_B"]):
                     registers = 200
             if used.spilled or used.registers > registers or used.shared > shared:

@@ -213,6 +213,54 @@ def test_every_tile_split_and_not(gpu, kind, tile, case):
         assert met == {"conv2d_forward", "conv2d_dx"} | ({"conv2d_dw"} if has_dw else set())
 
 
+FINISHED = ["stem", *TILED]  # stride 1 and more, groups, channels that are no multiple of 16 bytes
+
+
+@pytest.mark.parametrize("case", FINISHED)
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize(("with_rest", "cut"), [(True, True), (False, True), (True, False)])
+def test_gradients_with_a_scale_are_finished_in_their_kernels(
+    gpu, kind, case, splits, with_rest, cut
+):
+    """dx: another gradient is added, and what a ReLU would cut off is; exact on whole numbers."""
+    x_shape, weight_shape, *geometry = (CASES | TILED)[case]
+    x, weight, dy = operands(whole, x_shape, weight_shape, *geometry)
+    scale = 2.0 ** np.random.default_rng(5).integers(-1, 2, weight_shape[0])
+    rest = whole(6, *x_shape)
+    _, dx, dw = expected_products(x, weight, dy * scale.astype(np.float32), geometry)
+    dx += rest if with_rest else 0
+    expected = np.where(x > 0, dx, 0) if cut else dx
+    x_, dy_, rest_ = (activation(gpu, a, kind) for a in (x, dy, rest))
+    weight_, scale_ = parameter(gpu, weight, kind), gpu.cupy.asarray(scale)
+    finish = scale_, rest_ if with_rest else None, x_ if cut else None
+
+    def compute():
+        return (
+            conv2d.conv2d_dx(dy_, weight_, x_shape, *geometry, *finish),
+            conv2d.conv2d_dw(dy_, x_, weight_shape, *geometry, scale_),
+        )
+
+    with conv2d_plan.forced(conv2d_plan.Plan(conv2d_plan.SMALL, splits)):
+        found = in_every_order(gpu, compute)
+    np.testing.assert_array_equal(found[0], of_type(expected, KINDS[kind]))
+    np.testing.assert_array_equal(found[1], dw)
+
+
+@pytest.mark.parametrize("tile", conv2d_plan.WARPGROUP_TILES + conv2d_plan.TILES)
+@pytest.mark.parametrize("kind", ["bf16"], indirect=True)
+def test_gradients_are_finished_in_every_tile(gpu, kind, tile):
+    x_shape, weight_shape, *geometry = TILED["rows and columns to spare"]
+    x, weight, dy = operands(whole, x_shape, weight_shape, *geometry)
+    rest = whole(6, *x_shape)
+    _, dx, _ = expected_products(x, weight, dy, geometry)
+    x_, dy_, rest_ = (activation(gpu, a, kind) for a in (x, dy, rest))
+    with conv2d_plan.forced(conv2d_plan.Plan(tile, 1)):
+        found = conv2d.conv2d_dx(
+            dy_, parameter(gpu, weight, kind), x_shape, *geometry, None, rest_, x_
+        )
+    np.testing.assert_array_equal(found.get(), of_type(np.where(x > 0, dx + rest, 0), KINDS[kind]))
+
+
 def test_few_channels_are_copied_16_bytes_at_a_time_on_tensor_cores(gpu, kind):
     """As if the pictures had more channels, of zeros; exact products would pay for that."""
     x_shape, weight_shape, *geometry = CASES["stem"]

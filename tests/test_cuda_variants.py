@@ -150,7 +150,8 @@ def calls(kind):
 def test_every_form_of_all_other_kernels(kind):
     with install() as machine, launched() as found:
         for name, args in calls(kind):
-            getattr(cuda, name)(*each(args, machine.cupy.asarray))
+            there = each(args, lambda x: machine.cupy.asarray(np.atleast_1d(x)).reshape(x.shape))
+            getattr(cuda, name)(*there)
         # What a convolution does around its matrix product: fill up channels, turn the weight, add up splits,
         # end statistics.
         geometry = *GEOMETRY[:3], 1

@@ -168,8 +168,8 @@ INTERFACE = {
     "set_precision": "name",
     "set_threads": "count",
     "conv2d_forward": f"x weight bias {GEOMETRY}",
-    "conv2d_dx": f"dy weight x_shape {GEOMETRY}",
-    "conv2d_dw": f"dy x weight_shape {GEOMETRY}",
+    "conv2d_dx": f"dy weight x_shape {GEOMETRY} scale rest positive",
+    "conv2d_dw": f"dy x weight_shape {GEOMETRY} scale",
     "conv2d_db": "dy",
     "conv2d_scale_shift_forward": f"x weight scale shift residual relu {GEOMETRY}",
     "conv2d_statistics_forward": f"x weight {GEOMETRY}",
@@ -236,3 +236,4 @@ def test_a_backend_has_exactly_the_interface(backend):
         for name in module.__all__
     }
     assert found == INTERFACE | ALONE[backend]
+    assert (backend == "cuda") == module.FUSES_DX

@@ -58,6 +58,9 @@ from minitl.kernels.cpu.pool import (
 from minitl.kernels.cpu.precision import cast, set_precision
 from minitl.kernels.cpu.threads import set_threads
 
+# Whether `conv2d_dx` adds `rest` and keeps to what is `positive` without a pass of its own.
+FUSES_DX = False
+
 __all__ = [
     "adam_step",
     "adaptive_avgpool2d_dx",

@@ -25,6 +25,7 @@ import numpy as np
 from minitl.kernels.cpu import conv2d_direct, conv2d_portable, winograd
 from minitl.kernels.cpu.batchnorm import batchnorm_apply, batchnorm_reduce
 from minitl.kernels.cpu.conv2d_tables import PIXELS_IN_SET
+from minitl.kernels.cpu.elementwise import add_forward, relu_dx
 from minitl.kernels.cpu.microkernel import host_lanes
 from minitl.shapes import Padding2d, window_output_shape
 
@@ -183,15 +184,40 @@ def conv2d_dx(
     padding: Padding2d,
     dilation: Pair,
     groups: int,
+    scale: np.ndarray | None = None,
+    rest: np.ndarray | None = None,
+    positive: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the gradient of x, shape (N, H, W, C)."""
-    geometry = stride, padding, dilation, groups
+    """Return the gradient of x, shape (N, H, W, C).
+
+    scale: (K,), of dy's channels. rest: like x, is added. positive: like x; where it is not above zero, the
+    gradient is 0. The last two are passes of their own.
+    """
+    if scale is not None:
+        weight = _scaled(weight, scale)
+    dx = _dx(dy, weight, x_shape, (stride, padding, dilation, groups))
+    if rest is not None:
+        dx = add_forward(dx, rest)
+    return dx if positive is None else relu_dx(dx, positive)
+
+
+def _scaled(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return the weight (K, R, S, C/groups) with its filters multiplied."""
+    return weight * scale.astype(weight.dtype)[:, None, None, None]  # type: ignore[no-any-return]
+
+
+def _dx(
+    dy: np.ndarray,
+    weight: np.ndarray,
+    x_shape: tuple[int, ...],
+    geometry: tuple[Pair, Padding2d, Pair, int],
+) -> np.ndarray:
     algorithm, m = _plan(x_shape, weight.shape, dy.dtype, *geometry)
     if algorithm == "portable":
         return conv2d_portable.conv2d_dx(dy, weight, x_shape, *geometry)
     dy, weight = np.ascontiguousarray(dy), np.ascontiguousarray(weight)
     if m:
-        return winograd.conv2d_dx(dy, weight, x_shape, padding, m, host_lanes())
+        return winograd.conv2d_dx(dy, weight, x_shape, geometry[1], m, host_lanes())
     return conv2d_direct.conv2d_dx(dy, weight, x_shape, *geometry, host_lanes())
 
 
@@ -203,15 +229,25 @@ def conv2d_dw(
     padding: Padding2d,
     dilation: Pair,
     groups: int,
+    scale: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the gradient of the weight, shape (K, R, S, C/groups)."""
-    geometry = stride, padding, dilation, groups
+    """Return the gradient of the weight, shape (K, R, S, C/groups). scale: (K,), of dy's channels."""
+    dw = _dw(dy, x, weight_shape, (stride, padding, dilation, groups))
+    return dw if scale is None else _scaled(dw, scale)
+
+
+def _dw(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight_shape: tuple[int, ...],
+    geometry: tuple[Pair, Padding2d, Pair, int],
+) -> np.ndarray:
     algorithm, m = _plan(x.shape, weight_shape, dy.dtype, *geometry)
     if algorithm == "portable":
         return conv2d_portable.conv2d_dw(dy, x, weight_shape, *geometry)
     dy, x = np.ascontiguousarray(dy), np.ascontiguousarray(x)
     if m:
-        return winograd.conv2d_dw(dy, x, weight_shape, padding, m, host_lanes())
+        return winograd.conv2d_dw(dy, x, weight_shape, geometry[1], m, host_lanes())
     return conv2d_direct.conv2d_dw(dy, x, weight_shape, *geometry, host_lanes())
 
 

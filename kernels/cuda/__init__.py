@@ -65,6 +65,9 @@ from minitl.kernels.cuda.pool import (
 from minitl.kernels.cuda.runtime import release_memory
 from minitl.kernels.cuda.settings import set_conv_algorithm, set_threads
 
+# Whether `conv2d_dx` adds `rest` and keeps to what is `positive` without a pass of its own.
+FUSES_DX = True
+
 __all__ = [
     "adam_step",
     "adaptive_avgpool2d_dx",

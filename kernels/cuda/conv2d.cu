@@ -192,10 +192,11 @@ conv2d_forward(
 #endif
     const T* __restrict__ from,        // forward: x; dx: dy
     const T* __restrict__ weight,      // forward: K, R, S, C/groups; dx: C, R, S, K/groups
-    const double* __restrict__ scale,  // scale, shift, bias and residual may be null
+    const double* __restrict__ scale,  // forward only; all arrays of the epilogue may be null
     const double* __restrict__ shift,
     const real* __restrict__ bias,
     const T* __restrict__ residual,
+    const T* __restrict__ positive,    // dx only
     Stored* __restrict__ to,           // forward: y; dx: dx; of several splits [splits][...]
     real* __restrict__ moments,        // written only with STATISTICS: [tiles of m][2][K]
     int relu, int n, int h, int w, int c, int k, int r, int s, int p, int q, int stride_h,
@@ -236,7 +237,8 @@ conv2d_forward(
 
   const int first = group * columns;  // channel
 #if DX
-  const Epilogue epilogue = {};  // nothing is done to a gradient
+  const Epilogue epilogue = {nullptr, nullptr, nullptr, residual ? residual + first : nullptr, 0,
+                             positive ? positive + first : nullptr, nullptr};
   const i64 size = (i64)n * h * w * c;
   const auto offset = [&](int m) {
     if (stride_h == 1 && stride_w == 1) return (i64)m * pitch;
@@ -247,7 +249,8 @@ conv2d_forward(
   };
 #else
   const Epilogue epilogue = {scale ? scale + first : nullptr, shift ? shift + first : nullptr,
-                             bias ? bias + first : nullptr, residual ? residual + first : nullptr, relu};
+                             bias ? bias + first : nullptr, residual ? residual + first : nullptr, relu,
+                             nullptr, nullptr};
   const i64 size = (i64)rows * k;
   const auto offset = [&](int m) { return (i64)m * pitch; };
 #endif

@@ -197,7 +197,8 @@ def conv2d_scale_shift_forward(
     scale, shift: (K,) float64. residual: as the result.
     """
     g = Geometry.of(x.shape, weight.shape, stride, padding, dilation, groups)
-    return _forward(x, weight, g, Epilogue(scale, shift, None, residual, relu), False)[0]
+    epilogue = Epilogue(scale, shift, residual=residual, relu=relu)
+    return _forward(x, weight, g, epilogue, False)[0]
 
 
 def conv2d_statistics_forward(
@@ -227,12 +228,21 @@ def conv2d_dx(
     padding: Padding2d,
     dilation: Pair,
     groups: int,
+    scale: Array | None = None,
+    rest: Array | None = None,
+    positive: Array | None = None,
 ) -> Array:
-    """Return the gradient of x, shape (N, H, W, C)."""
+    """Return the gradient of x, shape (N, H, W, C); what is done besides takes no pass of its own.
+
+    scale: float64 (K,), of dy's channels. rest: like x, is added. positive: like x; where it is not above
+    zero, the gradient is 0.
+    """
     g = Geometry.of(x_shape, weight.shape, stride, padding, dilation, groups)
-    _check_parameter(weight, dy.dtype, "weight")
+    for name, parameter in (("weight", weight), ("scale", scale)):
+        _check_parameter(parameter, dy.dtype, name)
     dx = empty(x_shape, dy.dtype)
     if dx.size:
-        turned = transpose_weight(weight, dy.dtype, g)
-        _multiply("conv2d_dx", contiguous(dy), turned, dx, g, Epilogue(), False)
+        turned = transpose_weight(weight, scale, dy.dtype, g)
+        epilogue = Epilogue(residual=rest, positive=positive).contiguous()
+        _multiply("conv2d_dx", contiguous(dy), turned, dx, g, epilogue, False)
     return dx

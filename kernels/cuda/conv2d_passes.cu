@@ -6,11 +6,13 @@
 
 constexpr int SIDE = 32;  // of a square piece of a matrix
 
-// out (C, R*S, K/groups) in T from weight (K, R*S, C/groups): for each tap and group, a matrix transposed.
+// out (C, R*S, K/groups) in T from weight (K, R*S, C/groups): for each tap and group, a matrix transposed, and its
+// filters multiplied by `scale` (or null).
 // A block of SIDE x 8 threads moves SIDE x SIDE elements through shared memory, so that both sides are read
 // and written along their rows.
 extern "C" __global__ void conv2d_transpose_weight(const real* __restrict__ weight, T* __restrict__ out,
-                                                   int k, int taps, int c, int groups) {
+                                                   int k, int taps, int c, int groups,
+                                                   const double* __restrict__ scale) {
   __shared__ real tile[SIDE][SIDE + 1];
   const int kg = k / groups, cg = c / groups;
   const int tiles_k = (kg + SIDE - 1) / SIDE, tiles_c = (cg + SIDE - 1) / SIDE;
@@ -23,7 +25,8 @@ extern "C" __global__ void conv2d_transpose_weight(const real* __restrict__ weig
   for (int y = threadIdx.y; y < SIDE; y += 8)
     if (k0 + y < kg && c0 + threadIdx.x < cg)
       tile[y][threadIdx.x] =
-          weight[((i64)(group * kg + k0 + y) * taps + tap) * cg + c0 + threadIdx.x];
+          weight[((i64)(group * kg + k0 + y) * taps + tap) * cg + c0 + threadIdx.x] *
+          (scale ? (real)scale[group * kg + k0 + y] : (real)1);
   __syncthreads();
   for (int y = threadIdx.y; y < SIDE; y += 8)
     if (c0 + y < cg && k0 + threadIdx.x < kg)
@@ -48,12 +51,13 @@ extern "C" __global__ void conv2d_pad_channels(const T* __restrict__ x, i64 rows
   }
 }
 
-// y = sum of the splits [+ scale, shift, bias, residual, ReLU, as in epilogue.cuh].
+// y = sum of the splits [+ scale, shift, bias, residual, ReLU, positive, as in epilogue.cuh].
 extern "C" __global__ void conv2d_sum_splits(const real* __restrict__ splits, int count, i64 size,
                                              int channels, const double* __restrict__ scale,
                                              const double* __restrict__ shift,
                                              const real* __restrict__ bias,
-                                             const T* __restrict__ residual, int relu,
+                                             const T* __restrict__ residual,
+                                             const T* __restrict__ positive, int relu,
                                              T* __restrict__ y) {
   const i64 stride = (i64)gridDim.x * blockDim.x;
   for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < size; i += stride) {
@@ -65,6 +69,7 @@ extern "C" __global__ void conv2d_sum_splits(const real* __restrict__ splits, in
     if (bias) sum += bias[channel];
     if (residual) sum += to_real(residual[i]);
     if (relu) sum = sum < 0 ? (real)0 : sum;
+    if (positive && !(to_real(positive[i]) > 0)) sum = 0;
     from_real(sum, y[i]);
   }
 }

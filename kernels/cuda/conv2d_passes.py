@@ -17,25 +17,26 @@ VARIANTS = ({"T": "float"}, {"T": "bf16"}, {"T": "double"})
 class Epilogue(NamedTuple):
     """What is done to sums before they are stored: y = [relu](sums * scale + shift + residual).
 
-    scale, shift: float64. bias: a shift as a parameter, in place of both.
+    scale, shift: float64. bias: a shift as a parameter, in place of both. positive: an array like y; where it
+    is not above zero, y is 0.
     """
 
     scale: Array | None = None
     shift: Array | None = None
     bias: Array | None = None
     residual: Array | None = None
+    positive: Array | None = None
     relu: bool = False
 
     def contiguous(self) -> "Epilogue":
         """Return the same with arrays in C order."""
-        names = ("scale", "shift", "bias", "residual")
+        names = self._fields[:-1]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return self._replace(**{name: contiguous(array) for name, array in given.items()})
 
     def arguments(self) -> tuple[object, ...]:
         """Return what kernels take, NULL for what is absent."""
-        arrays = self.scale, self.shift, self.bias, self.residual
-        return *(NULL if array is None else array for array in arrays), np.int32(self.relu)
+        return *(NULL if array is None else array for array in self[:-1]), np.int32(self.relu)
 
 
 def _launch(
@@ -46,12 +47,15 @@ def _launch(
     runtime.launch("conv2d_passes", name, grid, block, args, T=kind)
 
 
-def transpose_weight(weight: Array, dtype: np.dtype, g: Geometry) -> Array:
-    """Return the weight (K, R, S, C/groups) as (C, R, S, K/groups), in the type of activations."""
+def transpose_weight(weight: Array, scale: Array | None, dtype: np.dtype, g: Geometry) -> Array:
+    """Return the weight (K, R, S, C/groups) as (C, R, S, K/groups), in the type of activations.
+
+    scale: what filters are multiplied by, float64 (K,).
+    """
     turned = empty((g.c, g.r, g.s, g.kg), dtype)
     squares = -(-g.kg // SIDE) * -(-g.cg // SIDE) * g.r * g.s * g.groups
     numbers = map(np.int32, (g.k, g.r * g.s, g.c, g.groups))
-    args = contiguous(weight), turned, *numbers
+    args = contiguous(weight), turned, *numbers, NULL if scale is None else scale
     _launch("conv2d_transpose_weight", dtype, (squares,), (SIDE, 8), *args)
     return turned
 

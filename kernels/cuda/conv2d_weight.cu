@@ -125,6 +125,7 @@ struct AcrossPixels {
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 conv2d_dw(const T* __restrict__ dy, const T* __restrict__ x, real* __restrict__ dw,  // [splits][...]
+          const double* __restrict__ scale,  // of each filter's gradient, or null
           int n, int h, int w, int c, int k, int r, int s, int p, int q, int stride_h, int stride_w,
           int top, int left, int dilation_h, int dilation_w, int groups) {
   DYN_SHARED(u8, shared);
@@ -141,5 +142,6 @@ conv2d_dw(const T* __restrict__ dy, const T* __restrict__ x, real* __restrict__ 
 
   const i64 size = (i64)k * columns, first = (i64)group * kg * columns;
   finish<real>(sum, shared, m0, n0, kg, columns, [&](int m) { return (i64)m * columns; },
-               Epilogue{nullptr, nullptr, nullptr, nullptr, 0}, dw + blockIdx.y * size + first, nullptr, columns);
+               Epilogue{nullptr, nullptr, nullptr, nullptr, 0, nullptr, scale ? scale + group * kg : nullptr},
+               dw + blockIdx.y * size + first, nullptr, columns);
 }

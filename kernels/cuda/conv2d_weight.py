@@ -15,7 +15,7 @@ from minitl.kernels.cuda.conv2d_plan import (
     tiles_for,
 )
 from minitl.kernels.cuda.elementwise import copy_columns
-from minitl.kernels.cuda.runtime import Array, contiguous, empty, real
+from minitl.kernels.cuda.runtime import NULL, Array, contiguous, empty, real
 from minitl.shapes import Padding2d
 
 VARIANTS = tuple(
@@ -35,8 +35,12 @@ def conv2d_dw(
     padding: Padding2d,
     dilation: Pair,
     groups: int,
+    scale: Array | None = None,
 ) -> Array:
-    """Return the gradient of the weight, shape (K, R, S, C/groups), float32 (float64 beside float64)."""
+    """Return the gradient of the weight, shape (K, R, S, C/groups), float32 (float64 beside float64).
+
+    scale: float64 (K,), of dy's channels.
+    """
     g = Geometry.of(x.shape, weight_shape, stride, padding, dilation, groups)
     dw = empty(weight_shape, real(dy.dtype))
     if not dw.size:
@@ -44,7 +48,8 @@ def conv2d_dw(
     channels = channels_for(g, x.dtype)
     if channels > g.c:
         padded = (*weight_shape[:-1], channels)
-        wide = conv2d_dw(dy, pad_channels(x, channels), padded, stride, padding, dilation, groups)
+        geometry = stride, padding, dilation, groups
+        wide = conv2d_dw(dy, pad_channels(x, channels), padded, *geometry, scale)
         copy_columns(wide, 0, dw, 0, g.c)
         return dw
     dy, x = contiguous(dy), contiguous(x)
@@ -65,7 +70,7 @@ def conv2d_dw(
         "conv2d_dw",
         (plan.tiles(g.kg, columns), plan.splits, g.groups),
         (plan.tile.threads,),
-        (dy, x, sums, *g.arguments()),
+        (dy, x, sums, NULL if scale is None else scale, *g.arguments()),
         shared_mem=plan.tile.shared_mem + plan.tile.stages * longer,
         **defines,
     )

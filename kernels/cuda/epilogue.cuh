@@ -17,15 +17,18 @@ constexpr int WARPS = THREADS / WARP;
 static_assert(WARPS * STAGING_BYTES + 2 * WARPS_M * BN * sizeof(real) <= STAGES * (BM + BN) * CHUNKS * 16,
               "the epilogue fits where the slices were");
 
-// y = sum * scale + shift + residual, cut off below zero if relu; null pointers stand for nothing to do.
-// Scale and shift, which come in double as the passes of batch normalisation have them, and the bias, which is
-// a shift as a parameter, point to the first column of the group.
+// y = sum * scale + shift + residual, cut off below zero if relu, kept only where `positive` is above zero (as a
+// ReLU does with a gradient); null pointers stand for nothing to do. Scale and shift, which come in double as
+// the passes of batch normalisation have them, and the bias, which is a shift as a parameter, point to the
+// first column of the group.
 struct Epilogue {
   const double* scale;
   const double* shift;
   const real* bias;
   const T* residual;
   int relu;
+  const T* positive;
+  const double* row_scale;  // from the first row of the group on
 };
 
 template <class Out, int N>
@@ -94,6 +97,7 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
   constexpr int LANES = WN / VECTOR;     // for a row
   constexpr int AT_ONCE = WARP / LANES;  // rows
   constexpr int PASSES = 16 / AT_ONCE;
+  constexpr int FLIGHT = PASSES < 4 ? PASSES : 4;  // passes whose residual is on its way at a time
   constexpr int PART = 16 / sizeof(real) < VECTOR ? 16 / sizeof(real) : VECTOR;
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int warp_m = warp / WARPS_N;
@@ -102,8 +106,9 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
   const int column = column0 + local_column;
   real* const staging = reinterpret_cast<real*>(shared + warp * STAGING_BYTES);
   const T* const added = STATISTICS ? nullptr : epilogue.residual;
+  const T* const positive = STATISTICS ? nullptr : epilogue.positive;
   const bool whole = pitch % VECTOR == 0 && columns % VECTOR == 0 && aligned16(y) &&
-                     (!added || aligned16(added));
+                     (!added || aligned16(added)) && (!positive || aligned16(positive));
 
   real scale[VECTOR], shift[VECTOR];
 #pragma unroll
@@ -117,19 +122,19 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
 
 #pragma unroll
   for (int i = 0; i < WM / 16; i++) {
-    Vector<T, VECTOR> residual[PASSES] = {};
-    const auto ask_for_residual = [&] {
-      if (!added) return;
+    Vector<T, VECTOR> residual[FLIGHT] = {}, above_zero[FLIGHT] = {};
+    const auto ask = [&](const T* array, int first_pass, Vector<T, VECTOR>(&values)[FLIGHT]) {
+      if (!array) return;
 #pragma unroll
-      for (int pass = 0; pass < PASSES; pass++) {
-        const int row = first_row + 16 * i + pass * AT_ONCE + lane / LANES;
+      for (int pass = 0; pass < FLIGHT; pass++) {
+        const int row = first_row + 16 * i + (first_pass + pass) * AT_ONCE + lane / LANES;
         if (row < rows && column < columns)
-          load_up_to(added + (offset(row) + column), columns - column, whole, residual[pass]);
+          load_up_to(array + (offset(row) + column), columns - column, whole, values[pass]);
       }
     };
-    // Of all 16 rows, on its way while the sums go through shared memory; or after, when these are all the warp's
-    // sums and leave their registers to it.
-    if (WM > 16) ask_for_residual();
+    // On their way while the sums go through shared memory; or after, when these are all the warp's sums and
+    // leave their registers to them.
+    if (WM > 16) ask(added, 0, residual), ask(positive, 0, above_zero);
     __syncwarp();  // the rows before have been taken
 #pragma unroll
     for (int j = 0; j < WN / 8; j++)
@@ -138,7 +143,7 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
         const Vector<real, 2> pair = {{sum[i][j][2 * half], sum[i][j][2 * half + 1]}};
         store<2>(staging + (half * 8 + lane / 4) * STAGING_ROW + 8 * j + lane % 4 * 2, pair);
       }
-    if (WM == 16) ask_for_residual();
+    if (WM == 16) ask(added, 0, residual), ask(positive, 0, above_zero);
     __syncwarp();
     if (STATISTICS && i == 0) {
 #pragma unroll
@@ -150,6 +155,7 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
     }
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
+      if (pass && pass % FLIGHT == 0) ask(added, pass, residual), ask(positive, pass, above_zero);
       const int row_here = pass * AT_ONCE + lane / LANES, row = first_row + 16 * i + row_here;
       const real* const from = staging + row_here * STAGING_ROW + lane % LANES * VECTOR;
       if (row >= rows || column >= columns) continue;
@@ -165,8 +171,10 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
 #pragma unroll
       for (int v = 0; v < VECTOR; v++) {
         if (STATISTICS) continue;
-        values[v] = values[v] * scale[v] + shift[v] + to_real(residual[pass].at[v]);
+        if (epilogue.row_scale) values[v] *= (real)epilogue.row_scale[row];
+        values[v] = values[v] * scale[v] + shift[v] + to_real(residual[pass % FLIGHT].at[v]);
         if (epilogue.relu) values[v] = values[v] < 0 ? (real)0 : values[v];  // keeps a NaN
+        if (positive && !(to_real(above_zero[pass % FLIGHT].at[v]) > 0)) values[v] = 0;
       }
       round_to(values, out);
       if (STATISTICS) {

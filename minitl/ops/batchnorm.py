@@ -46,7 +46,7 @@ class BatchNorm(Op):
         y = self.kernels.batchnorm_apply(x, scale, shift, residual, relu)
 
         needs_x, needs_weight, needs_bias, _ = self.needs_grad
-        self.training = training
+        self.training, self.rectified = training, relu
         self.y = y if relu and any(self.needs_grad) else None
         keep = needs_weight or needs_bias or (needs_x and training)
         self.x = x if keep else None
@@ -71,7 +71,7 @@ class BatchNorm(Op):
         return gradients(
             self.kernels,
             dy,
-            self.y,
+            None if self.dy_is_cut else self.y,
             self.x,
             self.weight,
             self.mean,

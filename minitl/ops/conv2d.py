@@ -25,6 +25,7 @@ class Conv2d(Op):
             self.weight = weight
         if needs_weight:
             self.x = x
+        self.finishes_dx = needs_x and needs_weight
         return self.kernels.conv2d_forward(x, weight, bias, **geometry)
 
     # Forward, for each tap (r, s) as a product of [pixels, C] and [C, K]:    Y  = sum of X_rs W_rs
@@ -35,9 +36,13 @@ class Conv2d(Op):
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         """Compute dx, dweight and dbias."""
         needs_x, needs_weight, needs_bias = self.needs_grad
-        k = self.kernels
+        k, dx = self.kernels, None
+        if needs_x:
+            positive = self.x if self.cut else None
+            finish = {"rest": self.rest, "positive": positive}
+            dx = k.conv2d_dx(dy, self.weight, self.x_shape, **self.geometry, **finish)
         return (
-            k.conv2d_dx(dy, self.weight, self.x_shape, **self.geometry) if needs_x else None,
+            dx,
             k.conv2d_dw(dy, self.x, self.weight_shape, **self.geometry) if needs_weight else None,
             k.conv2d_db(dy) if needs_bias else None,
         )

@@ -14,6 +14,7 @@ Evaluation in which bn_weight and bn_bias need no gradient is as cheap as frozen
 there is a ReLU) what backward needs is kept in all three.
 """
 
+import math
 from typing import Any
 
 from minitl.backend import Array
@@ -87,33 +88,63 @@ class Conv2dBatchNorm(Op):
             self.weight = weight
         if needs_weight:
             self.x = x
+        self.finishes_dx, self.rectified = needs_x and needs_weight, relu
         return y
 
     # A chain: the gradient of z is that of `batchnorm`, and from it those of `conv2d` follow:
     #     dz = a * dy' + b * z + c,    dx_rs = dz W_rs^T,    dW_rs = X_rs^T dz,
-    # where dy' is dy with the ReLU's zeros, and with fixed statistics b = c = 0, which is why z is not
-    # needed then.
+    # where dy' is dy with the ReLU's zeros. With fixed statistics b = c = 0, which is why z is not needed
+    # then, and a need not be multiplied into pictures:
+    #     dx_rs = dy' (a W_rs)^T,    dW_rs = a (X_rs^T dy').
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         """Compute dx, dweight, dbn_weight, dbn_bias and dresidual."""
         k = self.kernels
         needs_x, needs_weight, *needs_others = self.needs_grad
-        dz, *others = gradients(
-            k,
-            dy,
-            self.y,
-            self.z,
-            self.bn_weight,
-            self.mean,
-            self.inv_std,
-            self.training,
-            (needs_x or needs_weight, *needs_others),
-        )
+        y = None if self.dy_is_cut else self.y
+        if self.training:
+            scale = None
+            dz, *others = gradients(
+                k,
+                dy,
+                y,
+                self.z,
+                self.bn_weight,
+                self.mean,
+                self.inv_std,
+                True,
+                (needs_x or needs_weight, *needs_others),
+            )
+        else:
+            dz, scale, *others = self._with_fixed_statistics(dy, y)
+        del y
         self.y = self.z = None  # their memory can serve what follows
-        geometry = self.geometry
+        dx = dw = None
+        if needs_x:
+            positive = self.x if self.cut else None
+            finish = {"scale": scale, "rest": self.rest, "positive": positive}
+            dx = k.conv2d_dx(dz, self.weight, self.x_shape, **self.geometry, **finish)
+        if needs_weight:
+            dw = k.conv2d_dw(dz, self.x, self.weight_shape, **self.geometry, scale=scale)
+        return dx, dw, *others
+
+    def _with_fixed_statistics(self, dy: Array, y: Array | None) -> tuple[Array | None, ...]:
+        """Return dy', a, dbn_weight, dbn_bias and dresidual."""
+        k, (*_, needs_bn_weight, needs_bn_bias, needs_residual) = self.kernels, self.needs_grad
+        sums: list[Array | None] = [None, None]
+        if self.z is not None:
+            *sums, dz = k.batchnorm_reduce(dy, y, self.z, self.mean, self.inv_std, keep_dz=True)
+        else:
+            dz = dy if y is None else k.relu_dx(dy, y)
+        pixels = math.prod(dy.shape[:-1])
+        a, _, _, dweight, dbias = k.batchnorm_coefficients(
+            *sums, self.bn_weight, self.mean, self.inv_std, pixels, False
+        )
         return (
-            k.conv2d_dx(dz, self.weight, self.x_shape, **geometry) if needs_x else None,
-            k.conv2d_dw(dz, self.x, self.weight_shape, **geometry) if needs_weight else None,
-            *others,
+            dz,
+            a,
+            dweight if needs_bn_weight else None,
+            dbias if needs_bn_bias else None,
+            dz if needs_residual else None,
         )
 
 

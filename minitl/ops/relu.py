@@ -8,6 +8,7 @@ class Relu(Op):
     """Rectifier; y = max(x, 0)."""
 
     saves = ("y",)
+    rectified = True
 
     def forward(self, x: Array) -> Array:
         """Compute y."""
@@ -20,7 +21,7 @@ class Relu(Op):
     # At x = 0, where there is no derivative, 0 is taken, as in PyTorch.
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         """Compute dx."""
-        return (self.kernels.relu_dx(dy, self.y),)
+        return (dy if self.dy_is_cut else self.kernels.relu_dx(dy, self.y),)
 
 
 def relu(x: Tensor) -> Tensor:
