@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ import minitl
 from minitl import hdf5, models
 from minitl.cli import main
 from minitl.data.folder import load_split
-from minitl.train.run_folder import ASIDE, put_back, set_aside
+from minitl.train.run_folder import ASIDE, claimed, prepare_folder, put_back, set_aside
 from tests.interrupts import listen_to_ctrl_c
 
 CLASSES = ("blue", "green", "red")
@@ -521,6 +522,42 @@ def test_a_replacement_that_was_killed_does_not_cost_the_earlier_run(tmp_path):
     set_aside(folder)
     put_back(folder)
     assert files_of(folder) == new and not aside.exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders have no locks there")
+def test_a_folder_that_another_process_writes_to_is_left_alone(run, capsys):
+    _, folder = run("--epochs", 1)
+    before = files_of(folder)
+    capsys.readouterr()
+    with claimed(folder):
+        expect_error(capsys, run("--overwrite", "--seed", 7)[0], folder, "another process", "--out")
+        expect_error(capsys, main(["finetune", "--resume", str(folder)]), "another process")
+    assert files_of(folder) == before
+    assert main(["finetune", "--resume", str(folder)]) == 0
+
+
+def test_a_run_takes_its_folder_before_it_looks_at_its_pictures(
+    run, pictures, tmp_path, monkeypatch
+):
+    """So that a second one that is started in that time takes another name."""
+    from minitl.train import finetune
+
+    second = []
+
+    def look(config):
+        second.append(prepare_folder(None, "mine", overwrite=False))
+        raise minitl.errors.UserError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finetune, "dataset_of", look)
+    assert run(out="runs/mine")[0] == 1
+    assert second == [Path("runs/mine-2")]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(run, capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    expect_error(capsys, run(out="file/run")[0], tmp_path / "file" / "run", "--out")
 
 
 def test_only_runs_are_overwritten(run, tmp_path, capsys):

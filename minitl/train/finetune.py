@@ -76,7 +76,13 @@ from minitl.train.optimisation import (
     stopped_early,
 )
 from minitl.train.report import Judged
-from minitl.train.run_folder import clear_leftovers, forget_earlier, put_back, set_aside
+from minitl.train.run_folder import (
+    claimed,
+    clear_leftovers,
+    forget_earlier,
+    put_back,
+    set_aside,
+)
 from minitl.train.source import dataset_of
 from minitl.train.step import TrainingStep
 from minitl.train.trained_model import dropouts, make_model, prepare_to_train, say_model
@@ -138,6 +144,11 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
 
     Raises UserError for anything wrong with the data, the weights, the settings or the folder.
     """
+    with claimed(folder):
+        return _begin(config, folder)
+
+
+def _begin(config: Config, folder: Path) -> dict[str, Any]:
     device = get_device(config.device)
     dataset = dataset_of(config)
     model = make_model(config, dataset)
@@ -149,7 +160,6 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
             dataset = with_findings(without_bad_images(dataset, config))
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
     say_model(model, config)
-    folder.mkdir(parents=True, exist_ok=True)
     set_aside(folder)
     try:
         config.save(folder / "config.toml")
@@ -196,12 +206,13 @@ def resume(
         workers=config.workers if workers is None else workers,
         device=config.device if device is None else device,
     )
-    clear_leftovers(folder)
-    if not _saved(folder):
-        say(f"{folder}: nothing was saved yet; beginning again")
-        return finetune(config, folder)
-    forget_earlier(folder)
-    return _resume_saved(config, folder, accept_changed)
+    with claimed(folder):
+        clear_leftovers(folder)
+        if not _saved(folder):
+            say(f"{folder}: nothing was saved yet; beginning again")
+            return _begin(config, folder)
+        forget_earlier(folder)
+        return _resume_saved(config, folder, accept_changed)
 
 
 def _resume_saved(config: Config, folder: Path, accept_changed: bool) -> dict[str, Any]:
