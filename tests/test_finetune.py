@@ -222,8 +222,11 @@ def test_a_run_is_not_judged_on_what_it_was_trained_on_unasked(run, pictures, ca
     (copy / "red" / "0.png").unlink()
     for name in "xy":
         shutil.copy(copy / "red" / "1.png", copy / "red" / f"{name}.png")
-    assert judged(other, copy) == ("test", 2, True)  # what it has not seen
+    assert judged(other, copy) == ("val", 6, True)
+    assert judged(other, copy, "--part", "test") == ("test", 2, True)  # what it has not seen
     assert judged(other, copy, "--part", "all") == ("all", 25, True)
+    assert main(["evaluate", str(other), str(copy)]) == 0
+    assert "not in that split" in (said := capsys.readouterr().out) and "2 in test" in said
     assert main(["evaluate", str(folder), str(pictures)]) == 0
     said = capsys.readouterr().out
     assert f"{folder} was trained on these pictures" in said and "not seen in training" in said
@@ -378,6 +381,17 @@ def test_bad_pictures_are_listed_before_training(run, capsys, tmp_path):
     code, folder = run("--skip-bad", data=data)
     assert code == 0
     assert json.loads((folder / "summary.json").read_text())["train_images"] <= 18
+
+
+def test_what_was_left_out_of_training_does_not_stand_in_the_way_of_judging(run, capsys, tmp_path):
+    data = write_pictures(tmp_path / "data")
+    (data / "red" / "broken.png").write_bytes(b"none")
+    _, folder = run("--epochs", 1, "--skip-bad", data=data)
+    for more in [], ["--skip-bad"]:
+        capsys.readouterr()
+        assert main(["evaluate", str(folder), str(data), *more]) == 0
+        said = capsys.readouterr().out
+        assert "val: 6 pictures" in said and "1 in test" in said
 
 
 def test_bad_weights(run, capsys, tmp_path, pictures, weights):
