@@ -716,6 +716,19 @@ def test_a_run_is_resumed_from_any_folder(pictures, weights, tmp_path, monkeypat
     assert main(["finetune", "--resume", "run"]) == 0
 
 
+def test_pictures_that_were_moved_are_asked_for(run, capsys, tmp_path):
+    data = write_pictures(tmp_path / "data")
+    _, folder = run("--epochs", 1, data=data)
+    data.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    for command in ["finetune", "--resume"], ["report"]:
+        code = main([*command, str(folder)])
+        expect_error(capsys, code, data, "is not there", folder / "config.toml")
+    settings = (folder / "config.toml").read_text().replace(str(data), str(tmp_path / "elsewhere"))
+    (folder / "config.toml").write_text(settings)
+    assert main(["finetune", "--resume", str(folder)]) == 0
+
+
 def test_debug_shows_the_traceback(run):
     with pytest.raises(minitl.errors.UserError):
         run("--debug", "--lr", "-1")

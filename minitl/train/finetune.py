@@ -27,7 +27,7 @@ import numpy as np
 
 from minitl import hdf5, models, optim
 from minitl.convert.golden import make_golden
-from minitl.data.folder import Dataset, load_split
+from minitl.data.folder import Dataset
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device, get_device, parse_device
@@ -83,7 +83,7 @@ from minitl.train.run_folder import (
     put_back,
     set_aside,
 )
-from minitl.train.source import dataset_of
+from minitl.train.source import dataset_of, dataset_of_run
 from minitl.train.step import TrainingStep
 from minitl.train.trained_model import dropouts, make_model, prepare_to_train, say_model
 from minitl.train.unfreezing import unfreeze_for
@@ -218,7 +218,7 @@ def resume(
 def _resume_saved(config: Config, folder: Path, accept_changed: bool) -> dict[str, Any]:
     device = get_device(config.device)
     if config.features is None:
-        dataset = load_split(folder / "split.json", Path(config.data))
+        dataset = dataset_of_run(folder, config)
         changed = dataset.changed()
     else:
         features = FeatureFile(config.features)
