@@ -707,6 +707,22 @@ def test_an_interrupt_before_anything_is_saved_leaves_the_folder_free(run, capsy
     assert run("--epochs", 1)[0] == 0
 
 
+def test_an_interrupt_while_the_best_epoch_is_judged(run, capsys, monkeypatch):
+    from minitl.train import finetune
+
+    def interrupt(*others):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "_finish", interrupt)
+    code, folder = run("--epochs", 1)
+    assert code == 130
+    error = capsys.readouterr().err
+    assert "after the last epoch" in error and f"--resume {folder}" in error
+    monkeypatch.undo()
+    assert main(["finetune", "--resume", str(folder)]) == 0
+    assert (folder / "summary.json").exists()
+
+
 def test_a_run_is_resumed_from_any_folder(pictures, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(pictures.parent)
     command = ["finetune", pictures.name, "--weights", weights, "--out", tmp_path / "run"]

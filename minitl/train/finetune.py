@@ -391,19 +391,21 @@ def _train_on_device(run: Run) -> dict[str, Any]:
             _say_epoch(run)
         if run.epoch < config.epochs:
             say(f"stopped early: no better validation for {config.patience} epochs")
+        step.release()
+        run.device.kernels.release_memory()  # judging takes much less than training did
+        return _finish(run)
     except KeyboardInterrupt:
         if not _saved(run.folder):
             raise InterruptedRunError(
                 "interrupted during the first epoch; nothing was saved yet, the run folder is as it was "
                 "before"
             ) from None
+        ended = run.epoch == config.epochs or run.stopped_early
+        when = "after the last epoch" if ended else f"in epoch {run.epoch + 1}"
         raise InterruptedRunError(
-            f"interrupted in epoch {run.epoch + 1}; the state that was last saved is safe in "
+            f"interrupted {when}; the state that was last saved is safe in "
             f"{run.folder / 'last.h5'}; continue with: minitl finetune --resume {run.folder}"
         ) from None
-    step.release()
-    run.device.kernels.release_memory()  # judging takes much less than training did
-    return _finish(run)
 
 
 @contextlib.contextmanager
