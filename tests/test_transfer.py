@@ -54,6 +54,7 @@ def test_words_follow_the_interval(values: list[float], word: str) -> None:
         ([-0.1, -0.12, -0.11], "the head alone is better"),
         ([-0.1, 0.12, 0.0], "neither"),
         ([-0.3], "the head alone did better"),
+        ([0.0], "neither did better"),
     ],
 )
 def test_fine_tuned_beside_frozen(values: list[float], word: str) -> None:

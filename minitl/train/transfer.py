@@ -181,7 +181,8 @@ def fully_or_frozen(gain: Interval) -> str:
     better = "all layers" if gain.mean > 0 else "the head alone"
     points = f"{100 * gain.mean:+.1f} points against frozen features"
     if gain.low is None or gain.high is None:
-        return f"Of these two training {better} did better: {points}, in a single run each."
+        which = f"training {better} did better" if gain.mean else "neither did better"
+        return f"Of these two {which}: {points}, in a single run each."
     points += f" (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
     if gain.low <= 0 <= gain.high:
         return f"Of these two neither is clearly better: fine-tuned {points}; frozen is quicker."
