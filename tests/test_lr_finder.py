@@ -66,6 +66,8 @@ def test_the_suggestion_is_where_half_of_the_fall_is_done():
     rates = np.geomspace(1e-5, 10, 200).tolist()
     ramp = judge_ramp(rates, [loss_at(rate) for rate in rates])
     assert 0.01 <= ramp.suggestion < 0.03  # smoothing looks back and so comes later
+    at, half = rates.index(ramp.suggestion), 3 - ramp.fall / 2
+    assert ramp.smooth[at] == pytest.approx(half, abs=0.1) and ramp.smooth[at + 1] < half
     assert ramp.suggestion < rates[int(np.argmin(ramp.smooth))]
 
 
