@@ -251,6 +251,8 @@ def test_evaluation_matches_folders_by_name(run, capsys, tmp_path):
 def test_weights_that_do_not_name_their_classes_say_how_to_name_them(weights, pictures, capsys):
     code = main(["evaluate", str(weights), str(pictures)])
     expect_error(capsys, code, "0, 1, 2, 3, 4", "blue", "convert it again with --class-names")
+    assert main(["evaluate", str(weights), str(pictures / "none")]) == 1
+    assert "--class-names" not in capsys.readouterr().err
 
 
 def test_a_test_part_is_judged_at_the_end(run, tmp_path, capsys):

@@ -24,7 +24,7 @@ import numpy as np
 from minitl.data.parts import PARTS, Problem, object_to, part_of
 from minitl.data.stamps import Stamp, stamps
 from minitl.data.targets import from_lists, in_words, known_counts, to_lists
-from minitl.errors import UserError
+from minitl.errors import OtherClassesError, UserError
 from minitl.files import write_json
 from minitl.tasks import Task, from_dicts, output_names
 from minitl.text import listed
@@ -648,6 +648,8 @@ def _require_classes(
         f"{folder} {' and '.join(differences)}; every class needs its folder, by the same name "
         "(it may be empty when a model is evaluated)"
     )
+    if problems is None:
+        raise OtherClassesError(message)
     object_to(problems, "classes-differ", message)
 
 

@@ -14,7 +14,7 @@ from minitl.data.parts import PARTS
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.task_table import task_dataset_for
 from minitl.data.views import ViewLoader, Views
-from minitl.errors import UserError
+from minitl.errors import OtherClassesError, UserError
 from minitl.models import Classifier
 from minitl.train.attack import Attack
 from minitl.train.computing import prepare_device
@@ -96,10 +96,10 @@ def _class_dataset(
             classes=names,
             follow_links=follow_links,
         )
-    except UserError as error:
+    except OtherClassesError as error:
         if names != _numbers(model):
             raise
-        raise UserError(
+        raise OtherClassesError(
             f"{error}. If these numbers stand for classes that the weights file does not name: convert it "
             "again with --class-names FILE, a name a line in the order of the network's outputs"
         ) from error
