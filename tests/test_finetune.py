@@ -171,6 +171,23 @@ def test_the_learning_rate_follows_what_trains(tmp_path, pictures, weights):
         assert tomllib.loads((out / "config.toml").read_text())["lr"] == lr
 
 
+def test_a_rest_of_one_picture_is_left_out_where_it_would_have_no_statistics(run, monkeypatch):
+    from minitl.train import finetune
+
+    left_out = []
+
+    class Spy(finetune.Loader):
+        def __init__(self, samples, *rest, drop_last=False, **options):
+            left_out.append((len(samples), drop_last))
+            super().__init__(samples, *rest, drop_last=drop_last, **options)
+
+    monkeypatch.setattr(finetune, "Loader", Spy)
+    frozen = ("--freeze", "backbone", "--no-augment")
+    for size, options in (17, ()), (16, ()), (18, ()), (1, ()), (17, frozen):
+        assert run("--epochs", 1, "--overwrite", "--batch-size", size, *options)[0] == 0
+    assert left_out == [(18, True), *[(18, False)] * 4]
+
+
 def test_freezing_by_pattern(run, weights):
     code, folder = run("--freeze", "conv1,bn1,layer?.0.*")
     assert code == 0
