@@ -182,7 +182,7 @@ def test_a_rest_of_one_picture_is_left_out_where_it_would_have_no_statistics(run
             super().__init__(samples, *rest, drop_last=drop_last, **options)
 
     monkeypatch.setattr(finetune, "Loader", Spy)
-    frozen = ("--freeze", "backbone", "--no-augment")
+    frozen = ("--freeze", "backbone", "--no-augment", "--no-feature-cache")
     for size, options in (17, ()), (16, ()), (18, ()), (1, ()), (17, frozen):
         assert run("--epochs", 1, "--overwrite", "--batch-size", size, *options)[0] == 0
     assert left_out == [(18, True), *[(18, False)] * 4]
