@@ -13,8 +13,12 @@ class InterruptedRunError(UserError):
     """Ctrl-C in the middle of a run; the message says what is safe and how to go on."""
 
 
+class OtherClassesError(UserError):
+    """Pictures whose classes are not those that they must have, by name."""
+
+
 class WeightsFileError(UserError, ValueError):
     """A file of weights that cannot be read, trusted or written."""
 
 
-__all__ = ["InterruptedRunError", "UserError", "WeightsFileError"]
+__all__ = ["InterruptedRunError", "OtherClassesError", "UserError", "WeightsFileError"]

@@ -34,11 +34,7 @@ def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     The block writes the file and sees to it that its bytes reach the disk. For the rest as
     `write_atomically`, which is for contents that fit into memory.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise UserError(f"cannot write {path}: it exists and is not a file; choose another name")
-    if not target.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {target.parent}; make it first")
+    target = place_for(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
@@ -55,6 +51,16 @@ def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
             f"cannot write {path}: {reason}; {advice(error)} (an earlier file of that name is unchanged)"
         ) from error
     _sync_folder(target.parent)
+
+
+def place_for(path: str | os.PathLike[str]) -> Path:
+    """Return where a file will be written, links followed; UserError where no file can be."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UserError(f"cannot write {path}: it exists and is not a file; choose another name")
+    if not target.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {target.parent}; make it first")
+    return target
 
 
 def advice(error: OSError) -> str:
@@ -93,4 +99,11 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-__all__ = ["advice", "replaced_atomically", "user_folder", "write_atomically", "write_json"]
+__all__ = [
+    "advice",
+    "place_for",
+    "replaced_atomically",
+    "user_folder",
+    "write_atomically",
+    "write_json",
+]

@@ -88,3 +88,15 @@ def test_nothing_speaks_for_a_class_with_zero_weights() -> None:
     model = make_resnet()
     model.head.weight.data[1] = 0
     assert not activation_maps(model, images(1, 32), np.array([1])).any()
+
+
+def test_a_network_without_maps_is_asked_about_the_picture_itself() -> None:
+    layers = [{"type": "flatten"}, {"type": "dense", "units": 3}]
+    model = models.create("sequential", input=[4, 4], layers=layers)
+    x, classes = images(2, 4), np.array([2, 1])
+    found = activation_maps(model, x, classes)
+    weight = model.head.weight.numpy()[classes].reshape(2, 3, 16).mean(axis=2)  # of C, H, W
+    expected = np.einsum("nhwc,nc->nhw", x.numpy(), weight).clip(0)
+    np.testing.assert_allclose(
+        found, expected / expected.max(axis=(1, 2), keepdims=True), atol=1e-5
+    )

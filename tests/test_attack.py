@@ -5,10 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from minitl import models, ops, optim, tensor
+from minitl.data.folder import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.train.attack import Attack
+from minitl.train.robustness import under_attack
 
 P = Preprocessing(16, 16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
@@ -91,3 +94,24 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_senseless_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"no attack|must be"):
         Attack(**wrong)
+
+
+class Swap(Attack):
+    """Makes a dark picture of a bright one, and the other way round."""
+
+    def __call__(self, model, images, labels, preprocessing, at_once=None):
+        return (1 - levels(images) / 255 - P.mean).astype(np.float32) / np.float32(P.std)
+
+
+def test_a_picture_counts_only_if_it_was_right_before_too(tmp_path) -> None:
+    layers = [{"type": "global_avgpool"}, {"type": "dense", "units": 2}]
+    model = models.create("sequential", input=[16, 16], layers=layers)
+    model.preprocessing = P.to_dict()
+    model.head.weight.data[...], model.head.bias.data[...] = [[-1] * 3, [1] * 3], 0
+    for name, level in ("dark", 10), ("bright", 250):
+        Image.fromarray(np.full((16, 16, 3), level, np.uint8)).save(tmp_path / f"{name}.png")
+    samples = [Sample("dark.png", 0), Sample("bright.png", 1), Sample("dark.png", 1)]
+    found = under_attack(model, samples, tmp_path, Swap())
+    assert (found["images"], found["accuracy"]) == (3, 0)  # the third is right once it is swapped
+    gentle = under_attack(model, samples, tmp_path, Attack("fgsm", 1))
+    assert gentle["accuracy"] == pytest.approx(2 / 3)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minitl.data.augment import POLICY, POLICY_LEVELS, Augmentation, warp
+from minitl.data.augment import POLICY, POLICY_LEVELS, Augmentation, _turned_hue, warp
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 
@@ -124,6 +124,13 @@ def test_brightness_is_a_factor_within_its_range() -> None:
         for s in range(60)
     }
     assert 69 <= min(values) < 80 and 120 < max(values) <= 130
+
+
+def test_a_third_of_the_colour_circle_turns_red_into_green() -> None:
+    red = Image.new("RGB", (2, 2), (255, 0, 0))
+    for turn, colour in (1 / 3, (0, 255, 0)), (-1 / 3, (0, 0, 255)), (1.0, (255, 0, 0)):
+        turned = np.asarray(_turned_hue(red, turn))
+        assert np.abs(turned.astype(int) - colour).max() <= 6  # a hue is a byte
 
 
 def test_hue_turns_red_and_leaves_gray() -> None:

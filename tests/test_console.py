@@ -56,13 +56,14 @@ def time(monkeypatch):
 
 def test_compiling_does_not_count_in_the_time_that_is_left(time):
     log = io.StringIO()
-    with Progress("epoch 1/1", 100, log) as progress:
+    with Progress("epoch 1/1", 100, log, unit="step") as progress:
         time.now += 31.0
         time.compiling += 30.0
         progress.update(10)
         time.now += 10.0
         progress.update(40)
-    assert "10.0 img/s  9 s left" in log.getvalue().splitlines()[0]
+    line = log.getvalue().splitlines()[0]
+    assert "10/100 step  " in line and "10.0 step/s  9 s left" in line
 
 
 def test_nor_in_that_of_a_live_bar(time):

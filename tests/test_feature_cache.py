@@ -280,6 +280,22 @@ def test_a_damaged_file_is_noticed(model, pictures, tmp_path, capsys):
     assert "not used" in capsys.readouterr().out
 
 
+def test_a_file_of_other_weights_is_not_used(model, pictures, tmp_path, capsys):
+    others = features_of(model, pictures, tmp_path)
+    rows(others)
+    (file,) = others._cache.folder.glob("*.h5")
+    model.state_dict()["layer1.0.bn1.running_mean"][0] += 1
+    features = features_of(model, pictures, tmp_path)
+    features._cache.folder.mkdir()
+    shutil.copy(file, features._cache.folder)
+    capsys.readouterr()
+    found = rows(features_of(model, pictures, tmp_path))
+    assert (
+        "not what its folder's name says" in (said := capsys.readouterr().out) and "0 there" in said
+    )
+    assert np.array_equal(found, rows(features_of(model, pictures)))
+
+
 def test_without_room_on_disk_features_are_computed_each_time(
     model, pictures, tmp_path, monkeypatch, capsys
 ):

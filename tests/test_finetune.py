@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ import minitl
 from minitl import hdf5, models
 from minitl.cli import main
 from minitl.data.folder import load_split
-from minitl.train.run_folder import ASIDE, put_back, set_aside
+from minitl.train.run_folder import ASIDE, claimed, prepare_folder, put_back, set_aside
 from tests.interrupts import listen_to_ctrl_c
 
 CLASSES = ("blue", "green", "red")
@@ -170,6 +171,23 @@ def test_the_learning_rate_follows_what_trains(tmp_path, pictures, weights):
         assert tomllib.loads((out / "config.toml").read_text())["lr"] == lr
 
 
+def test_a_rest_of_one_picture_is_left_out_where_it_would_have_no_statistics(run, monkeypatch):
+    from minitl.train import finetune
+
+    left_out = []
+
+    class Spy(finetune.Loader):
+        def __init__(self, samples, *rest, drop_last=False, **options):
+            left_out.append((len(samples), drop_last))
+            super().__init__(samples, *rest, drop_last=drop_last, **options)
+
+    monkeypatch.setattr(finetune, "Loader", Spy)
+    frozen = ("--freeze", "backbone", "--no-augment", "--no-feature-cache")
+    for size, options in (17, ()), (16, ()), (18, ()), (1, ()), (17, frozen):
+        assert run("--epochs", 1, "--overwrite", "--batch-size", size, *options)[0] == 0
+    assert left_out == [(18, True), *[(18, False)] * 4]
+
+
 def test_freezing_by_pattern(run, weights):
     code, folder = run("--freeze", "conv1,bn1,layer?.0.*")
     assert code == 0
@@ -221,8 +239,11 @@ def test_a_run_is_not_judged_on_what_it_was_trained_on_unasked(run, pictures, ca
     (copy / "red" / "0.png").unlink()
     for name in "xy":
         shutil.copy(copy / "red" / "1.png", copy / "red" / f"{name}.png")
-    assert judged(other, copy) == ("test", 2, True)  # what it has not seen
+    assert judged(other, copy) == ("val", 6, True)
+    assert judged(other, copy, "--part", "test") == ("test", 2, True)  # what it has not seen
     assert judged(other, copy, "--part", "all") == ("all", 25, True)
+    assert main(["evaluate", str(other), str(copy)]) == 0
+    assert "not in that split" in (said := capsys.readouterr().out) and "2 in test" in said
     assert main(["evaluate", str(folder), str(pictures)]) == 0
     said = capsys.readouterr().out
     assert f"{folder} was trained on these pictures" in said and "not seen in training" in said
@@ -247,6 +268,8 @@ def test_evaluation_matches_folders_by_name(run, capsys, tmp_path):
 def test_weights_that_do_not_name_their_classes_say_how_to_name_them(weights, pictures, capsys):
     code = main(["evaluate", str(weights), str(pictures)])
     expect_error(capsys, code, "0, 1, 2, 3, 4", "blue", "convert it again with --class-names")
+    assert main(["evaluate", str(weights), str(pictures / "none")]) == 1
+    assert "--class-names" not in capsys.readouterr().err
 
 
 def test_a_test_part_is_judged_at_the_end(run, tmp_path, capsys):
@@ -377,6 +400,17 @@ def test_bad_pictures_are_listed_before_training(run, capsys, tmp_path):
     code, folder = run("--skip-bad", data=data)
     assert code == 0
     assert json.loads((folder / "summary.json").read_text())["train_images"] <= 18
+
+
+def test_what_was_left_out_of_training_does_not_stand_in_the_way_of_judging(run, capsys, tmp_path):
+    data = write_pictures(tmp_path / "data")
+    (data / "red" / "broken.png").write_bytes(b"none")
+    _, folder = run("--epochs", 1, "--skip-bad", data=data)
+    for more in [], ["--skip-bad"]:
+        capsys.readouterr()
+        assert main(["evaluate", str(folder), str(data), *more]) == 0
+        said = capsys.readouterr().out
+        assert "val: 6 pictures" in said and "1 in test" in said
 
 
 def test_bad_weights(run, capsys, tmp_path, pictures, weights):
@@ -523,6 +557,42 @@ def test_a_replacement_that_was_killed_does_not_cost_the_earlier_run(tmp_path):
     assert files_of(folder) == new and not aside.exists()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders have no locks there")
+def test_a_folder_that_another_process_writes_to_is_left_alone(run, capsys):
+    _, folder = run("--epochs", 1)
+    before = files_of(folder)
+    capsys.readouterr()
+    with claimed(folder):
+        expect_error(capsys, run("--overwrite", "--seed", 7)[0], folder, "another process", "--out")
+        expect_error(capsys, main(["finetune", "--resume", str(folder)]), "another process")
+    assert files_of(folder) == before
+    assert main(["finetune", "--resume", str(folder)]) == 0
+
+
+def test_a_run_takes_its_folder_before_it_looks_at_its_pictures(
+    run, pictures, tmp_path, monkeypatch
+):
+    """So that a second one that is started in that time takes another name."""
+    from minitl.train import finetune
+
+    second = []
+
+    def look(config):
+        second.append(prepare_folder(None, "mine", overwrite=False))
+        raise minitl.errors.UserError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finetune, "dataset_of", look)
+    assert run(out="runs/mine")[0] == 1
+    assert second == [Path("runs/mine-2")]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(run, capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    expect_error(capsys, run(out="file/run")[0], tmp_path / "file" / "run", "--out")
+
+
 def test_only_runs_are_overwritten(run, tmp_path, capsys):
     _, inner = run("--epochs", 1, out="runs/first")
     before = files_of(inner)
@@ -656,6 +726,22 @@ def test_an_interrupt_before_anything_is_saved_leaves_the_folder_free(run, capsy
     assert run("--epochs", 1)[0] == 0
 
 
+def test_an_interrupt_while_the_best_epoch_is_judged(run, capsys, monkeypatch):
+    from minitl.train import finetune
+
+    def interrupt(*others):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "_finish", interrupt)
+    code, folder = run("--epochs", 1)
+    assert code == 130
+    error = capsys.readouterr().err
+    assert "after the last epoch" in error and f"--resume {folder}" in error
+    monkeypatch.undo()
+    assert main(["finetune", "--resume", str(folder)]) == 0
+    assert (folder / "summary.json").exists()
+
+
 def test_a_run_is_resumed_from_any_folder(pictures, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(pictures.parent)
     command = ["finetune", pictures.name, "--weights", weights, "--out", tmp_path / "run"]
@@ -663,6 +749,19 @@ def test_a_run_is_resumed_from_any_folder(pictures, weights, tmp_path, monkeypat
     assert main([str(part) for part in (*command, "--epochs", 1)]) == 0
     monkeypatch.chdir(tmp_path)
     assert main(["finetune", "--resume", "run"]) == 0
+
+
+def test_pictures_that_were_moved_are_asked_for(run, capsys, tmp_path):
+    data = write_pictures(tmp_path / "data")
+    _, folder = run("--epochs", 1, data=data)
+    data.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    for command in ["finetune", "--resume"], ["report"]:
+        code = main([*command, str(folder)])
+        expect_error(capsys, code, data, "is not there", folder / "config.toml")
+    settings = (folder / "config.toml").read_text().replace(str(data), str(tmp_path / "elsewhere"))
+    (folder / "config.toml").write_text(settings)
+    assert main(["finetune", "--resume", str(folder)]) == 0
 
 
 def test_debug_shows_the_traceback(run):

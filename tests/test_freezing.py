@@ -6,6 +6,7 @@ import pytest
 from minitl import hdf5, models, nn
 from minitl.errors import UserError
 from minitl.train.freezing import apply_freeze, refuse_untrained_head, table
+from minitl.train.unfreezing import unfreeze_for
 from tests.test_finetune import expect_error, pictures, run, weights
 
 __all__ = ["pictures", "run", "weights"]  # fixtures
@@ -129,3 +130,13 @@ def test_bad_options(run, capsys, arguments, words):
     code, folder = run(*arguments)
     expect_error(capsys, code, *words)
     assert not folder.exists()
+
+
+def test_a_network_that_is_a_head_alone_trains_it_whatever_the_backbone_does():
+    layers = [{"type": "flatten"}, {"type": "dense", "units": 3}]
+    model = models.create("sequential", input=[4, 4], layers=layers)
+    assert apply_freeze(model, ("backbone",)) == []
+    assert all(p.requires_grad for p in model.parameters())
+    model.freeze()
+    unfreeze_for(model, ("head:1", "backbone:0"), 0)
+    assert not any(p.requires_grad for p in model.parameters())

@@ -50,6 +50,13 @@ def test_a_ramp_on_pictures(find, weights, tmp_path, capsys, monkeypatch):
     assert 1e-5 < first.suggestion < 1
 
 
+def test_a_place_that_cannot_be_written_is_named_before_the_work(find, capsys, tmp_path):
+    assert find("--out", tmp_path / "none" / "lr.png")[0] == 1
+    said = capsys.readouterr()
+    assert "no folder" in said.err and "make it" in said.err
+    assert said.out == ""
+
+
 def loss_at(rate):
     """Half of the fall is done at 0.01, where it is steepest as well."""
     return 3 / (1 + (rate / 0.01) ** 2) + (rate / 2) ** 3
@@ -59,6 +66,8 @@ def test_the_suggestion_is_where_half_of_the_fall_is_done():
     rates = np.geomspace(1e-5, 10, 200).tolist()
     ramp = judge_ramp(rates, [loss_at(rate) for rate in rates])
     assert 0.01 <= ramp.suggestion < 0.03  # smoothing looks back and so comes later
+    at, half = rates.index(ramp.suggestion), 3 - ramp.fall / 2
+    assert ramp.smooth[at] == pytest.approx(half, abs=0.1) and ramp.smooth[at + 1] < half
     assert ramp.suggestion < rates[int(np.argmin(ramp.smooth))]
 
 

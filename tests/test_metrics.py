@@ -28,6 +28,13 @@ def test_figures_by_counting() -> None:
     json.dumps(result)
 
 
+def test_classes_that_do_not_occur_are_not_in_the_mean() -> None:
+    """A part of ImageNet's classes, judged by a network of all."""
+    logits = np.eye(1000, dtype=np.float32)[[3, 3, 7]]
+    result = classification_metrics(logits, np.array([3, 3, 8]), [str(n) for n in range(1000)])
+    assert result["macro_f1"] == pytest.approx(1 / 3)  # 3: 1, 7 and 8: 0
+
+
 def test_top5_where_there_are_more_classes() -> None:
     logits = np.tile(np.arange(7, dtype=np.float32), (3, 1))  # the best five are classes 2 to 6
     result = classification_metrics(logits, np.array([6, 2, 1]), list("abcdefg"))

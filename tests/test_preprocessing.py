@@ -266,10 +266,12 @@ def test_wrong_values_are_named(field: str, value: object) -> None:
 @pytest.mark.parametrize("shape", [(1, 20000), (20000, 1), (3, 200)])
 def test_a_strip_is_cut_before_it_is_resized(shape: tuple[int, int]) -> None:
     picture = np.zeros((*shape, 3), np.uint8)
-    picture[shape[0] // 2 - shape[0] // 8 :, :, 1] = 90
+    rows, columns = (slice(3 * n // 8, 5 * n // 8) if n > 8 else slice(n) for n in shape)
+    picture[rows, columns] = 90
     tracemalloc.start()
     result = Preprocessing().evaluation_crop(picture)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert result.shape == (224, 224, 3)
+    assert result[112, 112].tolist() == [90] * 3  # of the middle
     assert peak < 50 * 2**20

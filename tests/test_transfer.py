@@ -54,6 +54,7 @@ def test_words_follow_the_interval(values: list[float], word: str) -> None:
         ([-0.1, -0.12, -0.11], "the head alone is better"),
         ([-0.1, 0.12, 0.0], "neither"),
         ([-0.3], "the head alone did better"),
+        ([0.0], "neither did better"),
     ],
 )
 def test_fine_tuned_beside_frozen(values: list[float], word: str) -> None:
@@ -78,6 +79,8 @@ def test_the_distance_by_hand() -> None:
     ten = np.concatenate([stored[0], stored[0]]) * 10, np.concatenate([stored[1], stored[1]]) * 100
     seen_ten = np.concatenate([seen[0], seen[0]]) * 10, np.concatenate([seen[1], seen[1]]) * 100
     assert distance(ten, seen_ten, 0.0) == pytest.approx(0.5)  # no matter the scale
+    dead = np.zeros(1), np.zeros(1)  # a channel that said nothing in pretraining
+    assert distance(dead, (np.array([3.0]), np.zeros(1)), 1.0) == 3
 
 
 def test_other_pictures_are_farther_than_those_of_pretraining(tmp_path: Path) -> None:

@@ -39,8 +39,13 @@ def add_overwrite(command: Any) -> None:
 
 
 def refuse_to_replace(out: Path, overwrite: bool) -> None:
-    """Raise UserError where the file is there already and nobody said that it may go."""
-    if out.exists() and not overwrite:
+    """Raise UserError where the file is there and nobody said that it may go, or where none can be.
+
+    Before the work, which may take long.
+    """
+    from minitl.files import place_for
+
+    if place_for(out).exists() and not overwrite:
         raise UserError(f"{out} exists; choose another --out, or replace it with --overwrite")
 
 

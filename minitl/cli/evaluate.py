@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(figures, indent=2))
         return
     if figures["own_split"]:
-        print(_about_split(options.model, figures["part"]))
+        print(_about_split(options.model, figures["part"], figures["outside_split"]))
     if "tasks" in figures:
         _show_tasks(figures)
         return
@@ -121,8 +121,11 @@ def run(options: argparse.Namespace) -> None:
         print(printable(f"left out {path}: {reason}"), file=sys.stderr)
 
 
-def _about_split(run: Path, part: str) -> str:
-    """Say that the pictures are the run's own, and what that makes of the figures."""
+def _about_split(run: Path, part: str, outside: dict[str, int]) -> str:
+    """Say that the pictures are the run's own, and what that makes of the figures.
+
+    outside: how many pictures of which part are not in its split.
+    """
     bias = {
         "train": "on which it was trained",
         "val": "by which its best epoch was chosen",
@@ -130,7 +133,11 @@ def _about_split(run: Path, part: str) -> str:
         "all": "most of which it was trained on",
     }
     which = "all of it" if part == "all" else f"the {part} part"
-    return f"{run} was trained on these pictures: by its own split this is {which}, {bias[part]}"
+    said = f"{run} was trained on these pictures: by its own split this is {which}, {bias[part]}"
+    if not outside:
+        return said
+    counts = ", ".join(f"{count} in {name}" for name, count in outside.items())
+    return f"{said}\nnot in that split, as they are new or were unreadable: {counts} (see --part)"
 
 
 def _show_tasks(figures: dict[str, Any]) -> None:

@@ -155,9 +155,7 @@ def diagnose(
     findings += class_findings(dataset)
     findings += _small(seen, input_side)
     findings += _collected(seen)
-    counts = {
-        part: dataset.counts(part) for part in ("train", "val", "test") if getattr(dataset, part)
-    }
+    counts = {part: dataset.counts(part) for part in PARTS if getattr(dataset, part)}
     order = {"error": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda finding: order[finding.severity])
     return Diagnosis(
@@ -264,9 +262,7 @@ def _merged(findings: list[Finding]) -> Finding:
 
 
 def _tasks(dataset: Dataset) -> list[tuple[Sample, str]]:
-    return [
-        (sample, part) for part in ("train", "val", "test") for sample in getattr(dataset, part)
-    ]
+    return [(sample, part) for part in PARTS for sample in getattr(dataset, part)]
 
 
 def _look(root: Path, sample: Sample, part: str) -> "_Seen | tuple[str, str]":

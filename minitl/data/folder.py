@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from minitl.data.parts import Problem, object_to, part_of
+from minitl.data.parts import PARTS, Problem, object_to, part_of
 from minitl.data.stamps import Stamp, stamps
 from minitl.data.targets import from_lists, in_words, known_counts, to_lists
-from minitl.errors import UserError
+from minitl.errors import OtherClassesError, UserError
 from minitl.files import write_json
 from minitl.tasks import Task, from_dicts, output_names
 from minitl.text import listed
@@ -87,10 +87,11 @@ class Dataset:
 
         Of several tasks: those that have a class, label or number.
         """
-        labels = [sample.label for sample in getattr(self, part)]
+        labels = np.array([sample.label for sample in getattr(self, part)], np.int64)
         if self.targets is not None:
             return known_counts(self.tasks, self.targets[labels])
-        return [labels.count(label) for label in range(len(self.classes))]
+        counts: list[int] = np.bincount(labels, minlength=len(self.classes)).tolist()
+        return counts
 
     def label_of(self, sample: Sample) -> str:
         """Return a picture's class, or all that is known of it, in words."""
@@ -103,13 +104,11 @@ class Dataset:
         if self.targets is not None:
             write_json(path, self._task_split(self.targets))
             return
-        parts = {
-            part: {
-                name: [sample.path for sample in getattr(self, part) if sample.label == label]
-                for label, name in enumerate(self.classes)
-            }
-            for part in ("train", "val", "test")
-        }
+        parts: dict[str, dict[str, list[str]]] = {}
+        for part in PARTS:
+            by_class = parts[part] = {name: [] for name in self.classes}
+            for sample in getattr(self, part):
+                by_class[self.classes[sample.label]].append(sample.path)
         content = {
             "format": SPLIT_FORMAT,
             "format_version": 1,
@@ -129,7 +128,7 @@ class Dataset:
 
     def _task_split(self, targets: np.ndarray) -> dict[str, Any]:
         parts = {}
-        for part in ("train", "val", "test"):
+        for part in PARTS:
             samples = getattr(self, part)
             rows = to_lists(targets[[sample.label for sample in samples]])
             parts[part] = {sample.path: row for sample, row in zip(samples, rows, strict=True)}
@@ -207,7 +206,7 @@ def scan(
     drawn: tuple[str, ...] = ()
     if classes is None and "train" in found:
         drawn = draw_parts(found, val_fraction, test_fraction, seed)
-    train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
+    train, val, test = (_samples(found.get(part, {}), names) for part in PARTS)
     if train and "val" in drawn and val_fraction and not val:
         message = f"{root} leaves no picture for validation: no class has more than one to share; add some"
         object_to(problems, "no-validation", message)
@@ -256,7 +255,7 @@ def from_labels(
         message = f"the labels of {root} name {found_names}; at least two are needed"
         object_to(problems, "one-class", message)
     drawn = draw_parts(found, val_fraction, test_fraction, seed) if classes is None else ()
-    train, val, test = (_samples(found.get(part, {}), names) for part in ("train", "val", "test"))
+    train, val, test = (_samples(found.get(part, {}), names) for part in PARTS)
     if classes is None:
         _require_training(root, names, train, val, problems)
     said = [*notes, *notes_on_draw(drawn, (parts or {}).values(), seed)]
@@ -330,9 +329,7 @@ def load_split(path: str | Path, root: str | Path, *, missing_ok: bool = False) 
     else:
         if not _strings(classes) or len(set(classes)) != len(classes):
             raise UserError(f"{path} is damaged: `classes` is not a list of different names")
-        train, val, test = (
-            _part_of_split(path, content, part, classes) for part in ("train", "val", "test")
-        )
+        train, val, test = (_part_of_split(path, content, part, classes) for part in PARTS)
     everything = [sample.path for sample in train + val + test]
     if len(set(everything)) != len(everything):
         twice = next(name for name in everything if everything.count(name) > 1)
@@ -384,7 +381,7 @@ def _parts_with_targets(
     rows: list[Any] = []
     try:
         tasks = from_dicts(content.get("tasks"))
-        for part in ("train", "val", "test"):
+        for part in PARTS:
             known = content.get(part)
             if not isinstance(known, dict):
                 raise ValueError(f"{part!r} does not map paths to targets")
@@ -651,6 +648,8 @@ def _require_classes(
         f"{folder} {' and '.join(differences)}; every class needs its folder, by the same name "
         "(it may be empty when a model is evaluated)"
     )
+    if problems is None:
+        raise OtherClassesError(message)
     object_to(problems, "classes-differ", message)
 
 

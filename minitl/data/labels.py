@@ -20,7 +20,7 @@ from minitl.data.folder import Dataset, from_labels, list_inside, normal_form, s
 from minitl.data.parts import Problem
 from minitl.data.table import LABEL, part_named, read_table
 from minitl.data.task_table import task_dataset
-from minitl.errors import UserError
+from minitl.errors import OtherClassesError, UserError
 from minitl.tasks import Wanted
 
 
@@ -147,7 +147,9 @@ def _require_known(said: Mapping[str, Label], classes: Sequence[str]) -> None:
     for label in said.values():
         if normal_form(label.name) not in names:
             known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-            raise UserError(f"{label.place}: the model knows no class {label.name!r}, only {known}")
+            raise OtherClassesError(
+                f"{label.place}: the model knows no class {label.name!r}, only {known}"
+            )
 
 
 __all__ = ["Label", "find_dataset", "labels_from_names", "read_labels"]

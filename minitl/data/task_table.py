@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minitl.data.folder import Dataset, Sample, draw_parts, normal_form, notes_on_draw
+from minitl.data.parts import PARTS
 from minitl.data.table import read_table
 from minitl.data.targets import NONE, SEPARATOR
 from minitl.errors import UserError
@@ -72,7 +73,7 @@ def task_dataset(
     }
     _give_back(_shows(tasks, targets), rows, pictures)
     tasks = _judgeable(tasks, targets, rows, pictures, table)
-    train, val, test = (_samples(pictures, rows.get(part, [])) for part in ("train", "val", "test"))
+    train, val, test = (_samples(pictures, rows.get(part, [])) for part in PARTS)
     dataset = Dataset(root, output_names(tasks), train, val, test, notes=notes)
     dataset = dataclasses.replace(dataset, tasks=tuple(tasks), targets=targets)
     if not drawn:
@@ -92,7 +93,7 @@ def task_dataset_for(data: str | Path, table: str | Path, tasks: Sequence[Task])
     rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for number, picture in enumerate(pictures):
         rows[picture.part or "test"].append(number)
-    train, val, test = (_samples(pictures, rows[part]) for part in ("train", "val", "test"))
+    train, val, test = (_samples(pictures, rows[part]) for part in PARTS)
     dataset = Dataset(root, output_names(tasks), train, val, test, notes=notes)
     return dataclasses.replace(dataset, tasks=tuple(tasks), targets=targets)
 

@@ -8,7 +8,8 @@ class in question,
     map                   relu(sum over channels of a_c * A_c)
 
 Where the head is a global average and a linear layer, a_c is that layer's weight divided by h * w, and
-this is the class activation map of Zhou et al. 2016.
+this is the class activation map of Zhou et al. 2016. A network that flattens the picture at once has no
+other map than the picture itself.
 """
 
 import numpy as np
@@ -29,8 +30,9 @@ def activation_maps(model: Classifier, images: Tensor, classes: np.ndarray) -> n
     try:
         with no_grad(), record_uses() as uses:
             model(images)
-        last = max(i for i, use in enumerate(uses) if _has_places(use))
-        features, logits = _replay(uses, last)
+        maps = [images, *(use.result for use in uses)]
+        last = max((i for i, tensor in enumerate(maps) if _has_places(tensor)), default=0)
+        features, logits = _replay(maps[last], uses[last:])
         seed = np.zeros(logits.shape, np.float32)
         seed[np.arange(len(classes)), classes] = 1
         logits.backward(seed)
@@ -38,23 +40,22 @@ def activation_maps(model: Classifier, images: Tensor, classes: np.ndarray) -> n
         model.train(was_training)
     assert features.grad is not None
     weights = features.grad.mean(axis=(1, 2), keepdims=True)
-    maps = np.maximum((weights * features.numpy()).sum(axis=3), 0)
-    highest = maps.max(axis=(1, 2), keepdims=True)
-    scaled: np.ndarray = maps / np.where(highest > 0, highest, 1)
+    heat = np.maximum((weights * features.numpy()).sum(axis=3), 0)
+    highest = heat.max(axis=(1, 2), keepdims=True)
+    scaled: np.ndarray = heat / np.where(highest > 0, highest, 1)
     return scaled.astype(np.float32)
 
 
-def _has_places(use: Use) -> bool:
-    shape = use.result.shape
-    return len(shape) == 4 and shape[1] * shape[2] > 1
+def _has_places(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.shape[1] * tensor.shape[2] > 1
 
 
-def _replay(uses: list[Use], last: int) -> tuple[Tensor, Tensor]:
-    """Repeat what follows the use number `last`, recording; return its result as a leaf, and the end."""
-    features = Tensor(uses[last].result.data, requires_grad=True)
-    again = {id(uses[last].result): features}
+def _replay(last: Tensor, uses: list[Use]) -> tuple[Tensor, Tensor]:
+    """Repeat what follows a tensor, recording; return it as a leaf, and the end."""
+    features = Tensor(last.data, requires_grad=True)
+    again = {id(last): features}
     result = features
-    for use in uses[last + 1 :]:
+    for use in uses:
         inputs = [None if t is None else again.get(id(t), t.detach()) for t in use.inputs]
         result = again[id(use.result)] = use.op.apply(*inputs, **use.options)
     return features, result

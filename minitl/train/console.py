@@ -43,30 +43,32 @@ def announce_compilation(device: Device = CPU, training: bool = False) -> None:
 
 
 class Progress:
-    """Progress over a known number of images, with figures such as the loss beside it.
+    """Progress over a known number of images or other units, with figures such as the loss beside it.
 
-    Its speed, and so the time left, is without what compiling kernels took.
+    unit: short for one of them. Its speed, and so the time left, is without what compiling kernels took.
     """
 
-    def __init__(self, label: str, images: int, stream: TextIO | None = None) -> None:
-        self._label, self._images, self._done = label, images, 0
+    def __init__(
+        self, label: str, total: int, stream: TextIO | None = None, unit: str = "img"
+    ) -> None:
+        self._label, self._total, self._unit, self._done = label, total, unit, 0
         self._stream = stream or sys.stderr
         self._started = self._last_line = time.monotonic()
         self._compiled_before = self._compiled = compiled_seconds()
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
             self._bar = tqdm(
-                total=images,
+                total=total,
                 desc=label,
-                unit=" img",
+                unit=f" {unit}",
                 leave=False,
                 file=self._stream,
                 dynamic_ncols=True,
             )
 
-    def update(self, images: int, figures: str = "") -> None:
-        """Count further images; `figures` is shown behind the bar."""
-        self._done += images
+    def update(self, further: int, figures: str = "") -> None:
+        """Count further ones as done; `figures` is shown behind the bar."""
+        self._done += further
         compiled_now, compiled_then = compiled_seconds(), self._compiled
         self._compiled = compiled_now
         if self._bar is not None:
@@ -74,22 +76,23 @@ class Progress:
                 compiled_now - compiled_then
             )  # from where it measures its speed
             self._bar.set_postfix_str(figures, refresh=False)
-            self._bar.update(images)
+            self._bar.update(further)
             return
         now = time.monotonic()
-        if now - self._last_line >= LOG_SECONDS and self._done < self._images:
+        if now - self._last_line >= LOG_SECONDS and self._done < self._total:
             self._last_line = now
             rate = self._done / (now - self._started - (compiled_now - self._compiled_before))
-            left = (self._images - self._done) / rate
+            left = (self._total - self._done) / rate
+            unit = self._unit
             print(
-                f"{self._label}: {self._done}/{self._images} images  {figures}  {rate:.1f} img/s  "
+                f"{self._label}: {self._done}/{self._total} {unit}  {figures}  {rate:.1f} {unit}/s  "
                 f"{duration(left)} left",
                 file=self._stream,
                 flush=True,
             )
 
     def update_to(self, done: int) -> None:
-        """Say how many images are done in all."""
+        """Say how many are done in all."""
         self.update(done - self._done)
 
     def __enter__(self) -> Self:

@@ -10,10 +10,11 @@ from minitl import models
 from minitl.convert.pull import find_weights
 from minitl.data.folder import Dataset, Sample, load_split
 from minitl.data.labels import find_dataset
+from minitl.data.parts import PARTS
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.task_table import task_dataset_for
 from minitl.data.views import ViewLoader, Views
-from minitl.errors import UserError
+from minitl.errors import OtherClassesError, UserError
 from minitl.models import Classifier
 from minitl.train.attack import Attack
 from minitl.train.computing import prepare_device
@@ -95,10 +96,10 @@ def _class_dataset(
             classes=names,
             follow_links=follow_links,
         )
-    except UserError as error:
+    except OtherClassesError as error:
         if names != _numbers(model):
             raise
-        raise UserError(
+        raise OtherClassesError(
             f"{error}. If these numbers stand for classes that the weights file does not name: convert it "
             "again with --class-names FILE, a name a line in the order of the network's outputs"
         ) from error
@@ -111,11 +112,11 @@ def _dataset(
     labels: str | None,
     label_from_name: str | None,
     follow_links: bool,
-) -> tuple[Dataset, bool]:
-    """Return the pictures to judge a model on, and whether their parts are those of its run.
+) -> tuple[Dataset, Dataset | None]:
+    """Return the pictures to judge a model on, and the split of its run where these are its own pictures.
 
-    They are where the run was trained on this folder; what it has not seen keeps the part it has. Labels
-    are then found as in the run, unless something else is given.
+    Their parts are then those of the split; what is not in it keeps the part it has. Labels are then found
+    as in the run, unless something else is given.
     """
     run = run_or_weights if run_or_weights.is_dir() else run_or_weights.parent
     own = run_or_weights.exists() and all(
@@ -133,20 +134,26 @@ def _dataset(
     else:
         dataset = _class_dataset(model, data, labels, label_from_name, follow_links)
     if not own:
-        return dataset, False
+        return dataset, None
     split = load_split(run / "split.json", data, missing_ok=True)
-    return _parted_as(split, dataset), True
+    return _parted_as(split, dataset), split
 
 
 def _parted_as(split: Dataset, dataset: Dataset) -> Dataset:
     """Return a dataset with each picture in the part that it has in the split, if it is there."""
-    parts = ("train", "val", "test")
-    known = {sample.path: part for part in parts for sample in getattr(split, part)}
-    found: dict[str, list[Sample]] = {part: [] for part in parts}
-    for part in parts:
+    known = {sample.path: part for part in PARTS for sample in getattr(split, part)}
+    found: dict[str, list[Sample]] = {part: [] for part in PARTS}
+    for part in PARTS:
         for sample in getattr(dataset, part):
             found[known.get(sample.path, part)].append(sample)
     return dataclasses.replace(dataset, train=found["train"], val=found["val"], test=found["test"])
+
+
+def _outside(split: Dataset, dataset: Dataset) -> dict[str, int]:
+    """Return how many pictures of which parts are not in the split."""
+    known = {sample.path for part in PARTS for sample in getattr(split, part)}
+    counts = {part: sum(s.path not in known for s in getattr(dataset, part)) for part in PARTS}
+    return {part: count for part, count in counts.items() if count}
 
 
 def _same(one: str | Path, other: str | Path) -> bool:
@@ -194,29 +201,31 @@ def evaluate(
     Folders are matched with the model's classes by name, never by position. part: "train", "val",
     "test" or "all"; None takes test, else val. A folder without parts is all "test", but for the one that
     the run was trained on: there the parts are those of the run, and so are labels unless they are given;
-    what the run has not seen keeps its part. workers decode
-    pictures; threads compute (None: one for each core). device, precision: as for `finetune`.
+    what is not in the run's split (new, or left out as unreadable) keeps its part, and does not decide
+    which part None takes.
+    workers decode pictures; threads compute (None: one for each core). device, precision: as for `finetune`.
     labels, label_from_name, follow_links: as for `find_dataset`.
     views: judge the mean over several views of each picture. skip_bad: leave out unreadable pictures.
 
     threshold: probability from which on a label is predicted, in a model with several of them (0.5).
     attack: judge changed pictures as well, see `under_attack`.
 
-    Returns the metrics, with "part", "own_split" (whether the parts are the run's own), "left_out" (path ->
-    reason) and perhaps "attack" added. Raises
-    UserError for folders that are unknown to the model or a part that is not there.
+    Returns the metrics, with "part", "own_split" (whether the parts are the run's own), "outside_split" (how
+    many pictures of which part are not in that), "left_out" (path -> reason) and perhaps "attack" added.
+    Raises UserError for folders that are unknown to the model or a part that is not there.
     """
     model = load(run_or_weights)
     assert model.class_names is not None
     check_options(model, threshold=threshold, attack=attack)
-    dataset, own = _dataset(run_or_weights, model, data, labels, label_from_name, follow_links)
-    parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    dataset, split = _dataset(run_or_weights, model, data, labels, label_from_name, follow_links)
     if part is None:
-        part = "test" if dataset.test else "val"
-    samples = [s for p in parts.values() for s in p] if part == "all" else parts[part]
+        part = "test" if (split or dataset).test else "val"
+    chosen = PARTS if part == "all" else (part,)
+    samples = [sample for one in chosen for sample in getattr(dataset, one)]
     if not samples:
-        whose = f"{run_or_weights}, which was trained on {data}," if own else data
-        raise UserError(f"{whose} has no {part} part; use --part {'val' if own else 'all'}")
+        whose = f"{run_or_weights}, which was trained on {data}," if split else data
+        other = "val" if split and part != "val" else "all"
+        raise UserError(f"{whose} has no {part} part; use --part {other}")
     where = prepare_device(device, precision, threads)
     loader = ViewLoader(
         samples,
@@ -246,7 +255,8 @@ def evaluate(
         metrics = classification_metrics(logits, truth, model.class_names)
     figures = {
         "part": part,
-        "own_split": own,
+        "own_split": split is not None,
+        "outside_split": {} if split is None else _outside(split, dataset),
         "left_out": {samples[i].path: reason for i, reason in sorted(loader.bad.items())},
         **metrics,
     }

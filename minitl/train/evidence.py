@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minitl import hdf5, models
-from minitl.data.folder import Dataset, load_split
+from minitl.data.folder import Dataset
 from minitl.device import Device
 from minitl.errors import UserError
 from minitl.files import write_atomically, write_json
@@ -27,6 +27,7 @@ from minitl.train.feature_cache import FeatureCache
 from minitl.train.figures import best_of, metrics_of
 from minitl.train.forward import Forward, evaluation_loader
 from minitl.train.report import Judged, render
+from minitl.train.source import dataset_of_run
 
 
 def judge(
@@ -118,7 +119,7 @@ def report(
                 f"{folder} is not the folder of a run with a finished epoch: {name} is missing"
             )
     config = Config.load(folder / "config.toml")
-    dataset = load_split(folder / "split.json", Path(config.data))
+    dataset = dataset_of_run(folder, config)
     progress = hdf5.read(folder / "last.h5").progress
     if progress is None:
         raise UserError(f"{folder / 'last.h5'} holds weights only, no history of a run")

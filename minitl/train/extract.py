@@ -17,6 +17,7 @@ import numpy as np
 from minitl import models
 from minitl.convert.pull import find_weights
 from minitl.data.folder import Dataset, Sample
+from minitl.data.parts import PARTS
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.stamps import Stamp, stamps
 from minitl.errors import UserError
@@ -30,8 +31,6 @@ from minitl.train.feature_cache import FeatureCache, describe, file_digests, wei
 from minitl.train.features import Features, megabytes, numbers_of
 from minitl.train.forward import evaluation_loader
 from minitl.train.recipes import RECIPES
-
-PARTS = ("train", "val", "test")
 
 
 def extract(

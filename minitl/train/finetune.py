@@ -27,7 +27,7 @@ import numpy as np
 
 from minitl import hdf5, models, optim
 from minitl.convert.golden import make_golden
-from minitl.data.folder import Dataset, load_split
+from minitl.data.folder import Dataset
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device, get_device, parse_device
@@ -76,8 +76,14 @@ from minitl.train.optimisation import (
     stopped_early,
 )
 from minitl.train.report import Judged
-from minitl.train.run_folder import clear_leftovers, forget_earlier, put_back, set_aside
-from minitl.train.source import dataset_of
+from minitl.train.run_folder import (
+    claimed,
+    clear_leftovers,
+    forget_earlier,
+    put_back,
+    set_aside,
+)
+from minitl.train.source import dataset_of, dataset_of_run
 from minitl.train.step import TrainingStep
 from minitl.train.trained_model import dropouts, make_model, prepare_to_train, say_model
 from minitl.train.unfreezing import unfreeze_for
@@ -138,6 +144,11 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
 
     Raises UserError for anything wrong with the data, the weights, the settings or the folder.
     """
+    with claimed(folder):
+        return _begin(config, folder)
+
+
+def _begin(config: Config, folder: Path) -> dict[str, Any]:
     device = get_device(config.device)
     dataset = dataset_of(config)
     model = make_model(config, dataset)
@@ -149,7 +160,6 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
             dataset = with_findings(without_bad_images(dataset, config))
     make_schedule(config, math.ceil(len(dataset.train) / config.batch_size))
     say_model(model, config)
-    folder.mkdir(parents=True, exist_ok=True)
     set_aside(folder)
     try:
         config.save(folder / "config.toml")
@@ -196,18 +206,19 @@ def resume(
         workers=config.workers if workers is None else workers,
         device=config.device if device is None else device,
     )
-    clear_leftovers(folder)
-    if not _saved(folder):
-        say(f"{folder}: nothing was saved yet; beginning again")
-        return finetune(config, folder)
-    forget_earlier(folder)
-    return _resume_saved(config, folder, accept_changed)
+    with claimed(folder):
+        clear_leftovers(folder)
+        if not _saved(folder):
+            say(f"{folder}: nothing was saved yet; beginning again")
+            return _begin(config, folder)
+        forget_earlier(folder)
+        return _resume_saved(config, folder, accept_changed)
 
 
 def _resume_saved(config: Config, folder: Path, accept_changed: bool) -> dict[str, Any]:
     device = get_device(config.device)
     if config.features is None:
-        dataset = load_split(folder / "split.json", Path(config.data))
+        dataset = dataset_of_run(folder, config)
         changed = dataset.changed()
     else:
         features = FeatureFile(config.features)
@@ -380,19 +391,21 @@ def _train_on_device(run: Run) -> dict[str, Any]:
             _say_epoch(run)
         if run.epoch < config.epochs:
             say(f"stopped early: no better validation for {config.patience} epochs")
+        step.release()
+        run.device.kernels.release_memory()  # judging takes much less than training did
+        return _finish(run)
     except KeyboardInterrupt:
         if not _saved(run.folder):
             raise InterruptedRunError(
                 "interrupted during the first epoch; nothing was saved yet, the run folder is as it was "
                 "before"
             ) from None
+        ended = run.epoch == config.epochs or run.stopped_early
+        when = "after the last epoch" if ended else f"in epoch {run.epoch + 1}"
         raise InterruptedRunError(
-            f"interrupted in epoch {run.epoch + 1}; the state that was last saved is safe in "
+            f"interrupted {when}; the state that was last saved is safe in "
             f"{run.folder / 'last.h5'}; continue with: minitl finetune --resume {run.folder}"
         ) from None
-    step.release()
-    run.device.kernels.release_memory()  # judging takes much less than training did
-    return _finish(run)
 
 
 @contextlib.contextmanager

@@ -28,8 +28,10 @@ def apply_freeze(model: Classifier, words: tuple[str, ...], until: str | None = 
         )
     frozen: dict[str, None] = {}
     for word in words if "none" not in words else ():
+        inside = part_words(model).get(word, [word])
         try:
-            frozen |= dict.fromkeys(model.freeze(*part_words(model).get(word, [word])))
+            # A network may be a head alone; no names would mean all.
+            frozen |= dict.fromkeys(model.freeze(*inside) if inside else ())
         except ValueError as error:
             raise UserError(f"--freeze {error}; or use the words backbone, none") from None
     before = [] if until is None else _before(model, until)

@@ -101,7 +101,7 @@ def _losses(run: Run, rates: list[float]) -> list[float]:
     losses: list[float] = []
     lowest = math.inf
     assert run.config.lr is not None
-    with Progress("rising learning rate", len(rates)) as progress:
+    with Progress("rising learning rate", len(rates), unit="step") as progress:
         for rate, inputs in zip(rates, _batches(run, train), strict=False):
             run.optimizer.lr_factor = rate / run.config.lr
             step(inputs)

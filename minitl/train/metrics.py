@@ -15,23 +15,24 @@ def classification_metrics(
     logits: (N, K). labels: integers (N,). classes: K names.
 
     Returns images, loss (mean cross-entropy), accuracy, top3 and top5 (where K is larger), macro_f1 over the
-    classes, confusion (rows: the true classes, columns: the predicted ones), calibration (see
-    `calibration`), and per class: images, precision, recall, f1. Shares are 0 to 1.
+    classes that occur, as true or predicted ones, confusion (rows: the true classes, columns: the predicted
+    ones), calibration (see `calibration`), and per class: images, precision, recall, f1. Shares are 0 to 1.
     """
-    from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     predicted = logits.argmax(axis=1)
     every = np.arange(len(classes))
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     rows = np.arange(len(labels))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=every, zero_division=0
+    )
     result: dict[str, Any] = {
         "images": len(labels),
         "loss": float(-log_probabilities[rows, labels].mean()),
         "accuracy": float((predicted == labels).mean()),
-        "macro_f1": float(
-            f1_score(labels, predicted, labels=every, average="macro", zero_division=0)
-        ),
+        "macro_f1": float(f1[np.union1d(labels, predicted)].mean()),
     }
     result["confusion"] = confusion_matrix(labels, predicted, labels=every).tolist()
     result["calibration"] = calibration(np.exp(log_probabilities), labels)
@@ -39,9 +40,6 @@ def classification_metrics(
         if len(classes) > k:
             best = np.argpartition(-logits, k, axis=1)[:, :k]
             result[f"top{k}"] = float((best == labels[:, None]).any(axis=1).mean())
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=every, zero_division=0
-    )
     result["per_class"] = {
         name: {
             "images": int(support[i]),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minitl.data.folder import Dataset, Sample
+from minitl.data.parts import PARTS
 from minitl.models import Classifier
 from minitl.train import plots
 from minitl.train.console import duration, percent
@@ -60,7 +61,7 @@ def render(
         ("pictures trained on", f"{len(dataset.train):,}"),
         ("training time", duration(sum(row["seconds"] for row in history))),
     ]
-    parts = [part for part in ("train", "val", "test") if getattr(dataset, part)]
+    parts = [part for part in PARTS if getattr(dataset, part)]
     counts = [dataset.counts(part) for part in parts]
     return template.render(
         title=title,

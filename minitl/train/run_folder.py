@@ -1,10 +1,16 @@
-"""The run folder: which one, and never one that holds something else."""
+"""The run folder: which one, and never one that holds something else or that another process writes to."""
 
+import contextlib
+import os
+import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minitl.errors import UserError
+
+if sys.platform != "win32":
+    import fcntl
 
 RUNS = Path("runs")
 RUN_FILES = (
@@ -52,6 +58,52 @@ def prepare_folder(
             "--out, or empty the folder yourself"
         )
     return folder
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make a run's folder, and keep it from the runs of other processes for the block.
+
+    Folders that were made for it and are empty in the end are removed.
+
+    Raises UserError where the run of another process is in it, and where it cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the run folder {folder}: {error.strerror}; choose another --out"
+        ) from None
+    try:
+        with _locked(folder):
+            yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):  # it holds something
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the system's lock on a folder, which ends with the process at the latest; not on Windows."""
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is being written to by a run of another process; wait for its end, or choose "
+                "another --out"
+            ) from None
+        except OSError:  # some file systems have no locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def holds_run(folder: Path) -> bool:

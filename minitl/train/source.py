@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from minitl.data.folder import Dataset
+from minitl.data.folder import Dataset, load_split
 from minitl.data.labels import find_dataset
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile
@@ -34,6 +34,21 @@ def dataset_of(config: Config) -> Dataset:
     return dataset
 
 
+def dataset_of_run(folder: Path, config: Config) -> Dataset:
+    """Return the dataset of a run that has begun, in the parts that its split.json says.
+
+    Raises UserError where the split or pictures of it are gone, and where they have been moved says how to go
+    on.
+    """
+    root = Path(config.data)
+    if not root.is_dir():
+        raise UserError(
+            f"{root}, the folder of the pictures of {folder}, is not there; put it back, or write the place "
+            f"where it is now as data into {folder / 'config.toml'}"
+        )
+    return load_split(folder / "split.json", root)
+
+
 def refuse_idle_fractions(dataset: Dataset, val_fraction: float, test_fraction: float) -> None:
     """Raise UserError for a fraction other than the usual one of a part that the dataset has by itself."""
     given = {"val": val_fraction != Config.val_fraction, "test": test_fraction > 0}
@@ -45,4 +60,4 @@ def refuse_idle_fractions(dataset: Dataset, val_fraction: float, test_fraction: 
             )
 
 
-__all__ = ["dataset_of", "refuse_idle_fractions"]
+__all__ = ["dataset_of", "dataset_of_run", "refuse_idle_fractions"]

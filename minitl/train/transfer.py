@@ -18,7 +18,6 @@ import numpy as np
 
 from minitl import models
 from minitl.convert.pull import find_weights
-from minitl.data.folder import load_split
 from minitl.device import get_device
 from minitl.files import write_atomically, write_json
 from minitl.train import plots
@@ -29,6 +28,7 @@ from minitl.train.finetune import finetune
 from minitl.train.pictures import data_uri
 from minitl.train.robustness import under_attack
 from minitl.train.shift import Shift, domain_shift
+from minitl.train.source import dataset_of_run
 
 WAYS = ("scratch", "frozen", "finetuned")
 NAMES = {"scratch": "from scratch", "frozen": "frozen features", "finetuned": "fine-tuned"}
@@ -109,7 +109,7 @@ def transfer_report(
 
 
 def _attacked(run: Path, config: Config, part: str, attack: Attack) -> float:
-    dataset = load_split(run / "split.json", Path(config.data))
+    dataset = dataset_of_run(run, config)
     samples = getattr(dataset, part)
     with Progress("attacking", len(samples)) as progress:
         found = under_attack(
@@ -126,7 +126,7 @@ def _attacked(run: Path, config: Config, part: str, attack: Attack) -> float:
 
 
 def _shift(settings: Config, run: Path) -> Shift | None:
-    dataset = load_split(run / "split.json", Path(settings.data))
+    dataset = dataset_of_run(run, settings)
     model = models.load_model(find_weights(str(settings.weights)))
     return domain_shift(model, dataset.train, dataset.root, workers=settings.workers)
 
@@ -181,7 +181,8 @@ def fully_or_frozen(gain: Interval) -> str:
     better = "all layers" if gain.mean > 0 else "the head alone"
     points = f"{100 * gain.mean:+.1f} points against frozen features"
     if gain.low is None or gain.high is None:
-        return f"Of these two training {better} did better: {points}, in a single run each."
+        which = f"training {better} did better" if gain.mean else "neither did better"
+        return f"Of these two {which}: {points}, in a single run each."
     points += f" (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
     if gain.low <= 0 <= gain.high:
         return f"Of these two neither is clearly better: fine-tuned {points}; frozen is quicker."

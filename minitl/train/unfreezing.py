@@ -35,9 +35,10 @@ def unfreeze_for(model: Classifier, schedule: tuple[str, ...], epoch: int) -> No
     words = part_words(model)
     model.freeze()
     for part, start in parse(schedule):
+        inside = words.get(part, [part])
         try:
-            if start <= epoch:
-                model.unfreeze(*words.get(part, [part]))
+            if start <= epoch and inside:  # no names would mean all
+                model.unfreeze(*inside)
         except ValueError as error:
             raise UserError(f"--unfreeze-schedule: {error}; or head, backbone") from None
 
