@@ -17,6 +17,7 @@ settings.register_profile("brief", derandomize=True, deadline=None, max_examples
 
 THREADS = "counts the CPU's threads"
 CPU = "calls or watches a function of kernels.cpu by name"
+CPU_CHOICE = "chooses among algorithms of the CPU"
 TIME = "the same layers as in smaller networks, at a price"
 MEMORY = "measures the CPU's memory"
 DESELECTED = {  # beginning of a test's name: reason
@@ -38,6 +39,11 @@ DESELECTED = {  # beginning of a test's name: reason
     "test_models.py::test_initial_weights": "computes nothing",
     "test_models.py::test_xavier": "computes nothing",
     "test_models.py::test_unknown_architecture": "computes nothing",
+    # "exact" remains of the algorithms of convolution, which are the CPU's.
+    "test_models.py::test_float32_training_step_by_every_algorithm[resnet18-64-auto": CPU_CHOICE,
+    "test_models.py::test_float32_training_step_by_every_algorithm[resnet18-64-f": CPU_CHOICE,
+    "test_models.py::test_float32_training_step_by_every_algorithm[cifar_resnet20-32-auto": CPU_CHOICE,
+    "test_models.py::test_float32_training_step_by_every_algorithm[cifar_resnet20-32-f": CPU_CHOICE,
     "test_models.py::test_logits_and_gradients_of_imagenet_networks": TIME,
     "test_models.py::test_float32_logits_in_evaluation": TIME,
     "test_models.py::test_logits_and_gradients_of_cifar_networks[cifar_resnet56": TIME,
