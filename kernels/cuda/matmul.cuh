@@ -331,22 +331,13 @@ struct Part {
   }
 };
 
-// A number written in digits of three sizes, such as tap row, tap column and channel: counting on by a
-// fixed step needs additions only. The first digit has no end.
+// A number written in digits of three sizes, such as tap row, tap column and channel. The first digit has no end.
 struct Odometer {
   int high, middle, low;
-  Odometer() = default;
   DEVICE Odometer(int value, int middle_size, int low_size) {
     high = value / (middle_size * low_size);
     const int rest = value - high * middle_size * low_size;
     middle = rest / low_size;
     low = rest - middle * low_size;
-  }
-  DEVICE void add(const Odometer& step, int middle_size, int low_size) {
-    high += step.high;
-    middle += step.middle;
-    low += step.low;
-    if (low >= low_size) low -= low_size, middle++;
-    if (middle >= middle_size) middle -= middle_size, high++;
   }
 };
