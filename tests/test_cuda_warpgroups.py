@@ -97,6 +97,7 @@ def test_the_verdict_decides_and_is_kept(verdicts, monkeypatch, capsys, outcome,
             assert warpgroups.usable() == (said == "passed")
             assert said in warpgroups.verdict(0)
         error = capsys.readouterr().err
+        assert (f"delete {next(verdicts.iterdir())}" in error) == (said != "passed")
         assert (said in error and "cuda:0" in error) if said != "passed" else not error
         warpgroups._passed.cache_clear()  # as in another process
     assert len(tried) == 1

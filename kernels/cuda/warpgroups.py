@@ -55,7 +55,7 @@ def _passed(device: int) -> bool:
     if found != PASSED:
         print(
             f"cuda:{device}: products by warpgroups are not used, those of single warps are, which are "
-            f"right but slower: {found}",
+            f"right but slower: {found} (to try again, delete {_verdict_file(device)})",
             file=sys.stderr,
         )
     return found == PASSED
