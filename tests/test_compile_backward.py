@@ -51,19 +51,24 @@ def test_it_compiles_all_that_backward_needs():
     assert not lacking
 
 
-def test_it_begins_with_the_first_kernel_of_a_training(monkeypatch):
-    listeners, started, said = [], [], []
-    monkeypatch.setattr(jit.event, "register", lambda kind, listener: listeners.append(listener))
+def test_it_begins_once_with_the_first_kernel_of_the_latest_training(monkeypatch):
+    started, said = [], []
     monkeypatch.setattr(compile_backward, "start", lambda: started.append(1))
-    jit.on_first_compile(lambda: said.append(1), training=True)
-    jit.on_first_compile(lambda: said.append(2), training=False)
     dispatcher = jit.kernel()(lambda x: x)
     dispatcher.py_func.__module__ = "minitl.kernels.cpu.example"
-    compilation = type("Event", (), {"data": {"dispatcher": dispatcher}})
-    for listener in listeners:
-        listener.on_start(compilation)
-        listener.on_start(compilation)
-    assert (said, started) == ([1, 2], [1])
+
+    def compile_two():
+        for _ in range(2):
+            with jit.event.trigger_event("numba:compile", data={"dispatcher": dispatcher}):
+                pass
+
+    jit.on_first_compile(lambda: said.append(1), training=True)  # a run that finds its kernels
+    jit.on_first_compile(lambda: said.append(2), training=True)
+    compile_two()
+    assert (said, started) == ([2], [1])
+    jit.on_first_compile(lambda: said.append(3), training=False)
+    compile_two()
+    assert (said, started) == ([2, 3], [1])
 
 
 def test_it_ends_by_itself_whatever_the_present_folder_holds(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from functools import cache
@@ -107,25 +108,37 @@ def compile_seconds() -> float:
     return _stopwatch.seconds
 
 
+class _Announcer(event.Listener):
+    """Says once that kernels are compiled, and begins to compile backward beside them."""
+
+    def __init__(self) -> None:
+        self.announce: Callable[[], None] | None = None
+        self.training = False
+        self.beside: subprocess.Popen[bytes] | None = None  # kept, for its end to be noticed
+
+    def on_start(self, compilation: Any) -> None:
+        if self.announce is None or not _is_ours(compilation):
+            return
+        announce, self.announce = self.announce, None
+        announce()
+        if self.training:
+            from minitl.kernels.cpu import compile_backward
+
+            self.beside = compile_backward.start()
+
+    def on_end(self, compilation: Any) -> None:
+        pass
+
+
+_announcer = _Announcer()
+_listen(_announcer)
+
+
 def on_first_compile(announce: Callable[[], None], training: bool = False) -> None:
     """Call `announce` once, as soon as a kernel has to be compiled because no cache holds it.
 
+    An earlier call that nothing had to be compiled for is forgotten: what it would announce is over.
+
     training: whether backward will be needed; that is then compiled at the same time in another process.
     """
-
-    class Listener(event.Listener):
-        waiting = True
-
-        def on_start(self, compilation: Any) -> None:
-            if self.waiting and _is_ours(compilation):
-                self.waiting = False
-                announce()
-                if training:
-                    from minitl.kernels.cpu import compile_backward
-
-                    self.beside = compile_backward.start()  # kept, for its end to be noticed
-
-        def on_end(self, compilation: Any) -> None:
-            pass
-
-    _listen(Listener())
+    _announcer.announce, _announcer.training = announce, training

@@ -165,7 +165,7 @@ def compile_source(
         nvrtc().nvrtcDestroyProgram(program)
 
 
-_announce: list[Callable[[], None]] = []
+_announce: Callable[[], None] | None = None
 _announcing = threading.Lock()
 _seconds: list[float] = []  # of each compilation
 
@@ -178,9 +178,20 @@ def compile_seconds() -> float:
 def on_first_compile(announce: Callable[[], None], training: bool = False) -> None:
     """Call `announce` once, as soon as a kernel has to be compiled because no cache holds it.
 
+    An earlier call that nothing had to be compiled for is forgotten: what it would announce is over.
+
     training: makes no difference here.
     """
-    _announce.append(announce)
+    global _announce
+    _announce = announce
+
+
+def _announce_once() -> None:
+    global _announce
+    with _announcing:
+        announce, _announce = _announce, None
+        if announce is not None:
+            announce()
 
 
 @cache
@@ -231,9 +242,7 @@ def cubin_path(stem: str, architecture: str, defines: Defines) -> Path:
         if path.stem.endswith(f"-{_digest(path.read_bytes())}"):
             return path
         path.unlink(missing_ok=True)  # damaged
-    with _announcing:
-        while _announce:
-            _announce.pop()()
+    _announce_once()
     started = time.perf_counter()
     compiled = compile_source(source, f"{stem}.cu", headers, architecture)
     _seconds.append(time.perf_counter() - started)
