@@ -41,6 +41,11 @@ def run_conv2d():
     cuda.conv2d_scale_shift_forward(x, weight, scale, shift, None, True, *geometry)
 
 
+def run_conv2d_dx():
+    dy, weight = normal(2, 9, 8, 16), normal(16, 3, 3, 72)
+    cuda.conv2d_dx(dy, weight, (2, 18, 16, 72), (2, 2), padding2d(1), (1, 1), 1)
+
+
 def run_matmul():
     """In tf32, and in bfloat16 by warpgroups."""
     run_conv2d()
@@ -81,6 +86,7 @@ def run_pool():
 RUNS = {  # file: what uses all of it
     "batchnorm.cu": run_batchnorm,
     "common.cuh": run_loss,
+    "conv2d.cu": run_conv2d_dx,
     "conv2d_passes.cu": run_conv2d_passes,
     "epilogue.cuh": run_conv2d,
     "matmul.cuh": run_matmul,

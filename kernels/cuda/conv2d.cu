@@ -240,13 +240,17 @@ conv2d_forward(
   const Epilogue epilogue = {nullptr, nullptr, nullptr, residual ? residual + first : nullptr, 0,
                              positive ? positive + first : nullptr, nullptr};
   const i64 size = (i64)n * h * w * c;
-  const auto offset = [&](int m) {
-    if (stride_h == 1 && stride_w == 1) return (i64)m * pitch;
+  // Where each row lies in dx, found once: else every lane would divide for each of its rows, and in every array.
+  static_assert(BM * sizeof(int) <= 2 * WARPS_M * BN * sizeof(real), "it lies where moments would");
+  int* const pixel_of = reinterpret_cast<int*>(shared + WARPS * STAGING_BYTES);
+  for (int m = m0 + threadIdx.x; m < min(m0 + BM, rows); m += THREADS) {
     const int row = m / window.lines_w, picture = row / window.lines_h;
     const int i = (row - picture * window.lines_h) * stride_h + phase_h;
     const int j = (m - row * window.lines_w) * stride_w + phase_w;
-    return (((i64)picture * h + i) * w + j) * pitch;
-  };
+    pixel_of[m - m0] = (picture * h + i) * w + j;
+  }
+  __syncthreads();
+  const auto offset = [&](int m) { return (i64)pixel_of[m - m0] * pitch; };
 #else
   const Epilogue epilogue = {scale ? scale + first : nullptr, shift ? shift + first : nullptr,
                              bias ? bias + first : nullptr, residual ? residual + first : nullptr, relu,

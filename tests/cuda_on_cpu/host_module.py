@@ -28,7 +28,7 @@ COMPILER = shutil.which("g++")
 HERE_IT_RUNS = COMPILER is not None
 REASON = "the kernels' checker needs g++, which is not on this machine"
 
-COMMON_FLAGS = ["-std=c++17", "-g", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-gnu-unique"]
+COMMON_FLAGS = ["-std=c++17", "-g1", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-gnu-unique"]
 MODE_FLAGS = {
     "fast": ["-O2"],
     "check": [
