@@ -356,19 +356,29 @@ def _image(texts: Mapping[str, str], arrays: Mapping[str, _Stored]) -> bytes:
             # Of fixed length: texts of variable length lie in a heap that has no checksum.
             kind = h5py.string_dtype("utf-8", max(1, len(encoded)))
             file.attrs.create(name, np.array(encoded, kind), dtype=kind)
+        with_folders = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        with_folders.set_create_intermediate_group(True)
         for path in sorted(arrays):
-            stored = arrays[path]
-            dataset = file.create_dataset(
-                path,
-                data=stored.data,
-                chunks=_chunks(stored.data),
-                fletcher32=stored.data.ndim > 0 and stored.data.size > 0,
-            )
-            if stored.kind in _DISGUISED:
-                dataset.attrs.create("dtype", np.array(stored.kind.encode()))
+            _create_dataset(file, path, arrays[path], with_folders)
         file.flush()
         image: bytes = file.id.get_file_image()
     return image
+
+
+def _create_dataset(file: h5py.File, path: str, stored: _Stored, links: h5py.h5p.PropLCID) -> None:
+    """Make a dataset and the groups above it; HDF5's own calls, which take a third of h5py's time."""
+    data = stored.data
+    kind = _TYPES[_DISGUISED.get(stored.kind, stored.kind)]
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    if chunks := _chunks(data):
+        plan.set_chunk(chunks)
+        plan.set_fletcher32()
+    space = h5py.h5s.create_simple(data.shape) if data.ndim else h5py.h5s.create(h5py.h5s.SCALAR)
+    dataset = h5py.h5d.create(file.id, path.encode(), kind, space, dcpl=plan, lcpl=links)
+    if data.size:
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, data)
+    if stored.kind in _DISGUISED:
+        h5py.Dataset(dataset).attrs.create("dtype", np.array(stored.kind.encode()))
 
 
 def _chunks(array: np.ndarray) -> tuple[int, ...] | None:
@@ -470,17 +480,18 @@ def _read_arrays(file: h5py.File, path: Path) -> Iterator[tuple[str, _Stored]]:
         for part in folder:
             name = f"{prefix}{part}"
             _check_part(part, name, path)
-            link = folder.get(part, getlink=True)
-            if not isinstance(link, h5py.HardLink):
+            if folder.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+                target = _link_target(folder.get(part, getlink=True))
                 raise WeightsFileError(
-                    f"{path}: {name} is a link to {_link_target(link)}, which a weights file must not have"
+                    f"{path}: {name} is a link to {target}, which a weights file must not have"
                 )
             item = folder[part]
-            if _identity(item) in seen or len(seen) > _MAX_OBJECTS:
+            identity = _identity(item)
+            if identity in seen or len(seen) > _MAX_OBJECTS:
                 raise WeightsFileError(
                     f"{path}: {name} is a second name of another object, or one of too many objects"
                 )
-            seen.add(_identity(item))
+            seen.add(identity)
             if isinstance(item, h5py.Group):
                 if name.count("/") >= _MAX_DEPTH:
                     raise WeightsFileError(f"{path}: {name[:80]} is nested too deep")
@@ -522,9 +533,10 @@ def _read_dataset(dataset: h5py.Dataset, name: str, room: int, path: Path) -> _S
     kind = next((k for k, h5type in _TYPES.items() if stored_type.equal(h5type)), None)
     if kind is None:
         raise refuse("does not hold plain little-endian numbers")
-    if others := set(dataset.attrs) - {"dtype"}:
+    attributes = set(dataset.attrs) if h5py.h5a.get_num_attrs(dataset.id) else set()
+    if others := attributes - {"dtype"}:
         raise refuse(f"has the attribute {min(others)[:80]!r}, which is none of the format's")
-    if "dtype" in dataset.attrs:
+    if attributes:
         disguise = _read_text(dataset, "dtype", path)
         if _DISGUISED.get(disguise) != kind:
             raise refuse(f"is {kind} but claims to stand for {disguise[:20]!r}")
@@ -540,33 +552,36 @@ def _read_dataset(dataset: h5py.Dataset, name: str, room: int, path: Path) -> _S
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if filters not in ([], [h5py.h5z.FILTER_FLETCHER32]):
         raise refuse("is compressed or filtered, which version 1 of the format is not")
-    if dataset.shape is None or dataset.maxshape != dataset.shape:
+    shape, itemsize = dataset.shape, stored_type.get_size()
+    if shape is None or dataset.maxshape != shape:
         raise refuse("has no fixed shape")
-    size = math.prod(dataset.shape) * stored_type.get_size()
-    if size > room:
-        raise refuse(f"claims shape {dataset.shape}, more than the file can hold")
-    _check_storage(dataset, size, bool(filters), refuse)
+    if math.prod(shape) * itemsize > room:
+        raise refuse(f"claims shape {shape}, more than the file can hold")
+    _check_storage(dataset, shape, itemsize, bool(filters), refuse)
     return _Stored(kind, dataset[()] if dataset.ndim else np.asarray(dataset[()]))
 
 
-def _check_storage(dataset: h5py.Dataset, size: int, checksum: bool, refuse: Any) -> None:
+def _check_storage(
+    dataset: h5py.Dataset, shape: tuple[int, ...], itemsize: int, checksum: bool, refuse: Any
+) -> None:
     """Check that every number is really stored: HDF5 makes up fill values for the rest."""
-    if dataset.chunks is None:
-        complete = dataset.id.get_storage_size() == size
+    chunks = dataset.chunks
+    if chunks is None:
+        complete = dataset.id.get_storage_size() == math.prod(shape) * itemsize
     else:
-        if any(c > s for c, s in zip(dataset.chunks, dataset.shape, strict=True)):
-            raise refuse(f"has chunks {dataset.chunks} larger than itself {dataset.shape}")
+        if any(c > s for c, s in zip(chunks, shape, strict=True)):
+            raise refuse(f"has chunks {chunks} larger than itself {shape}")
         # Asking for chunk i costs time in proportion to i.
-        if dataset.id.get_num_chunks() > _MAX_CHUNKS:
-            raise refuse(f"has more than {_MAX_CHUNKS} chunks")
-        counts = [-(-s // c) for c, s in zip(dataset.chunks, dataset.shape, strict=True)]
-        chunk_size = math.prod(dataset.chunks) * dataset.dtype.itemsize + 4 * checksum
         number = dataset.id.get_num_chunks()
+        if number > _MAX_CHUNKS:
+            raise refuse(f"has more than {_MAX_CHUNKS} chunks")
+        counts = [-(-s // c) for c, s in zip(chunks, shape, strict=True)]
+        chunk_size = math.prod(chunks) * itemsize + 4 * checksum
         complete = number == math.prod(counts) and all(
             dataset.id.get_chunk_info(i).size == chunk_size for i in range(number)
         )
     if not complete:
-        raise refuse(f"claims shape {dataset.shape}, of which a part is not there")
+        raise refuse(f"claims shape {shape}, of which a part is not there")
 
 
 def _content(

@@ -246,7 +246,7 @@ def test_the_doctor_finds_a_healthy_gpu_healthy_and_checks_every_kernel(capsys):
     from minitl.kernels.cuda import avgpool_kernels, conv2d, conv2d_weight
     from tests.test_cuda_compile import BUDGETS  # has every other kernel
 
-    with install(mode="fast") as gpu, launched() as found:
+    with install() as gpu, launched() as found:
         assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "cuda:0 works" in text

@@ -181,7 +181,7 @@ def randomise(network, seed=0):
     for name, value in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(value.shape, generator=generator)
         if value.ndim > 1:
             new = noise * (2 / value[0].numel()) ** 0.5
         elif name.endswith(("running_var", "weight")):
