@@ -94,7 +94,7 @@ def small(resnet18, tmp_path_factory):
 @pytest.mark.parametrize(
     ("recipe", "options", "accuracy"),
     [
-        ("all-layers", ["--epochs", 3], 0.7),
+        ("all-layers", ["--epochs", 2], 0.7),
         ("frozen-mlp", ["--epochs", 5, "--lr", 0.001], 0.5),
     ],
 )
@@ -120,7 +120,7 @@ def test_all_layers_on_blood_cells(small, tmp_path):
     """Classes of 12 to 124 pictures: better than to say the most frequent one each time."""
     data = DATA / "images" / "bccd_wbc"
     how = ("--weights", small, "--recipe", "all-layers", "--vertical-flip", "--no-report")
-    summary = finetune(tmp_path, data, *how, "--epochs", 3)
+    summary = finetune(tmp_path, data, *how, "--epochs", 2)
     assert summary["val"]["accuracy"] > 0.62
 
 
