@@ -241,6 +241,8 @@ class Identity(Module):
 class Conv2d(Module):
     """Convolution: weight (K, R, S, C/groups), bias (K,) or None. Arguments as in `ops.conv2d`;
     padding may also be "same", TensorFlow's.
+
+    Raises ValueError for channels that `groups` does not divide, or of which there are none.
     """
 
     def __init__(
@@ -257,6 +259,11 @@ class Conv2d(Module):
         rng: np.random.Generator | None = None,
         weight_init: Init = init.he_normal,
     ) -> None:
+        channels = in_channels, out_channels
+        if min(*channels, groups) < 1 or any(c % groups for c in channels):
+            raise ValueError(
+                f"a convolution from {in_channels} to {out_channels} channels cannot have {groups} groups"
+            )
         shape = (out_channels, *pair(kernel_size, "kernel_size"), in_channels // groups)
         self.weight = Parameter(weight_init(shape, rng))
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
@@ -281,7 +288,7 @@ class Conv2d(Module):
 
 
 class Linear(Module):
-    """Dense layer: weight (out, in), bias (out,) or None."""
+    """Dense layer: weight (out, in), bias (out,) or None. Raises ValueError where one of them is 0."""
 
     def __init__(
         self,
@@ -292,6 +299,10 @@ class Linear(Module):
         rng: np.random.Generator | None = None,
         weight_init: Init = init.lecun_uniform,
     ) -> None:
+        if min(in_features, out_features) < 1:
+            raise ValueError(
+                f"a dense layer needs inputs and outputs; got {in_features} and {out_features}"
+            )
         self.weight = Parameter(weight_init((out_features, in_features), rng))
         self.bias = (
             Parameter(init.lecun_uniform((out_features,), rng, in_features)) if bias else None

@@ -165,6 +165,23 @@ def test_replacing_the_head():
     assert model(batch()[0]).shape == (6, 7)
 
 
+@pytest.mark.parametrize(
+    ("channels", "groups"), [((0, 4), 1), ((4, 0), 1), ((5, 4), 2), ((4, 5), 2), ((4, 4), 0)]
+)
+def test_convolutions_that_cannot_be(channels, groups):
+    with pytest.raises(ValueError, match=f"from {channels[0]} to {channels[1]}.*{groups} groups"):
+        nn.Conv2d(*channels, 3, groups=groups)
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0), (3, -1)])
+def test_dense_layers_that_cannot_be(sizes):
+    with pytest.raises(ValueError, match="needs inputs and outputs"):
+        nn.Linear(*sizes)
+    if sizes[1] < 1:
+        with pytest.raises(ValueError, match="needs inputs and outputs"):
+            models.resnet18(num_classes=sizes[1])
+
+
 def test_sequential_names_and_runs_in_order():
     rng = np.random.default_rng(0)
     model = nn.Sequential(nn.Linear(3, 4, rng=rng), nn.ReLU(), nn.Linear(4, 2, bias=False, rng=rng))
