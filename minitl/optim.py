@@ -455,9 +455,10 @@ def one_cycle(
 ) -> Schedule:
     """Return half a cosine up from `start` to 1, for the share `rise` of the steps, and one down to `final`.
 
-    PyTorch's OneCycleLR with its defaults and a constant momentum, but for fewer than four steps: there PyTorch's
-    is past its peak with the first, so that a single one would move nothing, and this one begins at it. (Smith,
-    Topin: "Super-convergence: very fast training of neural networks using large learning rates", 2017.)
+    PyTorch's OneCycleLR with its defaults and a constant momentum, but for fewer than four steps: there
+    PyTorch's is past its peak with the first, so that a single one would move nothing, and this one begins at
+    it. (Smith, Topin: "Super-convergence: very fast training of neural networks using large learning rates",
+    2017.)
     """
     if total_steps < 1 or not 0 < rise < 1:
         raise ValueError(
