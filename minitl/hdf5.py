@@ -127,21 +127,39 @@ class WeightsFile:
     progress: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Contents that have been checked and laid out for a file. Later changes of them may or may not show."""
+
+    texts: dict[str, str]
+    arrays: "dict[str, _Stored]"
+
+    def write(self, path: str | os.PathLike[str]) -> str:
+        """Write the file, whole or not at all, and return its digest.
+
+        Raises WeightsFileError where the system refuses; an earlier file of that name is then unchanged.
+        """
+        digest = _digest(self.texts, self.arrays)
+        image = _image(self.texts | {"digest": digest}, self.arrays)
+        try:
+            write_atomically(path, image)
+        except UserError as error:
+            raise WeightsFileError(str(error)) from error
+        return digest
+
+
+def prepare(content: WeightsFile) -> Prepared:
+    """Return what is left to be written; ValueError or TypeError where `content` does not fit the format."""
+    return Prepared(attributes(content), _arrays_of(content))
+
+
 def write(path: str | os.PathLike[str], content: WeightsFile) -> str:
     """Write a weights file, whole or not at all, and return its digest.
 
     Raises ValueError or TypeError where `content` does not fit the format, and WeightsFileError where
     the system refuses to write; an earlier file of that name is then unchanged.
     """
-    texts = attributes(content)
-    arrays = _arrays_of(content)
-    digest = _digest(texts, arrays)
-    image = _image(texts | {"digest": digest}, arrays)
-    try:
-        write_atomically(path, image)
-    except UserError as error:
-        raise WeightsFileError(str(error)) from error
-    return digest
+    return prepare(content).write(path)
 
 
 def read(path: str | os.PathLike[str]) -> WeightsFile:
@@ -744,9 +762,11 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "Golden",
+    "Prepared",
     "WeightsFile",
     "attributes",
     "check_state",
+    "prepare",
     "read",
     "write",
 ]

@@ -5,6 +5,7 @@ What is left for a real GPU to show is speed, its own rounding, and that CUDA is
 
 import csv
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.views import ViewLoader
 from minitl.device import CPU, get_device
-from minitl.errors import UserError
+from minitl.errors import UserError, WeightsFileError
 from minitl.models import resnet
 from minitl.tensor import Tensor
 from minitl.train import recording
@@ -873,6 +874,46 @@ def test_resuming_on_the_gpu_is_exact(finetune, monkeypatch, capsys):
     a, b = (hdf5.read(folder / "last.h5") for folder in (whole, part))
     assert_same(a.state, b.state)
     assert_same(a.optimizer, b.optimizer)
+
+
+def test_steps_go_on_while_an_epoch_is_saved(finetune, monkeypatch):
+    """And what is saved is as it was at the epoch's end, however long that takes."""
+    plain, _ = finetune("plain", "--device", "cuda")
+    stepped, waited = threading.Event(), []
+    write, step = hdf5.Prepared.write, TrainingStep.__call__
+
+    def slow(self, path):
+        if path.name == "best.h5" and not waited:
+            stepped.clear()
+            waited.append(stepped.wait(60))
+        return write(self, path)
+
+    def noticed(self, inputs):
+        step(self, inputs)
+        stepped.set()
+
+    monkeypatch.setattr(hdf5.Prepared, "write", slow)
+    monkeypatch.setattr(TrainingStep, "__call__", noticed)
+    beside, _ = finetune("beside", "--device", "cuda")
+    assert waited == [True]
+    for name in ("last.h5", "best.h5"):
+        a, b = (hdf5.read(folder / name) for folder in (plain, beside))
+        assert_same(a.state, b.state)
+    np.testing.assert_array_equal(curve(plain), curve(beside))
+
+
+def test_an_epoch_that_cannot_be_saved_ends_the_run(tmp_path, data, weights, capsys, monkeypatch):
+    def full(self, path):
+        raise WeightsFileError(f"cannot write {path}: no space left")
+
+    monkeypatch.setattr(hdf5.Prepared, "write", full)
+    arguments = ["finetune", data, "--weights", weights, "--out", tmp_path / "run"]
+    with install(mode="fast"):
+        assert main([str(a) for a in (*arguments, "--device", "cuda", "--epochs", 9)]) == 1
+    captured = capsys.readouterr()
+    assert "no space left" in captured.err
+    assert "epoch   2/9" not in captured.out
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_a_number_is_reported_with_its_step(tmp_path, data, weights, capsys):

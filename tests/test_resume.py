@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from minitl import hdf5
 from minitl.cli import main
 from minitl.errors import UserError
 from minitl.train import finetune
-from minitl.train.checkpoint import SavingTimer, parse_interval
+from minitl.train.checkpoint import SavingTimer, Writer, parse_interval
 from minitl.train.step import TrainingStep
 from tests.test_finetune import (
     expect_error,
@@ -159,12 +160,14 @@ def test_a_run_killed_after_its_state_was_written_still_gets_its_metrics(
 ):
     folder = tmp_path / "run"
 
-    def killed(run):
-        if run.epoch == 3:
-            raise Killed
-
     original = finetune._write_metrics
-    monkeypatch.setattr(finetune, "_write_metrics", lambda run: killed(run) or original(run))
+
+    def killed(folder, metrics):
+        if metrics.count(b"\n") == 4:  # the third epoch's
+            raise Killed
+        original(folder, metrics)
+
+    monkeypatch.setattr(finetune, "_write_metrics", killed)
     with pytest.raises(Killed):
         main(command(pictures, weights, folder, SMALL))
     monkeypatch.undo()
@@ -245,6 +248,25 @@ def test_when_to_save(monkeypatch):
     for clock[0] in (4.0, 9.0, 11.0, 15.0, 21.0, 22.0):
         due.append(timer.due(1))
     assert due == [False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_jobs_of_writing_run_in_order_and_their_errors_arrive(beside):
+    writer, done = Writer(beside), []
+    writer.start(lambda: time.sleep(0.05) or done.append(1))
+    assert bool(done) != beside
+    writer.start(lambda: done.append(2))
+    writer.finish()
+    assert done == [1, 2]
+
+    def fails():
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        writer.start(fails)
+        writer.start(lambda: done.append(3))
+    assert done == [1, 2]
+    writer.finish()  # said once
 
 
 def test_a_run_from_before_these_settings_is_resumed(monkeypatch, tmp_path, pictures, weights):

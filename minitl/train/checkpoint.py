@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from minitl.errors import UserError
@@ -50,6 +52,36 @@ class SavingTimer:
         return True
 
 
+class Writer:
+    """Does what a run has to write, one job after another.
+
+    beside: in a thread of its own, while a GPU takes the next steps: with few pictures, digests and disks
+        would take longer than an epoch. On the CPU the thread would only take a core from the steps.
+    """
+
+    def __init__(self, beside: bool) -> None:
+        self._thread = ThreadPoolExecutor(1, "minitl-writer") if beside else None
+        self._job: Future[None] | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Do the job, or begin it as soon as the one before is done; raise what that one raised."""
+        self.finish()
+        if self._thread is None:
+            job()
+        else:
+            self._job = self._thread.submit(job)
+
+    def finish(self) -> None:
+        """Wait until all is written; raise what writing it raised."""
+        if self._job is not None:
+            error = (
+                self._job.exception()
+            )  # where this is interrupted, the job is still there to wait for
+            self._job = None
+            if error is not None:
+                raise error
+
+
 def parse_interval(text: str) -> tuple[int | None, float]:
     """Return (steps, 0) for "200" and (None, seconds) for "5m"; UserError for what is neither."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
@@ -62,4 +94,4 @@ def parse_interval(text: str) -> tuple[int | None, float]:
     return int(match[1]), 0.0
 
 
-__all__ = ["Partial", "SavingTimer", "parse_interval"]
+__all__ = ["Partial", "SavingTimer", "Writer", "parse_interval"]

@@ -15,6 +15,7 @@ A run folder holds
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import math
 import sys
@@ -41,7 +42,7 @@ from minitl.train import extract
 from minitl.train.attack import Attack
 from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs
-from minitl.train.checkpoint import Partial, SavingTimer
+from minitl.train.checkpoint import Partial, SavingTimer, Writer
 from minitl.train.clock import Clock
 from minitl.train.config import Config
 from minitl.train.console import (
@@ -99,7 +100,8 @@ class Run:
 
     micro_batch: as in the settings, or less where a GPU's memory did not hold it. before: how good the
         network was before the first step, where that is asked for. best_validation: what the best epoch's
-        weights said to the validation pictures, if this process has seen that; not saved.
+        weights said to the validation pictures, if this process has seen that; not saved. writer: what
+        writes the files of the folder from the first epoch on.
     """
 
     config: Config
@@ -115,6 +117,9 @@ class Run:
     micro_batch: int | None = None
     before: dict[str, Any] | None = None
     best_validation: Judged | None = None
+
+    def __post_init__(self) -> None:
+        self.writer = Writer(beside=self.device.kind == "cuda")
 
     @property
     def epoch(self) -> int:
@@ -260,7 +265,7 @@ def _resume_saved(config: Config, folder: Path, accept_changed: bool) -> dict[st
     if changed:
         _note_changed(run, changed)
     if history:
-        _write_metrics(run)  # it may have been killed before that
+        _write_metrics(folder, _metrics(run))  # it may have been killed before that
     return _train(run)
 
 
@@ -389,12 +394,14 @@ def _train_on_device(run: Run) -> dict[str, Any]:
             run.partial = Partial()
             _save(run)
             _say_epoch(run)
+        run.writer.finish()
         if run.epoch < config.epochs:
             say(f"stopped early: no better validation for {config.patience} epochs")
         step.release()
         run.device.kernels.release_memory()  # judging takes much less than training did
         return _finish(run)
     except KeyboardInterrupt:
+        run.writer.finish()
         if not _saved(run.folder):
             raise InterruptedRunError(
                 "interrupted during the first epoch; nothing was saved yet, the run folder is as it was "
@@ -406,6 +413,8 @@ def _train_on_device(run: Run) -> dict[str, Any]:
             f"interrupted {when}; the state that was last saved is safe in "
             f"{run.folder / 'last.h5'}; continue with: minitl finetune --resume {run.folder}"
         ) from None
+    finally:
+        run.writer.finish()
 
 
 @contextlib.contextmanager
@@ -468,7 +477,7 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
             if save:
                 part.seconds = seconds()
                 run.micro_batch = step.micro_batch
-                _save_state(run)
+                run.writer.start(functools.partial(_write_state, run.folder, _state(run)))
     run.micro_batch = step.micro_batch
     accuracy = {} if run.dataset.tasks else {"train_accuracy": part.correct / part.images}
     return {
@@ -527,13 +536,15 @@ def _save(run: Run) -> None:
 
     In this order: a run that dies between the two repeats this epoch on resuming, to the same weights.
     """
-    if run.best is run.history[-1]:
-        with run.judged():
-            best = to_weights_file(run.model, source=_source(run))
-            best.golden = make_golden(best, str(run.folder / "best.h5"))
-            hdf5.write(run.folder / "best.h5", best)
-    _save_state(run)
-    _write_metrics(run)
+    best, state, metrics = _best(run), _state(run), _metrics(run)
+
+    def write() -> None:
+        if best is not None:
+            best.write(run.folder / "best.h5")
+        _write_state(run.folder, state)
+        _write_metrics(run.folder, metrics)
+
+    run.writer.start(write)
 
 
 def _saved(folder: Path) -> bool:
@@ -541,34 +552,49 @@ def _saved(folder: Path) -> bool:
     return (folder / "last.h5").exists()
 
 
-def _save_state(run: Run) -> None:
-    hdf5.write(
-        run.folder / "last.h5",
-        to_weights_file(
-            run.model,
-            optimizer=run.optimizer.state_dict(),
-            progress={
-                "epoch": run.epoch,
-                "history": run.history,
-                "dropout": {name: layer.offset for name, layer in dropouts(run.model)},
-                "seconds": run.clock.seconds,
-                "average": run.average and run.average.state_dict(),
-                "partial": run.partial.state_dict(),
-                "micro_batch": run.micro_batch,
-                "before": run.before,
-            },
-        ),
-    )
-    forget_earlier(run.folder)
+def _best(run: Run) -> hdf5.Prepared | None:
+    """Return what goes into best.h5, if the last epoch is the best."""
+    if run.best is not run.history[-1]:
+        return None
+    with run.judged():
+        best = to_weights_file(run.model, source=_source(run))
+        best.golden = make_golden(best, str(run.folder / "best.h5"))
+        return hdf5.prepare(best)
 
 
-def _write_metrics(run: Run) -> None:
+def _state(run: Run) -> hdf5.Prepared:
+    """Return what goes into last.h5."""
+    progress = {
+        "epoch": run.epoch,
+        "history": run.history,
+        "dropout": {name: layer.offset for name, layer in dropouts(run.model)},
+        "seconds": run.clock.seconds,
+        "average": run.average and run.average.state_dict(),
+        "partial": run.partial.state_dict(),
+        "micro_batch": run.micro_batch,
+        "before": run.before,
+    }
+    optimizer = run.optimizer.state_dict()
+    return hdf5.prepare(to_weights_file(run.model, optimizer=optimizer, progress=progress))
+
+
+def _write_state(folder: Path, state: hdf5.Prepared) -> None:
+    state.write(folder / "last.h5")
+    forget_earlier(folder)
+
+
+def _metrics(run: Run) -> bytes:
+    """Return what goes into metrics.csv."""
     table = io.StringIO()
     names = columns(run.dataset.tasks)
     writer = csv.DictWriter(table, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: f"{row[name]:.6g}" for name in names} for row in run.history)
-    write_atomically(run.folder / "metrics.csv", table.getvalue().encode())
+    return table.getvalue().encode()
+
+
+def _write_metrics(folder: Path, metrics: bytes) -> None:
+    write_atomically(folder / "metrics.csv", metrics)
 
 
 def _source(run: Run) -> str:
