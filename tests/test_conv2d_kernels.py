@@ -13,6 +13,7 @@ from minitl.kernels.cpu import (
     conv2d_direct,
     conv2d_portable,
     conv2d_tables,
+    memory,
     microkernel,
     winograd,
 )
@@ -190,6 +191,75 @@ def test_rows_that_meet_are_copied_where_the_cache_is_narrow(name, lines, lanes,
     assert not conv2d_tables.rows_meet(1040, 512, lanes)
     arrays = make(x, weight, geometry, "integers")
     check_equal(direct(arrays, geometry, lanes), einsum(*arrays, *geometry))
+
+
+EDGE = 1 << 16  # bytes
+
+# Few channels, and rows of taps that are read as one: x, weight, stride, padding, groups.
+ROWS_AS_ONE_TAP = {
+    "joined": ((2, 20, 20, 3), (16, 7, 7, 3), 2, 3, 1),
+    "patches": ((2, 32, 32, 3), (32, 16, 16, 3), 16, 0, 1),
+    "12 channels": ((2, 14, 14, 12), (32, 7, 7, 12), 1, 3, 1),
+    "8 channels": ((2, 14, 14, 8), (16, 9, 9, 8), 1, 4, 1),
+    "one row": ((4, 12, 40, 3), (16, 1, 17, 3), 1, 0, 1),
+    "groups": ((2, 8, 12, 12), (28, 1, 5, 3), 1, 0, 4),
+}
+
+
+@each_width
+@pytest.mark.parametrize("case", ROWS_AS_ONE_TAP.values(), ids=ROWS_AS_ONE_TAP.keys())
+def test_nothing_is_written_beside_an_array(case, lanes, monkeypatch):
+    x_shape, weight_shape, stride, padding, groups = case
+    geometry = (stride, stride), Padding2d(*[padding] * 4), (1, 1), groups
+    guarded = []
+
+    def empty(shape, dtype):
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raw = np.full(size + 2 * EDGE + 64, 0xA5, np.uint8)
+        start = EDGE + -(raw.ctypes.data + EDGE) % 64
+        guarded.append((raw, start, size))
+        return raw[start : start + size].view(dtype).reshape(shape)
+
+    monkeypatch.setattr(memory, "empty", empty)
+    arrays = make(x_shape, weight_shape, geometry, "integers")
+    results = direct(arrays, geometry, lanes)
+    assert len(guarded) > 3
+    for raw, start, size in guarded:
+        assert (raw[:start] == 0xA5).all() and (raw[start + size :] == 0xA5).all()
+    monkeypatch.undo()
+    check_equal(results, einsum(*arrays, *geometry))
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "stride"),
+    [  # y, and dx, of many pictures at a time
+        ((1500, 836, 836, 3), (16, 1, 1, 3), 836),
+        ((1500, 400, 400, 3), (16, 1, 1, 3), 400),
+    ],
+)
+def test_sets_of_pictures_beyond_32_bits_are_left_to_the_portable_path(
+    x_shape, weight_shape, stride
+):
+    geometry = (stride, stride), Padding2d(0, 0, 0, 0), (1, 1), 1
+    for lanes in LANES:
+        found = conv2d.choose_algorithm(
+            x_shape, weight_shape, np.dtype(np.float32), *geometry, "auto", lanes
+        )
+        assert found == "portable"
+
+
+def test_gathers_of_many_sizes_are_not_all_kept(monkeypatch):
+    monkeypatch.setattr(conv2d_tables, "BYTES_KEPT", 100_000)
+    gather = conv2d_tables.forward_gather
+    options = (3, 3), (1, 1), Padding2d(1, 1, 1, 1), (1, 1), 4
+    first = gather(1, (20, 20, 4), (20, 20, 4), *options)
+    assert gather(1, (20, 20, 4), (20, 20, 4), *options) is first
+    for size in range(21, 31):
+        last = gather(1, (size, size, 4), (size, size, 4), *options)
+    assert gather(1, (30, 30, 4), (30, 30, 4), *options) is last
+    again = gather(1, (20, 20, 4), (20, 20, 4), *options)
+    assert again is not first
+    np.testing.assert_array_equal(again.table, first.table)
 
 
 @each_width

@@ -80,9 +80,12 @@ def choose_algorithm(
     p, q = window_output_shape(h, w, (r, s), stride, padding, dilation)
     if dtype != np.float32 or not lanes or not n * c * k:
         return "portable"
-    # Offsets within a set of pictures are 32 bits wide.
-    pictures = -(-PIXELS_IN_SET // (p * q))
-    if pictures * max(h * w * c, p * q * k) >= 2**31:
+    # Offsets within a set of pictures are 32 bits wide. Sets are those of `picture_sets` for y and for dx;
+    # channels are filled up to whole vectors, and pictures by their padding, where that is written out.
+    pixels = min(p * q, max(1, h * w // (stride[0] * stride[1])))
+    pictures = min(n, 2 * -(-PIXELS_IN_SET // pixels) - 1)
+    padded = (h + padding.top + padding.bottom) * (w + padding.left + padding.right)
+    if pictures * max(padded * max(c, lanes), p * q * max(k, lanes)) >= 2**31:
         return "portable"
 
     plain = (r, s) == (3, 3) and stride == dilation == (1, 1) and groups == 1

@@ -662,7 +662,7 @@ def conv2d_dw(
             0
         )  # what no tap is copied to is multiplied as well, and subnormal numbers are slow
     slice_taps = min(taps, -(-taps // unit_slices) + 1)
-    lines = k // LINE + 2 + slice_taps * (c // LINE + 2)
+    lines = k // LINE + 2 + slice_taps * (max(c, run) // LINE + 2)  # of dy, and of x for each tap
     far = memory.empty((most_threads(), block * lines), np.int64)
     for first, pictures, sets in divided:
         gather = forward_gather(

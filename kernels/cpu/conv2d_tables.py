@@ -6,9 +6,11 @@ All are made once for a shape and kept.
 """
 
 import math
-from functools import cache, lru_cache
+import threading
+from collections.abc import Callable, Iterable
+from functools import cache, lru_cache, wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +28,9 @@ TASKS = 12
 LEAST_WORK = 1 << 25  # multiply-adds in one of them, or there are fewer, but four
 TILES_IN_SLICE = 8  # tiles of filters at least, if they are divided
 SUMS_IN_CACHE = 1 << 18  # floats
+
+# Of gathers, each way: more than networks take for pictures of one size, less than for every size ever seen.
+BYTES_KEPT = 256 << 20
 
 
 class Gather(NamedTuple):
@@ -73,7 +78,31 @@ def _offsets(
     return np.ascontiguousarray(np.pad(table, ((0, 0), (0, fill)), mode="edge"))
 
 
-@lru_cache(maxsize=256)
+def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a function returned, a gather or several, while all of it takes no more than BYTES_KEPT."""
+    found: dict[tuple[Any, ...], Any] = {}  # the oldest first
+    lock = threading.Lock()
+
+    def size(gathers: Iterable[Any]) -> int:
+        several = [gathers] if isinstance(gathers, Gather) else gathers
+        return sum(gather.table.nbytes for gather in several)
+
+    @wraps(make)
+    def kept(*arguments: Any) -> Any:
+        with lock:
+            if arguments not in found:
+                found[arguments] = make(*arguments)
+                total = sum(map(size, found.values()))
+                for oldest in list(found)[:-1]:
+                    if total <= BYTES_KEPT:
+                        break
+                    total -= size(found.pop(oldest))
+            return found[arguments]
+
+    return kept
+
+
+@_kept
 def forward_gather(
     pictures: int,
     x_shape: tuple[int, int, int],
@@ -104,7 +133,7 @@ def forward_gather(
     )
 
 
-@lru_cache(maxsize=256)
+@_kept
 def dx_gathers(
     pictures: int,
     x_shape: tuple[int, int, int],
