@@ -128,6 +128,54 @@ def test_launching_is_all_that_is_done(name, args):
         assert not np.isnan(recorded.astype(float)).any()
 
 
+def apart(gpu, array):
+    """Return an equal array with something between its elements."""
+    return gpu.cupy.asarray(np.repeat(array, 2, axis=-1))[..., ::2]
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        case
+        for case in CALLS
+        if not case[0].endswith("entropy_dx") and case[0] != "mean_squared_error_dx"
+    ],
+)
+def test_elements_that_lie_apart_are_found_or_refused(name, args):
+    with install() as gpu:
+        expected = getattr(cuda, name)(*each(args, to_gpu))
+        given = each(args, lambda x: apart(gpu, x) if x.ndim else to_gpu(x))
+        try:
+            found = getattr(cuda, name)(*given)
+        except ValueError as error:
+            assert "lie one after another" in str(error)
+            assert name.startswith(
+                ("batchnorm", "sgd", "adam", "average", "clip", "maxpool2d_dx", "norm")
+            )
+            return
+        results = ([], [])
+        for result, values in zip((found, expected), results, strict=True):
+            each(result, lambda x, values=values: values.append(gpu.cupy.asnumpy(x)))
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_weights_that_lie_apart():
+    """Those of classes, and of a normalisation, which a user may have cut out of something larger."""
+    with install() as gpu:
+        logits, labels, weights = each((LOGITS, LABELS, A), to_gpu)
+        loss, _ = cuda.softmax_cross_entropy_forward(logits, labels, weights, 0.0)
+        same, _ = cuda.softmax_cross_entropy_forward(logits, labels, apart(gpu, A), 0.0)
+        assert loss.get() == same.get()
+        fold = each((None, None, A, B, B, C), lambda x: to_gpu(x))
+        folded = cuda.batchnorm_fold(*fold, 4, 0.1, 1e-5, False)
+        cut = cuda.batchnorm_fold(
+            None, None, apart(gpu, A), apart(gpu, B), *fold[4:], 4, 0.1, 1e-5, False
+        )
+        for one, other in zip(folded, cut, strict=True):
+            np.testing.assert_array_equal(one.get(), other.get())
+
+
 def test_the_table_has_every_function():
     own = {n for n in cuda.__all__ if not n.startswith(("conv2d_", "linear_"))}
     assert {name for name, _ in CALLS} == own - ELSEWHERE - SETTINGS

@@ -106,6 +106,7 @@ def batchnorm_fold(
     """
     channels = weight.size
     _require_float64(mean=mean, var=var)
+    weight, bias = contiguous(weight), contiguous(bias)
     scale, shift, used_mean, inv_std = _doubles(channels, 4)
     _launch(
         "batchnorm_fold",
@@ -194,7 +195,7 @@ def batchnorm_coefficients(
 
     With fixed statistics b and c are None. Without the sums dweight and dbias are None.
     """
-    channels = weight.size
+    channels, weight = weight.size, contiguous(weight)
     _require_float64(sum_dz=sum_dz, sum_dz_xhat=sum_dz_xhat, mean=mean, inv_std=inv_std)
     (a,) = _doubles(channels, 1)
     b = c = dweight = dbias = None

@@ -51,6 +51,7 @@ def softmax_cross_entropy_forward(
     losses, gradient = empty((n,), np.float64), empty((n, k), logits.dtype)
     norm = NULL
     if class_weights is not None:
+        class_weights = contiguous(class_weights)
         norm = empty((), np.float64)
         _launch("label_weights", logits.dtype, 1, labels, class_weights, np.int32(n), norm)
     _launch(

@@ -148,7 +148,15 @@ def launch(
 
     args: CuPy arrays and NumPy numbers of the parameters' exact types; a Python number would be passed
         with a size of its own. defines: the macros that the file is compiled with.
+
+    Raises ValueError for an array whose elements lie apart: a kernel is told where it begins and no more.
     """
+    for array in args:
+        if not array.flags.c_contiguous:
+            raise ValueError(
+                f"{name} takes arrays whose elements lie one after another in C order, and one of shape "
+                f"{array.shape} has them elsewhere; give cupy.ascontiguousarray(...)"
+            )
     kernel = load_module(stem, defines).get_function(name)
     if shared_mem > STATIC_LIMIT:
         kernel.max_dynamic_shared_size_bytes = shared_mem
