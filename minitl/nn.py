@@ -67,8 +67,8 @@ class Module:
         return self._named_values(lambda value: isinstance(value, Parameter))
 
     def parameters(self) -> list[Parameter]:
-        """Return all parameters, frozen ones too (optimizers leave those out)."""
-        return [parameter for _, parameter in self.named_parameters()]
+        """Return all parameters, each once, frozen ones too (optimizers leave those out)."""
+        return list({id(parameter): parameter for _, parameter in self.named_parameters()}.values())
 
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
         """Yield (name, array) of the state that is saved but not learned."""

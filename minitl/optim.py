@@ -489,7 +489,8 @@ def plateau(
     """Return the factor on the learning rate after epochs with these validation losses.
 
     It is multiplied by `gamma` whenever more than `patience` epochs in a row were not better than the
-    best by the share `threshold`; as PyTorch's ReduceLROnPlateau with its defaults.
+    best by the share `threshold`; as PyTorch's ReduceLROnPlateau with its defaults, but without its least
+    step (eps).
     """
     best, waited, factor = math.inf, 0, 1.0
     for loss in losses:

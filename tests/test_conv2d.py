@@ -384,6 +384,8 @@ def test_nan_and_infinity_pass_through():
         ((1, 5, 5, 3), (4, 3, 3, 2), None, {}, "have 3 channels"),
         ((1, 5, 5, 4), (4, 3, 3, 4), None, {"groups": 2}, "filters need 2"),
         ((1, 5, 5, 3), (4, 3, 3, 1), None, {"groups": 2}, "groups=2 must divide"),
+        ((1, 5, 5, 0), (4, 3, 3, 0), None, {}, "needs channels and filters"),
+        ((1, 5, 5, 3), (0, 3, 3, 3), None, {}, "needs channels and filters"),
         ((1, 5, 5, 3), (4, 3, 3, 3), None, {"groups": 0}, "groups=0"),
         ((1, 5, 5, 3), (4, 3, 3, 3), (3,), {}, r"bias must have shape \(4,\)"),
         ((1, 2, 5, 3), (4, 3, 3, 3), None, {}, "3 does not fit into 2 pixels"),

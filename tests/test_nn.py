@@ -182,6 +182,14 @@ def test_dense_layers_that_cannot_be(sizes):
             models.resnet18(num_classes=sizes[1])
 
 
+def test_a_weight_of_two_layers_is_one_parameter():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    getattr(model, "1").weight = getattr(model, "0").weight
+    assert len(model.parameters()) == 3
+    assert [name for name in model.state_dict() if "weight" in name] == ["0.weight", "1.weight"]
+    optim.SGD(model.parameters(), lr=0.1)
+
+
 def test_sequential_names_and_runs_in_order():
     rng = np.random.default_rng(0)
     model = nn.Sequential(nn.Linear(3, 4, rng=rng), nn.ReLU(), nn.Linear(4, 2, bias=False, rng=rng))

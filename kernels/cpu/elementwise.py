@@ -61,7 +61,7 @@ def relu_forward(x: np.ndarray) -> np.ndarray:
 @kernel(parallel=True)
 def _relu_dx(dy, y, zero, out):  # type: ignore[no-untyped-def]
     for i in prange(dy.size):
-        out[i] = dy[i] if y[i] > zero else zero
+        out[i] = zero if y[i] <= zero else dy[i]
 
 
 def relu_dx(dy: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -69,7 +69,7 @@ extern "C" __global__ void conv2d_sum_splits(const real* __restrict__ splits, in
     if (bias) sum += bias[channel];
     if (residual) sum += to_real(residual[i]);
     if (relu) sum = sum < 0 ? (real)0 : sum;
-    if (positive && !(to_real(positive[i]) > 0)) sum = 0;
+    if (positive && to_real(positive[i]) <= 0) sum = 0;
     from_real(sum, y[i]);
   }
 }

@@ -56,7 +56,7 @@ extern "C" __global__ void relu_dx(const T* __restrict__ dy, const T* __restrict
     load_real(dy + i, g);
     load_real(y + i, v);
 #pragma unroll
-    for (int j = 0; j < N; j++) g[j] = v[j] > 0 ? g[j] : 0;
+    for (int j = 0; j < N; j++) g[j] = v[j] <= 0 ? 0 : g[j];
     store_real(dx + i, g);
   });
 }

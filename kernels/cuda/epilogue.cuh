@@ -17,7 +17,7 @@ constexpr int WARPS = THREADS / WARP;
 static_assert(WARPS * STAGING_BYTES + 2 * WARPS_M * BN * sizeof(real) <= STAGES * (BM + BN) * CHUNKS * 16,
               "the epilogue fits where the slices were");
 
-// y = sum * scale + shift + residual, cut off below zero if relu, kept only where `positive` is above zero (as a
+// y = sum * scale + shift + residual, cut off below zero if relu, zero where `positive` is zero or less (as a
 // ReLU does with a gradient); null pointers stand for nothing to do. Scale and shift, which come in double as
 // the passes of batch normalisation have them, and the bias, which is a shift as a parameter, point to the
 // first column of the group.
@@ -174,7 +174,7 @@ DEVICE void finish(const Sums& sum, u8* shared, int row0, int column0, int rows,
         if (epilogue.row_scale) values[v] *= (real)epilogue.row_scale[row];
         values[v] = values[v] * scale[v] + shift[v] + to_real(residual[pass % FLIGHT].at[v]);
         if (epilogue.relu) values[v] = values[v] < 0 ? (real)0 : values[v];  // keeps a NaN
-        if (positive && !(to_real(above_zero[pass % FLIGHT].at[v]) > 0)) values[v] = 0;
+        if (positive && to_real(above_zero[pass % FLIGHT].at[v]) <= 0) values[v] = 0;
       }
       round_to(values, out);
       if (STATISTICS) {

@@ -103,6 +103,10 @@ def check_conv2d(
         raise ValueError(
             f"groups={groups} must divide the {x[3]} input and the {weight[0]} output channels"
         )
+    if not x[3] or not weight[0]:
+        raise ValueError(
+            f"conv2d needs channels and filters; got pictures {x} and a weight {weight}"
+        )
     if x[3] // groups != weight[3]:
         raise ValueError(
             f"conv2d: pictures have {x[3]} channels in {groups} group(s), so filters need "
