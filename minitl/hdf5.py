@@ -129,7 +129,7 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Contents that have been checked and laid out for a file. Later changes of them may or may not show."""
+    """Contents that have been checked and laid out for a file."""
 
     texts: dict[str, str]
     arrays: "dict[str, _Stored]"
@@ -149,8 +149,11 @@ class Prepared:
 
 
 def prepare(content: WeightsFile) -> Prepared:
-    """Return what is left to be written; ValueError or TypeError where `content` does not fit the format."""
-    return Prepared(attributes(content), _arrays_of(content))
+    """Return what is left to be written, whatever becomes of the arrays until then.
+
+    Raises ValueError or TypeError where `content` does not fit the format.
+    """
+    return Prepared(attributes(content), _arrays_of(content, copy=True))
 
 
 def write(path: str | os.PathLike[str], content: WeightsFile) -> str:
@@ -159,7 +162,7 @@ def write(path: str | os.PathLike[str], content: WeightsFile) -> str:
     Raises ValueError or TypeError where `content` does not fit the format, and WeightsFileError where
     the system refuses to write; an earlier file of that name is then unchanged.
     """
-    return prepare(content).write(path)
+    return Prepared(attributes(content), _arrays_of(content)).write(path)
 
 
 def read(path: str | os.PathLike[str]) -> WeightsFile:
@@ -271,8 +274,8 @@ class _Stored:
     data: np.ndarray
 
 
-def _arrays_of(content: WeightsFile) -> dict[str, _Stored]:
-    """Return everything that becomes a dataset, by its path."""
+def _arrays_of(content: WeightsFile, copy: bool = False) -> dict[str, _Stored]:
+    """Return everything that becomes a dataset, by its path. copy: not views of what may change."""
     arrays: dict[str, _Stored] = {}
     for key, value in content.state.items():
         _check_key(key)
@@ -281,7 +284,7 @@ def _arrays_of(content: WeightsFile) -> dict[str, _Stored]:
             raise TypeError(
                 f"{key} is {array.dtype}; weights are written as float32: convert with .astype(numpy.float32)"
             )
-        arrays[key.replace(".", "/")] = _stored(array, key)
+        arrays[key.replace(".", "/")] = _stored(np.array(array, order="C") if copy else array, key)
     if content.golden is not None:
         for name, array in vars(content.golden).items():
             arrays[f"{_GOLDEN}/{name}"] = _stored(array, f"{_GOLDEN}, {name}")
