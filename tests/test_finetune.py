@@ -21,6 +21,7 @@ import minitl
 from minitl import hdf5, models
 from minitl.cli import main
 from minitl.data.folder import load_split
+from minitl.train.config import Config
 from minitl.train.run_folder import ASIDE, claimed, prepare_folder, put_back, set_aside
 from tests.interrupts import listen_to_ctrl_c
 
@@ -233,7 +234,8 @@ def test_a_run_is_not_judged_on_what_it_was_trained_on_unasked(run, pictures, ca
     )
     assert judged(folder, pictures, "--part", "train") == ("train", sizes["train"], True)
     copy = shutil.copytree(pictures, tmp_path / "copy")
-    assert judged(folder, copy) == ("test", 24, False)
+    assert judged(folder, copy) == ("test", sizes["test"], True)
+    assert judged(folder, write_pictures(tmp_path / "others", seed=5)) == ("test", 24, False)
     _, other = run("--epochs", 1, data=copy, out="other")
     assert judged(other, copy) == ("val", 6, True)
     (copy / "red" / "0.png").unlink()
@@ -251,6 +253,47 @@ def test_a_run_is_not_judged_on_what_it_was_trained_on_unasked(run, pictures, ca
     capsys.readouterr()
     code = main(["evaluate", str(without), str(pictures), "--part", "test"])
     expect_error(capsys, code, "no test part", "--part val")
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--label-from-name", "^(?P<label>[a-z]+)/")], ids=["folders", "names"]
+)
+def test_runs_among_the_pictures_are_no_class(options, tmp_path, weights, monkeypatch, capsys):
+    data = write_pictures(tmp_path / "data", per_class=4)
+    monkeypatch.chdir(data)
+    command = ["finetune", ".", "--weights", weights, "--epochs", "1", *options]
+    for name in ("data", "data-2"):
+        assert main([str(a) for a in command]) == 0
+        split = json.loads((data / "runs" / name / "split.json").read_text())
+        assert sorted(split["classes"]) == sorted(CLASSES)
+    said = capsys.readouterr().out
+    if not options:
+        assert "left out 1 folders of runs" in said
+        (data / "later").mkdir()
+        expect_error(capsys, main([str(a) for a in command]), "'later' has no pictures")
+
+
+def test_a_settings_file_may_name_places_from_where_the_user_stands(
+    tmp_path, weights, monkeypatch, capsys
+):
+    write_pictures(tmp_path / "data", per_class=4)
+    (tmp_path / "my.toml").write_text(
+        f'data = "data"\nweights = "{weights}"\nepochs = 1\nreport = false\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["finetune", "--config", "my.toml", "--out", "run"]) == 0
+    assert Config.load(tmp_path / "run" / "config.toml").data == str(tmp_path / "data")
+    monkeypatch.chdir("/")
+    assert main(["finetune", "--resume", str(tmp_path / "run")]) == 0
+
+
+def test_weights_take_the_place_of_an_architecture(run, tmp_path, pictures, weights, capsys):
+    command = ["finetune", pictures, "--arch", "mlperf_resnet8", "--epochs", 1, "--no-report"]
+    assert main([str(a) for a in (*command, "--out", tmp_path / "first")]) == 0
+    command = ["--config", tmp_path / "first" / "config.toml", "--weights", weights]
+    code = main([str(a) for a in ("finetune", *command, "--out", tmp_path / "second")])
+    said = capsys.readouterr()
+    assert code == 0 or "preprocess" in said.err, said.err
 
 
 def test_evaluation_matches_folders_by_name(run, capsys, tmp_path):

@@ -405,6 +405,25 @@ def _safe_relative(path: str, source: str) -> str:
     return str(relative)
 
 
+def _is_of_runs(folder: Path) -> bool:
+    """Whether a folder is that of a run, or the usual folder of runs, one of which may be about to begin."""
+    if folder.name == "runs":
+        try:
+            runs = [path for path in folder.iterdir() if path.name not in JUNK]
+        except OSError:
+            return False
+        return bool(runs) and all(_is_run(path) or _is_empty(path) for path in runs)
+    return _is_run(folder)
+
+
+def _is_run(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.toml", "split.json"))
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and next(folder.iterdir(), None) is None
+
+
 class _Scanner:
     """Walks a dataset's folder and counts what it passes by."""
 
@@ -416,6 +435,7 @@ class _Scanner:
         self.other_suffixes: set[str] = set()
         self.useless_links = 0
         self.outward_links = 0
+        self.runs = 0
         self.unlabelled: list[Path] = []
 
     def another(self) -> "_Scanner":
@@ -436,7 +456,10 @@ class _Scanner:
             if entry.is_symlink() and not self._may_follow(path):
                 continue
             if entry.is_dir():
-                folders.append(path)
+                if _is_of_runs(path):  # `minitl finetune .` writes them among the classes
+                    self.runs += 1
+                else:
+                    folders.append(path)
             elif path.suffix.lower() in SUFFIXES:
                 files.append(path)
             else:
@@ -480,6 +503,8 @@ class _Scanner:
         if self.other_files:
             kinds = listed(sorted(self.other_suffixes))
             notes.append(f"left out {self.other_files} files that are not pictures ({kinds})")
+        if self.runs:
+            notes.append(f"left out {self.runs} folders of runs")
         return notes + self.notes_on_links()
 
     def notes_on_links(self) -> list[str]:

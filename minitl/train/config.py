@@ -263,14 +263,6 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     """Combine a config.toml, if there is one, with the options given on the command line."""
-    # A run is resumed and repeated from wherever the user stands then.
-    for name in given.keys() & {"data", "weights"}:
-        if name == "data" or not is_name(given[name]):
-            given = given | {name: str(Path(given[name]).absolute())}
-    if "labels" in given:
-        given = given | {"labels": str(Path(given["labels"]).absolute())}
-    if given.get("feature_cache", OFF) not in (AUTO, OFF):
-        given = given | {"feature_cache": str(Path(given["feature_cache"]).absolute())}
     given = dict(given)
     for name in given.keys() & {"task", "task_weight", "lr_for"}:
         given[name] = tuple(given[name])
@@ -286,7 +278,15 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     values.setdefault("workers", decoding_threads(values.get("device", "cpu")))
     if "weights" not in given and "arch" in given:
         values["weights"] = None
+    if "weights" in given and "arch" not in given:
+        values["arch"] = None
     values.setdefault("weights", None)
+    # A run is resumed and repeated from wherever the user stands then.
+    for name in ("data", "weights", "labels", "feature_cache"):
+        path = values.get(name)
+        words = (AUTO, OFF) if name == "feature_cache" else ()
+        if path is not None and path not in words and not (name == "weights" and is_name(path)):
+            values[name] = str(Path(path).absolute())
     config = Config(**values)
     refuse_idle(config, given)
     return config

@@ -12,6 +12,7 @@ from minitl.data.folder import Dataset, Sample, load_split
 from minitl.data.labels import find_dataset
 from minitl.data.parts import PARTS
 from minitl.data.preprocessing import Preprocessing
+from minitl.data.stamps import stamps
 from minitl.data.task_table import task_dataset_for
 from minitl.data.views import ViewLoader, Views
 from minitl.errors import OtherClassesError, UserError
@@ -123,7 +124,7 @@ def _dataset(
         (run / n).is_file() for n in ("config.toml", "split.json")
     )
     config = Config.load(run / "config.toml") if own else None
-    if config is None or not _same(config.data, data):
+    if config is None or not (_same(config.data, data) or _copied(run / "split.json", data)):
         own = False
     else:
         follow_links = follow_links or config.follow_links
@@ -163,6 +164,16 @@ def _same(one: str | Path, other: str | Path) -> bool:
         return False
 
 
+def _copied(split_file: Path, data: Path) -> bool:
+    """Whether a folder holds every picture of a split, of the size it had: it was moved, or is a copy."""
+    try:
+        before = load_split(split_file, data, missing_ok=True).stamps
+    except UserError:
+        return False
+    now = stamps(data, before)
+    return bool(before) and all(p in now and now[p].size == s.size for p, s in before.items())
+
+
 def _numbers(model: Classifier) -> list[str]:
     """Return what classes are called where nobody has named them."""
     return [str(number) for number in range(model.num_classes)]
@@ -200,9 +211,9 @@ def evaluate(
 
     Folders are matched with the model's classes by name, never by position. part: "train", "val",
     "test" or "all"; None takes test, else val. A folder without parts is all "test", but for the one that
-    the run was trained on: there the parts are those of the run, and so are labels unless they are given;
-    what is not in the run's split (new, or left out as unreadable) keeps its part, and does not decide
-    which part None takes.
+    the run was trained on (or a copy of it): there the parts are those of the run, and so are labels unless
+    they are given; what is not in the run's split (new, or left out as unreadable) keeps its part, and does
+    not decide which part None takes.
     workers decode pictures; threads compute (None: one for each core). device, precision: as for `finetune`.
     labels, label_from_name, follow_links: as for `find_dataset`.
     views: judge the mean over several views of each picture. skip_bad: leave out unreadable pictures.
