@@ -50,7 +50,7 @@ def parse(texts: Sequence[str], weights: Sequence[str] = ()) -> list[Wanted]:
                 f"--task cannot be {text!r}; give a column and what it is, such as "
                 f"colour=classes, tags=labels or age=number"
             )
-        if name.lower() in ("path", "part"):
+        if name.lower() in ("path", "part", "image"):
             raise UserError(f"--task {text}: the column {name} says which picture, and is no task")
         if name.lower() in (other.lower() for other in found):
             raise UserError(

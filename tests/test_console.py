@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numba
 import pytest
 
+from minitl import models
+from minitl.cli import main
 from minitl.kernels.cpu import jit
 from minitl.train import console
 from minitl.train.clock import COMPILING, Clock
@@ -22,6 +24,16 @@ def test_the_notice_about_compiling_stays_out_of_results(capsys, kind):
     output = capsys.readouterr()
     assert output.out == ""
     assert f"compiling {kind.upper()} kernels" in output.err
+
+
+def test_commands_print_names_that_the_encoding_lacks(tmp_path, monkeypatch):
+    model = models.create("mlperf_resnet8", num_classes=2, seed=0)
+    model.class_names = ["猫", "x"]
+    models.save_model(model, tmp_path / "m.h5")
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "cp1252"))
+    assert main(["inspect", str(tmp_path / "m.h5")]) == 0
+    assert "\\u732b" in written.getvalue().decode("cp1252")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from minitl import hdf5, models
 from minitl.cli import main
 from minitl.convert import ConversionError, convert
+from minitl.convert.export import export
 from minitl.convert.names import FAMILIES, family_of, to_our_names, to_their_names
 from minitl.convert.safetensors_files import is_safetensors, read_safetensors
 from minitl.convert.source import StoredArray
@@ -395,9 +396,24 @@ def test_what_minitl_exported_says_itself_what_it_is(path, tmp_path):
         assert array.tobytes() == after.state[name].tobytes(), name
 
 
+def test_a_head_of_several_layers_comes_back(tmp_path):
+    model = models.create("cifar_resnet20", num_classes=2, seed=1, head=[8])
+    models.save_model(model, tmp_path / "m.h5")
+    export(tmp_path / "m.h5", tmp_path / "m.safetensors")
+    report = convert(tmp_path / "m.safetensors", tmp_path / "back.h5")
+    assert report.complete and report.arch_options["head"] == [8]
+    for name, array in hdf5.read(tmp_path / "m.h5").state.items():
+        assert array.tobytes() == hdf5.read(tmp_path / "back.h5").state[name].tobytes(), name
+
+
 def test_export_warns_of_what_other_libraries_networks_do_not_have(tmp_path, capsys):
     for number, (options, words) in enumerate(
-        [({}, None), ({"deep_stem": 8}, None), ({"stride_in_1x1": True}, "stride_in_1x1=true")]
+        [
+            ({}, None),
+            ({"deep_stem": 8}, None),
+            ({"stride_in_1x1": True}, "stride_in_1x1=true"),
+            ({"head": [8]}, "fc.0 and fc.2"),
+        ]
     ):
         model = models.create("resnet26", num_classes=2, seed=1, **options)
         models.save_model(model, tmp_path / f"{number}.h5")

@@ -202,6 +202,17 @@ def test_16_bit_gray_ppm_and_big_endian_tiff(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode(tmp_path / "x.tif"), expected)
 
 
+def test_16_bit_gray_tiff_in_which_white_is_0(tmp_path: Path) -> None:
+    values = np.array([[0, 1000, 40000, 65535]], np.uint16)
+    tags = {256: 4, 257: 1, 258: 16, 259: 1, 262: 0, 273: 8, 277: 1, 278: 1, 279: 8}
+    directory = b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags.items())
+    tiff = b"II*\0" + struct.pack("<I", 16) + values.astype("<u2").tobytes()
+    tiff += struct.pack("<H", len(tags)) + directory + bytes(4)
+    (tmp_path / "x.tif").write_bytes(tiff)
+    expected = gray(255 - (values >> 8).astype(np.uint8))
+    np.testing.assert_array_equal(decode(tmp_path / "x.tif"), expected)
+
+
 def test_16_bit_colour(tmp_path: Path) -> None:
     values = np.array([[[0, 256, 65535], [40000, 257, 511]]], ">u2")
     (tmp_path / "x.png").write_bytes(png(2, 1, 16, 2, b"\0" + values.tobytes()))

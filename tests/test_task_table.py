@@ -233,6 +233,7 @@ def test_copies_under_other_labels_are_found_where_they_contradict(data):
         (["=classes"], [], "'=classes'"),
         (["kind=class"], [], "'kind=class'"),
         (["part=classes"], [], "column part"),
+        (["image=classes"], [], "column image"),
         (["kind=classes", "Kind=labels"], [], "already"),
         (["kind=classes"], ["age=2"], "'age=2'"),
         (["kind=classes"], ["kind=0"], "positive"),

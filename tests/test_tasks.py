@@ -18,6 +18,7 @@ from minitl.errors import UserError
 from minitl.models.saving import from_weights_file
 from minitl.train.config import Config
 from minitl.train.evaluate import load
+from minitl.train.task_predictions import as_columns
 from minitl.weights import STROKES
 from tests.test_finetune import expect_error, write_weights
 from tests.test_resume import outcome, resumed_after
@@ -157,6 +158,19 @@ def test_a_threshold_moves_recall(run, digits, capsys):
         assert figures["threshold"] == threshold
         recall.append(figures["per_label"]["loop"]["recall"])
     assert recall[0] > recall[1]
+
+
+def test_columns_of_one_name_are_both_there():
+    tasks = {
+        "a": {"class": "x", "probability": 0.25},
+        "a_probability": {"value": 7.0},
+        "b": {"labels": ["y"], "probabilities": {"y": 0.5}},
+        "b: y": {"value": 8.0},
+    }
+    assert as_columns({"image": "1.png", "tasks": tasks}) == [
+        *(("image", "1.png"), ("a", "x"), ("a_probability", 0.25), ("a_probability", 7.0)),
+        *(("b", "y"), ("b: y", 0.5), ("b: y", 8.0)),
+    ]
 
 
 def test_predict_in_every_format(run, digits, capsys):

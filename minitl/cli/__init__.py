@@ -5,6 +5,7 @@ One file for each command: `add` declares its arguments, `run` carries it out. L
 """
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 good, 1 an error that was explained, 130 Ctrl-C, 141 where whoever read the output went away.
     """
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is spelled out
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options.run(options)
         sys.stdout.flush()  # what cannot be written is to fail here

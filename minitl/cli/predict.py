@@ -196,9 +196,9 @@ def _task_writer(
         return lambda result: out.write(json.dumps(result) + "\n")
     if form == "csv":
         table = csv.writer(out, lineterminator="\n")
-        table.writerow([_text(name) for name in as_columns(first)])
+        table.writerow([_text(name) for name, _ in as_columns(first)])
         return lambda result: table.writerow(
-            [_text(v) if isinstance(v, str) else v for v in as_columns(result).values()]
+            [_text(v) if isinstance(v, str) else v for _, v in as_columns(result)]
         )
 
     def line(result: dict[str, Any]) -> None:

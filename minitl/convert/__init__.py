@@ -168,11 +168,12 @@ def _network(found: Source, new_head: int | None, what: str, size: int) -> "Clas
             raise UserError(f"--new-head {new_head}: give the number of classes, at least 1")
         model.replace_head(new_head)
         return model
-    head = found.arrays.get(f"{model.head_name}.weight")
+    hidden = model.arch_options.get("head", ())
+    head = found.arrays.get(f"{model.last_name}.weight")
     rows = head.shape[0] if head is not None and len(head.shape) == 2 else 0
     # A head of more numbers than the file has bytes is a lie; it is not made, and found misshapen.
-    if 0 < rows * model.head.weight.shape[1] <= size:
-        model.replace_head(rows)
+    if 0 < rows * (hidden[-1] if hidden else model.head.weight.shape[1]) <= size:
+        model.replace_head(rows, hidden=hidden)
     return model
 
 

@@ -113,6 +113,13 @@ _OWN_OPTIONS = (
 
 def _caveat(model: "Classifier") -> str:
     """Return what makes the network of that name compute something else elsewhere, "" if nothing."""
+    if hidden := model.arch_options.get("head"):
+        layers = " and ".join(f"{model.head_name}.{2 * i}" for i in range(len(hidden) + 1))
+        return (
+            f"beware: the head of this network is a Sequential, with dense layers {layers} and ReLU between "
+            f"them; give torchvision's or timm's {model.arch} such a {model.head_name} before it loads these "
+            "weights, or export to ONNX, which holds the network"
+        )
     own = {n: v for n, v in model.arch_options.items() if n in _OWN_OPTIONS}
     if not own:
         return ""

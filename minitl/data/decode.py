@@ -8,7 +8,8 @@ Every file becomes what a viewer would show on a white page, as an array of unsi
                        and nobody has seen it; a plain conversion would uncover it. Opaque pictures come
                        out the same either way.
     CMYK               converted without a colour profile; Adobe's inverted JPEGs are turned back
-    16 bits            the high byte, as for 16-bit colour (a plain conversion clips at 255)
+    16 bits            the high byte, as for 16-bit colour (a plain conversion clips at 255); turned over
+                       where a TIFF says that white is 0
     animations         the first picture
 
 Large pictures are decoded smaller. A caller who needs `min_side` pixels along the shorter side gets at
@@ -36,6 +37,7 @@ from PIL import Image, UnidentifiedImageError, features
 from minitl.data.folder import Sample
 from minitl.errors import UserError
 
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and a value of it
 KEEP = 2
 MAX_PIXELS = (
     120_000_000  # the largest phone cameras make 108 million; more is a mistake or an attack
@@ -154,7 +156,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        gray = (np.asarray(image) >> 8).astype(np.uint8)
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            gray = 255 - gray  # Pillow does so with 8 bits alone
+        return Image.fromarray(gray).convert("RGB")
     if image.mode == "I":  # how 16-bit gray arrives from some formats
         low, high = image.getextrema()
         if float(low) < 0 or float(high) > 65535:  # type: ignore[arg-type]

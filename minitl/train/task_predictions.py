@@ -51,17 +51,20 @@ def _of_task(
     return {"class": UNKNOWN if unknown else best[0][0], "probability": best[0][1], "top": best}
 
 
-def as_columns(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a prediction as cells by column; labels are written as a table of labels has them."""
-    cells: dict[str, Any] = {"image": result["image"]}
+def as_columns(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return a prediction as columns, (name, cell); labels are written as a table of labels has them.
+
+    A task may be called what another one's probability is: then two columns have one name.
+    """
+    cells: list[tuple[str, Any]] = [("image", result["image"])]
     for name, said in result["tasks"].items():
         if "value" in said:
-            cells[name] = said["value"]
+            cells.append((name, said["value"]))
         elif "labels" in said:
-            cells[name] = SEPARATOR.join(said["labels"]) or NONE
-            cells |= {f"{name}: {label}": share for label, share in said["probabilities"].items()}
+            cells.append((name, SEPARATOR.join(said["labels"]) or NONE))
+            cells += [(f"{name}: {label}", share) for label, share in said["probabilities"].items()]
         else:
-            cells |= {name: said["class"], f"{name}_probability": said["probability"]}
+            cells += [(name, said["class"]), (f"{name}_probability", said["probability"])]
     return cells
 
 
