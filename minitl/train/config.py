@@ -18,7 +18,7 @@ from minitl.text import printable
 from minitl.train.attack import Attack
 from minitl.train.batches import decoding_threads
 from minitl.train.checkpoint import parse_interval
-from minitl.train.contradictions import refuse_contradictions, refuse_idle
+from minitl.train.contradictions import refuse_brought, refuse_contradictions, refuse_idle
 from minitl.train.heads import parse_head
 from minitl.train.rates import parse as parse_rates
 from minitl.train.recipes import less_pointless, settings_of
@@ -277,7 +277,10 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     recipe = given.pop("recipe", None)
     if recipe is not None and file is not None:
         raise UserError("--recipe and --config both bring settings; choose one of them")
-    values = {} if file is None else less_pointless(dataclasses.asdict(Config.load(file)), given)
+    values = {} if file is None else dataclasses.asdict(Config.load(file))
+    if values.get("features") is not None and "features" not in given:
+        refuse_brought(given, f"--config {file}, of a run on --features,")
+    values = less_pointless(values, given)
     values |= given if recipe is None else settings_of(recipe, given) | given
     if "data" not in values:
         raise UserError(
