@@ -784,6 +784,57 @@ def test_the_demo_takes_no_settings_file(tmp_path, capsys):
     expect_error(capsys, code, "--demo", "settings")
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(["--label-from-name", "(.*)_"], ["--labels", "l.csv"], ["--task", "a=number"]),
+        *(
+            ["--val-fraction", "0.3"],
+            ["--test-fraction", "0.3"],
+            ["--follow-links"],
+            ["--skip-bad"],
+        ),
+        *(["--freeze", "backbone"], ["--freeze-until", "layer2"], ["--cached-views", "2"]),
+        *(["--unfreeze-schedule", "head:0"], ["--no-feature-cache"], ["--features", "f.h5"]),
+        *(["--recipe", "all-layers"], ["--from-scratch"]),
+    ],
+)
+def test_the_demo_refuses_what_it_cannot_carry_out(tmp_path, capsys, option):
+    code = main(["finetune", "--demo", "--out", str(tmp_path / "demo"), *option])
+    expect_error(capsys, code, "--demo", f"leave {option[0]} out")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_demo_takes_options_as_a_settings_file_does(tmp_path, capsys, monkeypatch):
+    from minitl.train import demo
+
+    configs = []
+    judged = {"test": {"accuracy": 0.5, "images": 1}}
+    monkeypatch.setattr(demo, "finetune", lambda config, folder: configs.append(config) or judged)
+    monkeypatch.setattr(demo, "write_digits", lambda *a, **k: (tmp_path / "demo").mkdir())
+
+    def start(*options):
+        configs.clear()
+        shutil.rmtree(tmp_path / "demo", ignore_errors=True)
+        return main(["finetune", "--demo", "--out", str(tmp_path / "demo"), *options])
+
+    assert start("--seed", "3") == 0
+    assert [(c.from_scratch, c.augment, c.seed, c.nesterov) for c in configs] == [
+        (False, False, 3, True),
+        (True, False, 3, True),
+    ]
+    assert [c.lr for c in configs] == [demo.LR_PRETRAINED, demo.LR_FROM_SCRATCH]
+    assert start("--rotation", "40", "--lr", "0.3", "--lr-for", "head=1") == 0
+    assert [(c.augment, c.rotation, c.lr, c.lr_for) for c in configs] == [
+        (True, 40, 0.3, ("head=1",))
+    ] * 2
+    assert start("--optimizer", "adamw") == 0  # the rates are of SGD
+    assert [(c.lr, c.nesterov, c.weight_decay) for c in configs] == [(None, False, None)] * 2
+    capsys.readouterr()
+    expect_error(capsys, start("--no-augment", "--erase", "1"), "--erase", "no effect")
+    assert not configs and not (tmp_path / "demo").exists()
+
+
 def test_a_frozen_trunk_computes_the_features_of_every_picture(run, monkeypatch):
     """Also where the last batch of an epoch would hold a single picture: 18 in batches of 17."""
     from minitl.data.loader import Loader

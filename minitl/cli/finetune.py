@@ -120,8 +120,8 @@ def run(options: argparse.Namespace) -> None:
     config_file = given.pop("config", None)
     out, overwrite = given.pop("out", None), given.pop("overwrite", False)
     if given.pop("demo", False):
-        if config_file or given.keys() & {"data", "weights", "arch", "from_scratch", "recipe"}:
-            raise UserError("--demo brings its own DATA, --weights and settings; leave yours out")
+        if config_file:
+            raise UserError("--demo brings its own settings; leave --config out")
         demo(prepare_folder(out, "demo", overwrite, ("finetuned", "scratch")), **given)
         return
     if "features" in given:

@@ -261,8 +261,13 @@ def _fits(value: Any, annotation: Any) -> bool:
     return value is None or isinstance(value, annotation)
 
 
-def make_config(file: Path | None, given: dict[str, Any]) -> Config:
-    """Combine a config.toml, if there is one, with the options given on the command line."""
+def make_config(
+    file: Path | None, given: dict[str, Any], settings: dict[str, Any] | None = None
+) -> Config:
+    """Combine a config.toml, if there is one, with the options given on the command line.
+
+    settings: to start from where there is no config.toml.
+    """
     # A run is resumed and repeated from wherever the user stands then.
     for name in given.keys() & {"data", "weights"}:
         if name == "data" or not is_name(given[name]):
@@ -277,7 +282,7 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
     recipe = given.pop("recipe", None)
     if recipe is not None and file is not None:
         raise UserError("--recipe and --config both bring settings; choose one of them")
-    values = {} if file is None else dataclasses.asdict(Config.load(file))
+    values = (settings or {}) if file is None else dataclasses.asdict(Config.load(file))
     if values.get("features") is not None and "features" not in given:
         refuse_brought(given, f"--config {file}, of a run on --features,")
     values = less_pointless(values, given)
