@@ -1,6 +1,7 @@
 """`minitl finetune`, `evaluate` and `predict` on small pictures, from the command line inwards."""
 
 import csv
+import dataclasses
 import errno
 import functools
 import json
@@ -21,6 +22,7 @@ import minitl
 from minitl import hdf5, models
 from minitl.cli import main
 from minitl.data.folder import load_split
+from minitl.train.config import Config
 from minitl.train.run_folder import ASIDE, claimed, prepare_folder, put_back, set_aside
 from tests.interrupts import listen_to_ctrl_c
 
@@ -493,7 +495,41 @@ def test_overwriting_spares_the_earlier_run_until_the_new_one_can_start(run, cap
     code, _ = run("--overwrite", "--weights", "nowhere.h5")
     expect_error(capsys, code, "nowhere.h5")
     assert (folder / "best.h5").read_bytes() == before
-    assert run("--epochs", 1, "--overwrite", "--weights", folder / "best.h5")[0] == 0
+
+
+def test_a_run_does_not_replace_the_weights_it_starts_from(run, capsys, tmp_path):
+    """Killed before it has saved, it could not begin again without them."""
+    _, folder = run("--epochs", 1)
+    before = files_of(folder)
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "link.h5").symlink_to(folder / "best.h5")
+    links = (tmp_path / "link", tmp_path / "link.h5")
+    for same in (folder, folder / "best.h5", folder / "last.h5", *links):
+        capsys.readouterr()
+        code, _ = run("--epochs", 1, "--overwrite", "--weights", same)
+        expect_error(capsys, code, f"--weights {same}", "--out", "copy")
+    assert files_of(folder) == before
+    copy = shutil.copy(folder / "best.h5", folder / "mine.h5")  # no file of a run: it stays
+    assert run("--epochs", 1, "--overwrite", "--weights", copy)[0] == 0
+
+
+def test_the_weights_of_a_run_that_was_to_be_replaced_are_named(run, pictures, capsys):
+    _, folder = run("--epochs", 1)
+    set_aside(folder)  # and killed before it saved anything
+    picture = next(pictures.rglob("*.png"))
+    for weights in (folder, folder / "best.h5"):
+        capsys.readouterr()
+        code = main(["predict", str(weights), str(picture)])
+        expect_error(capsys, code, folder / ASIDE / "best.h5", "earlier", "copy")
+    capsys.readouterr()
+    code = run("--overwrite", "--weights", folder / ASIDE / "best.h5")[0]
+    expect_error(capsys, code, ASIDE, "--out", "copy")
+    settings = Config.load(folder / ASIDE / "config.toml")
+    dataclasses.replace(settings, weights=str(folder)).save(folder / "config.toml")
+    expect_error(capsys, main(["finetune", "--resume", str(folder)]), folder / ASIDE / "best.h5")
+    assert (folder / ASIDE / "best.h5").is_file()
+    assert run("--epochs", 1, "--overwrite")[0] == 0
+    assert main(["predict", str(folder), str(picture)]) == 0
 
 
 def files_of(folder):

@@ -130,4 +130,5 @@ def run(options: argparse.Namespace) -> None:
 
         given = settings_of(FeatureFile(given["features"]), given)
     config = make_config(config_file and Path(config_file), given)
-    finetune(config, prepare_folder(out, Path(config.data).resolve().name, overwrite))
+    name = Path(config.data).resolve().name
+    finetune(config, prepare_folder(out, name, overwrite, weights=config.weights))
