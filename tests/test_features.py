@@ -172,6 +172,25 @@ def test_what_cannot_be(features, pictures, weights, tmp_path, capsys):
     assert not run.exists()
 
 
+def test_the_settings_of_a_run_on_features_refuse_the_same(features, pictures, tmp_path, capsys):
+    _, file = features()
+    assert finetune(tmp_path / "a", "--features", file, "--no-report") == 0
+    settings = ("--config", tmp_path / "a" / "config.toml")
+    for option in (
+        *([pictures], ["--freeze", "none"], ["--val-fraction", 0.5], ["--follow-links"]),
+        *(["--rotation", 5], ["--no-flip"], ["--no-feature-cache"], ["--augment"]),
+    ):
+        capsys.readouterr()
+        code = finetune(tmp_path / "b", *option, *settings)
+        named = option[0] if isinstance(option[0], str) else "DATA"
+        expect_error(capsys, code, "--config", "a/config.toml", f"leave {named} out")
+    assert not (tmp_path / "b").exists()
+    assert finetune(tmp_path / "b", *settings, "--no-augment") == 0
+    assert finetune(tmp_path / "c", *settings, "--features", file) == 0  # the same, given again
+    best = [hdf5.read(tmp_path / run / "best.h5").state for run in "abc"]
+    assert all(np.array_equal(best[0][n], other[n]) for other in best[1:] for n in best[0])
+
+
 def test_damaged_files_are_refused(features, tmp_path):
     _, path = features()
     content = path.read_bytes()

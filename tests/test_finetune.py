@@ -1,6 +1,7 @@
 """`minitl finetune`, `evaluate` and `predict` on small pictures, from the command line inwards."""
 
 import csv
+import dataclasses
 import errno
 import functools
 import json
@@ -536,7 +537,41 @@ def test_overwriting_spares_the_earlier_run_until_the_new_one_can_start(run, cap
     code, _ = run("--overwrite", "--weights", "nowhere.h5")
     expect_error(capsys, code, "nowhere.h5")
     assert (folder / "best.h5").read_bytes() == before
-    assert run("--epochs", 1, "--overwrite", "--weights", folder / "best.h5")[0] == 0
+
+
+def test_a_run_does_not_replace_the_weights_it_starts_from(run, capsys, tmp_path):
+    """Killed before it has saved, it could not begin again without them."""
+    _, folder = run("--epochs", 1)
+    before = files_of(folder)
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "link.h5").symlink_to(folder / "best.h5")
+    links = (tmp_path / "link", tmp_path / "link.h5")
+    for same in (folder, folder / "best.h5", folder / "last.h5", *links):
+        capsys.readouterr()
+        code, _ = run("--epochs", 1, "--overwrite", "--weights", same)
+        expect_error(capsys, code, f"--weights {same}", "--out", "copy")
+    assert files_of(folder) == before
+    copy = shutil.copy(folder / "best.h5", folder / "mine.h5")  # no file of a run: it stays
+    assert run("--epochs", 1, "--overwrite", "--weights", copy)[0] == 0
+
+
+def test_the_weights_of_a_run_that_was_to_be_replaced_are_named(run, pictures, capsys):
+    _, folder = run("--epochs", 1)
+    set_aside(folder)  # and killed before it saved anything
+    picture = next(pictures.rglob("*.png"))
+    for weights in (folder, folder / "best.h5"):
+        capsys.readouterr()
+        code = main(["predict", str(weights), str(picture)])
+        expect_error(capsys, code, folder / ASIDE / "best.h5", "earlier", "copy")
+    capsys.readouterr()
+    code = run("--overwrite", "--weights", folder / ASIDE / "best.h5")[0]
+    expect_error(capsys, code, ASIDE, "--out", "copy")
+    settings = Config.load(folder / ASIDE / "config.toml")
+    dataclasses.replace(settings, weights=str(folder)).save(folder / "config.toml")
+    expect_error(capsys, main(["finetune", "--resume", str(folder)]), folder / ASIDE / "best.h5")
+    assert (folder / ASIDE / "best.h5").is_file()
+    assert run("--epochs", 1, "--overwrite")[0] == 0
+    assert main(["predict", str(folder), str(picture)]) == 0
 
 
 def files_of(folder):
@@ -825,6 +860,57 @@ def test_the_demo_compares_with_training_from_scratch(tmp_path, capsys):
 def test_the_demo_takes_no_settings_file(tmp_path, capsys):
     code = main(["finetune", "--demo", "--config", "c.toml", "--out", str(tmp_path / "demo")])
     expect_error(capsys, code, "--demo", "settings")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(["--label-from-name", "(.*)_"], ["--labels", "l.csv"], ["--task", "a=number"]),
+        *(
+            ["--val-fraction", "0.3"],
+            ["--test-fraction", "0.3"],
+            ["--follow-links"],
+            ["--skip-bad"],
+        ),
+        *(["--freeze", "backbone"], ["--freeze-until", "layer2"], ["--cached-views", "2"]),
+        *(["--unfreeze-schedule", "head:0"], ["--no-feature-cache"], ["--features", "f.h5"]),
+        *(["--recipe", "all-layers"], ["--from-scratch"]),
+    ],
+)
+def test_the_demo_refuses_what_it_cannot_carry_out(tmp_path, capsys, option):
+    code = main(["finetune", "--demo", "--out", str(tmp_path / "demo"), *option])
+    expect_error(capsys, code, "--demo", f"leave {option[0]} out")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_demo_takes_options_as_a_settings_file_does(tmp_path, capsys, monkeypatch):
+    from minitl.train import demo
+
+    configs = []
+    judged = {"test": {"accuracy": 0.5, "images": 1}}
+    monkeypatch.setattr(demo, "finetune", lambda config, folder: configs.append(config) or judged)
+    monkeypatch.setattr(demo, "write_digits", lambda *a, **k: (tmp_path / "demo").mkdir())
+
+    def start(*options):
+        configs.clear()
+        shutil.rmtree(tmp_path / "demo", ignore_errors=True)
+        return main(["finetune", "--demo", "--out", str(tmp_path / "demo"), *options])
+
+    assert start("--seed", "3") == 0
+    assert [(c.from_scratch, c.augment, c.seed, c.nesterov) for c in configs] == [
+        (False, False, 3, True),
+        (True, False, 3, True),
+    ]
+    assert [c.lr for c in configs] == [demo.LR_PRETRAINED, demo.LR_FROM_SCRATCH]
+    assert start("--rotation", "40", "--lr", "0.3", "--lr-for", "head=1") == 0
+    assert [(c.augment, c.rotation, c.lr, c.lr_for) for c in configs] == [
+        (True, 40, 0.3, ("head=1",))
+    ] * 2
+    assert start("--optimizer", "adamw") == 0  # the rates are of SGD
+    assert [(c.lr, c.nesterov, c.weight_decay) for c in configs] == [(None, False, None)] * 2
+    capsys.readouterr()
+    expect_error(capsys, start("--no-augment", "--erase", "1"), "--erase", "no effect")
+    assert not configs and not (tmp_path / "demo").exists()
 
 
 def test_a_frozen_trunk_computes_the_features_of_every_picture(run, monkeypatch):

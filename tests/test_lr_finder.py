@@ -1,6 +1,7 @@
 """`minitl lr-find`: the ramp, the suggestion, and weights that stay as they are."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -138,6 +139,52 @@ def test_frozen_layers_and_mixing(find):
     assert find(*options, "--freeze", "backbone", "--no-augment")[0] == 0
     assert find(*options, "--mixup", 0.2, "--overwrite")[0] == 0
     assert find(*options, "--recipe", "frozen-mlp", "--overwrite")[0] == 0
+
+
+def seen_steps(monkeypatch, look):
+    """Return a list that gets what `look` says of each step's optimizer and inputs."""
+    seen = []
+    original = TrainingStep.__call__
+
+    def watched(self, inputs):
+        seen.append(look(self._optimizer, inputs))
+        return original(self, inputs)
+
+    monkeypatch.setattr(TrainingStep, "__call__", watched)
+    return seen
+
+
+def test_unreadable_pictures_are_named_or_left_out(find, pictures, capsys, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    (data / "red" / "0.png").write_bytes(b"no picture")
+    command = ["lr-find", data, "--arch", "cifar_resnet20", "--batch-size", 6, "--steps", 10]
+    command = [str(word) for word in (*command, "--out", tmp_path / "lr.png")]
+    assert main(command) == 1
+    said = capsys.readouterr()
+    assert "red/0.png" in said.out and "--skip-bad" in said.err
+    assert main([*command, "--skip-bad"]) == 0
+    assert "red/0.png" in capsys.readouterr().out
+
+
+def test_pictures_are_attacked(find, monkeypatch):
+    options = ("--steps", 10, "--highest", 1e-5, "--no-augment")
+    seen = seen_steps(monkeypatch, lambda optimizer, inputs: inputs.x.copy())
+    assert find(*options)[0] == 0
+    assert find(*options, "--adversarial", "fgsm:8", "--overwrite")[0] == 0
+    assert len(seen) == 20
+    for plain, changed in zip(seen[:10], seen[10:], strict=True):
+        assert 0 < np.abs(plain - changed).max() < 8 / 255 / 0.2
+
+
+def test_a_schedule_of_unfreezing_is_as_in_epoch_0(find, monkeypatch):
+    def training(optimizer, inputs):
+        return sum(p.requires_grad for group in optimizer.param_groups for p in group["params"])
+
+    seen = seen_steps(monkeypatch, training)
+    options = ("--steps", 10, "--highest", 1e-5)
+    assert find(*options, "--unfreeze-schedule", "head:0,layer3:12")[0] == 0
+    assert set(seen) == {2}  # weight and bias of the head
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,8 @@ def run(options: argparse.Namespace) -> None:
     config_file = given.pop("config", None)
     out, overwrite = given.pop("out", None), given.pop("overwrite", False)
     if given.pop("demo", False):
-        if config_file or given.keys() & {"data", "weights", "arch", "from_scratch", "recipe"}:
-            raise UserError("--demo brings its own DATA, --weights and settings; leave yours out")
+        if config_file:
+            raise UserError("--demo brings its own settings; leave --config out")
         demo(prepare_folder(out, "demo", overwrite, ("finetuned", "scratch")), **given)
         return
     if "features" in given:
@@ -130,4 +130,5 @@ def run(options: argparse.Namespace) -> None:
 
         given = settings_of(FeatureFile(given["features"]), given)
     config = make_config(config_file and Path(config_file), given)
-    finetune(config, prepare_folder(out, Path(config.data).resolve().name, overwrite))
+    name = Path(config.data).resolve().name
+    finetune(config, prepare_folder(out, name, overwrite, weights=config.weights))

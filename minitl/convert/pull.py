@@ -29,6 +29,7 @@ from minitl.files import advice, user_folder
 from minitl.text import shown
 from minitl.weights import CATALOGUE, IMAGENET_CLASSES
 
+ASIDE = ".earlier-run"  # in a run folder: the run before, until the one that replaces it has saved
 TIMEOUT = 30.0  # seconds that a server may be silent
 RETRIES = 2  # after a connection that broke
 _HASHES = {"sha256": (8, 64), "md5": (32, 32)}  # fewest and most hexadecimal digits
@@ -140,6 +141,13 @@ def find_weights(text: str | os.PathLike[str], say: Callable[[str], object] = _t
     Raises UserError where it is none of these, or cannot be fetched. A file is not opened here.
     """
     path = Path(text)
+    folder = path.parent if path.name == "best.h5" else path
+    earlier = folder / ASIDE / "best.h5"
+    if earlier.is_file() and not (folder / "best.h5").exists():
+        raise UserError(
+            f"{folder} has no best.h5 yet: the run in it was to replace an earlier one, whose weights are "
+            f"in {earlier}; copy that file to another place and give the copy"
+        )
     if path.is_dir():
         if not (path / "best.h5").is_file():
             raise UserError(f"{path} is not a run folder: it has no best.h5")
@@ -394,4 +402,13 @@ def _convert(entry: Entry, source: Path, target: Path, say: Callable[[str], obje
     say(f"{entry.name}: converted to {target}")
 
 
-__all__ = ["Entry", "cache_folder", "catalogue", "find_weights", "is_cached", "is_name", "pull"]
+__all__ = [
+    "ASIDE",
+    "Entry",
+    "cache_folder",
+    "catalogue",
+    "find_weights",
+    "is_cached",
+    "is_name",
+    "pull",
+]

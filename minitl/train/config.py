@@ -18,7 +18,7 @@ from minitl.text import printable
 from minitl.train.attack import Attack
 from minitl.train.batches import decoding_threads
 from minitl.train.checkpoint import parse_interval
-from minitl.train.contradictions import refuse_contradictions, refuse_idle
+from minitl.train.contradictions import refuse_brought, refuse_contradictions, refuse_idle
 from minitl.train.heads import parse_head
 from minitl.train.rates import parse as parse_rates
 from minitl.train.recipes import less_pointless, settings_of
@@ -261,15 +261,23 @@ def _fits(value: Any, annotation: Any) -> bool:
     return value is None or isinstance(value, annotation)
 
 
-def make_config(file: Path | None, given: dict[str, Any]) -> Config:
-    """Combine a config.toml, if there is one, with the options given on the command line."""
+def make_config(
+    file: Path | None, given: dict[str, Any], settings: dict[str, Any] | None = None
+) -> Config:
+    """Combine a config.toml, if there is one, with the options given on the command line.
+
+    settings: to start from where there is no config.toml.
+    """
     given = dict(given)
     for name in given.keys() & {"task", "task_weight", "lr_for"}:
         given[name] = tuple(given[name])
     recipe = given.pop("recipe", None)
     if recipe is not None and file is not None:
         raise UserError("--recipe and --config both bring settings; choose one of them")
-    values = {} if file is None else less_pointless(dataclasses.asdict(Config.load(file)), given)
+    values = (settings or {}) if file is None else dataclasses.asdict(Config.load(file))
+    if values.get("features") is not None and "features" not in given:
+        refuse_brought(given, f"--config {file}, of a run on --features,")
+    values = less_pointless(values, given)
     values |= given if recipe is None else settings_of(recipe, given) | given
     if "data" not in values:
         raise UserError(
@@ -282,7 +290,7 @@ def make_config(file: Path | None, given: dict[str, Any]) -> Config:
         values["arch"] = None
     values.setdefault("weights", None)
     # A run is resumed and repeated from wherever the user stands then.
-    for name in ("data", "weights", "labels", "feature_cache"):
+    for name in ("data", "weights", "labels", "features", "feature_cache"):
         path = values.get(name)
         words = (AUTO, OFF) if name == "feature_cache" else ()
         if path is not None and path not in words and not (name == "weights" and is_name(path)):

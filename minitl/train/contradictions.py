@@ -1,7 +1,7 @@
 """Settings that cannot be meant together: refused with the reason, rather than one of them ignored."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minitl.errors import UserError
 from minitl.tasks import parse
@@ -43,6 +43,42 @@ NEEDS: dict[str, tuple[str, Holds]] = {
         )
     },
 }
+
+# What a run on features cannot be told: the file says it, or there are no pictures to do it with.
+_BROUGHT = (
+    *("data", "arch", "from_scratch", "labels", "label_from_name", "task", "task_weight"),
+    *(
+        "follow_links",
+        "val_fraction",
+        "test_fraction",
+        "freeze",
+        "freeze_until",
+        "unfreeze_schedule",
+        "skip_bad",
+    ),
+    *("feature_cache", "cached_views", "flip", "crop_scale", "vertical_flip", "rotation", "shear"),
+    *("zoom", "color_jitter", "erase", "policy", "mixup", "cutmix", "adversarial"),
+)
+
+
+def refuse_brought(given: dict[str, Any], by: str) -> None:
+    """Raise UserError for an option that was given and cannot work on features. by: what brings them."""
+    for name in _BROUGHT:
+        if name in given:
+            raise UserError(
+                f"{by} brings its own pictures, as they are, their labels and parts, and frozen layers; "
+                f"leave {option_of(name, given[name])} out"
+            )
+    if given.get("augment"):
+        raise UserError(f"{by} brings pictures as they are; leave --augment out")
+
+
+def option_of(name: str, value: Any) -> str:
+    """Return how a setting was given on the command line."""
+    if name == "data":
+        return "DATA"
+    off = value is False or value == "off"
+    return f"--{'no-' if off else ''}{name.replace('_', '-')}"
 
 
 def refuse_idle(config: "Config", given: Iterable[str]) -> None:
@@ -145,4 +181,4 @@ def _against_views(config: "Config") -> str:
     return ""
 
 
-__all__ = ["refuse_contradictions", "refuse_idle"]
+__all__ = ["option_of", "refuse_brought", "refuse_contradictions", "refuse_idle"]

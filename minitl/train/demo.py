@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from minitl.data.digits import write_digits
+from minitl.errors import UserError
 from minitl.files import write_json
-from minitl.train.config import Config
+from minitl.train.config import make_config
 from minitl.train.console import percent, say
+from minitl.train.contradictions import option_of
 from minitl.train.finetune import finetune
 from minitl.weights import STROKES
 
@@ -18,17 +20,27 @@ LABELS_PER_CLASS = 10
 # The best for each on other splits (python -m minitl.weights.transfer --tune).
 LR_PRETRAINED, LR_FROM_SCRATCH = 0.02, 0.1
 
+# What the demo cannot be told: its pictures are its own, and from scratch nothing can be frozen.
+_BROUGHT = (
+    *("data", "weights", "arch", "from_scratch", "recipe", "features", "labels", "label_from_name"),
+    *("task", "task_weight", "val_fraction", "test_fraction", "follow_links", "skip_bad"),
+    *("freeze", "freeze_until", "unfreeze_schedule", "feature_cache", "cached_views"),
+)
+
 
 def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
-    """Fine-tune on the digits, then train the same network from scratch; return both in a summary."""
+    """Fine-tune on the digits, then train the same network from scratch; return both in a summary.
+
+    Raises UserError for options that contradict this, before anything is written.
+    """
+    _refuse_brought(overrides)
     data = folder / "digits"
-    say(f"writing scikit-learn's handwritten digits to {data} as an image folder")
-    write_digits(data, labels_per_class=LABELS_PER_CLASS)
     settings: dict[str, Any] = {
         "data": str(data),
         "weights": str(STROKES),
         "epochs": 30,
         "batch_size": 25,
+        "optimizer": "sgd",
         "lr": LR_PRETRAINED,
         "nesterov": True,
         "weight_decay": 5e-4,
@@ -36,13 +48,16 @@ def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
         # 10 of the 120 steps, and always fewer than there are.
         "warmup_steps": min(10, overrides.get("epochs", 30) - 1),
         "augment": False,
-        **overrides,
     }
+    pretrained = make_config(None, overrides, settings)
+    settings |= {"from_scratch": True, "lr": LR_FROM_SCRATCH}
+    from_scratch = make_config(None, overrides, settings)
+    say(f"writing scikit-learn's handwritten digits to {data} as an image folder")
+    write_digits(data, labels_per_class=LABELS_PER_CLASS)
     say("\n1. fine-tuning the pretrained network")
-    tuned = finetune(Config(**settings), folder / "finetuned")
+    tuned = finetune(pretrained, folder / "finetuned")
     say("\n2. the same network from scratch, same pictures, same steps")
-    settings |= {"from_scratch": True, "lr": overrides.get("lr", LR_FROM_SCRATCH)}
-    scratch = finetune(Config(**settings), folder / "scratch")
+    scratch = finetune(from_scratch, folder / "scratch")
     summary = {
         **tuned,
         "transfer": {
@@ -61,3 +76,14 @@ def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
         f"Try it: minitl predict {folder / 'finetuned'} {data / 'test' / '7'}/*.png"
     )
     return summary
+
+
+def _refuse_brought(given: dict[str, Any]) -> None:
+    """Raise UserError for an option that was given and contradicts the demo."""
+    for name in _BROUGHT:
+        if name in given:
+            raise UserError(
+                "--demo brings its own DATA, with labels and parts, --weights and settings, and compares "
+                "with training from scratch, where all layers train; leave "
+                f"{option_of(name, given[name])} out"
+            )

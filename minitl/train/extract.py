@@ -25,8 +25,8 @@ from minitl.feature_file import KEY_BYTES, FeatureFile, write
 from minitl.models import Classifier
 from minitl.text import listed
 from minitl.train.computing import prepare_device
-from minitl.train.config import OFF
 from minitl.train.console import Progress, say
+from minitl.train.contradictions import refuse_brought
 from minitl.train.feature_cache import FeatureCache, describe, file_digests, weights_digest
 from minitl.train.features import Features, megabytes, numbers_of
 from minitl.train.forward import evaluation_loader
@@ -98,43 +98,12 @@ def _stages_up_to(model: Classifier, cut: str | None) -> int:
     return inside[-1]
 
 
-# What a run on features cannot be told: the file says it, or there are no pictures to do it with.
-_BROUGHT = (
-    *("data", "arch", "from_scratch", "labels", "label_from_name", "task", "task_weight"),
-    *(
-        "follow_links",
-        "val_fraction",
-        "test_fraction",
-        "freeze",
-        "freeze_until",
-        "unfreeze_schedule",
-        "skip_bad",
-    ),
-    *("feature_cache", "cached_views", "flip", "crop_scale", "vertical_flip", "rotation", "shear"),
-    *("zoom", "color_jitter", "erase", "policy", "mixup", "cutmix", "adversarial"),
-)
-
-
-def _option(name: str, value: Any) -> str:
-    if name == "data":
-        return "DATA"
-    off = value is False or value == OFF
-    return f"--{'no-' if off else ''}{name.replace('_', '-')}"
-
-
 def settings_of(file: FeatureFile, given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run on a file of features, of those that were given.
 
     Raises UserError for settings that cannot work on features.
     """
-    for name in _BROUGHT:
-        if name in given:
-            raise UserError(
-                "--features brings its own pictures, as they are, their labels and parts, and frozen "
-                f"layers; leave {_option(name, given[name])} out"
-            )
-    if given.get("augment"):
-        raise UserError("--features brings pictures as they are; leave --augment out")
+    refuse_brought(given, "--features")
     recipe = given.get("recipe")
     if recipe in RECIPES and RECIPES[recipe].get("freeze") != ("backbone",):
         raise UserError(

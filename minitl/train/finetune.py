@@ -456,7 +456,7 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
         progress.update(part.images)
         for number, inputs in enumerate(forward.inputs(run.epoch, part.steps), part.steps):
             run.optimizer.lr_factor = schedule(first + number)
-            inputs = _attacked(inputs, run, number, step)
+            inputs = attacked(inputs, run, run.epoch, number, step)
             step(mixed(inputs, config, run.epoch, number))
             if run.average is not None:
                 run.average.update()
@@ -488,12 +488,12 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
     }
 
 
-def _attacked(inputs: Inputs, run: Run, number: int, step: TrainingStep) -> Inputs:
+def attacked(inputs: Inputs, run: Run, epoch: int, number: int, step: TrainingStep) -> Inputs:
     """Return a batch changed against the network as it is now, if the settings want that."""
     config = run.config
     if config.adversarial is None:
         return inputs
-    seed = np.random.SeedSequence((config.seed, run.epoch, number)).generate_state(1)[0]
+    seed = np.random.SeedSequence((config.seed, epoch, number)).generate_state(1)[0]
     attack = Attack.parse(config.adversarial, int(seed))
     preprocessing = Preprocessing.from_dict(run.model.preprocessing)
 

@@ -9,6 +9,7 @@ At the rates of the first steps nothing is learned. So they show where the loss 
 from batch to batch, and a fall counts only beyond that.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -25,11 +26,15 @@ from minitl.train.batches import Inputs
 from minitl.train.clock import Clock
 from minitl.train.config import Config
 from minitl.train.console import Progress, say
-from minitl.train.finetune import Run, computing, forwards, mixed, training_step
+from minitl.train.finetune import Run, attacked, computing, forwards, mixed, training_step
 from minitl.train.forward import Forward
 from minitl.train.optimisation import make_optimizer, resolved
 from minitl.train.source import dataset_of
+from minitl.train.step import TrainingStep
 from minitl.train.trained_model import make_model
+from minitl.train.unfreezing import parse as parse_schedule
+from minitl.train.unfreezing import unfreeze_for
+from minitl.train.usable_data import without_bad_images
 
 SMOOTHING = 0.9  # of the losses: the share of what came before
 EXPLODED = 4.0  # times the lowest smoothed loss
@@ -59,7 +64,7 @@ def find_lr(
     """Take steps as a run with these settings would, at a rising rate; draw the losses to a PNG.
 
     Nothing but that file is written, and the weights are left as they were. The rate is --lr; that of parts
-    with one of their own rises in proportion.
+    with one of their own rises in proportion. Of a schedule of unfreezing, what begins in epoch 0 trains.
 
     Raises UserError for bad data, weights or settings, and where the loss explodes at once.
     """
@@ -68,7 +73,12 @@ def find_lr(
             f"lr-find needs at least {FEWEST} steps and rates 0 < lowest < highest; got {steps} steps from "
             f"{lowest:g} to {highest:g}"
         )
+    if config.unfreeze_schedule:  # how many epochs there will be is not known yet
+        latest = max(epoch for _, epoch in parse_schedule(config.unfreeze_schedule))
+        config = dataclasses.replace(config, epochs=max(config.epochs, latest + 1))
     dataset = dataset_of(config)
+    if config.features is None:
+        dataset = without_bad_images(dataset, config)
     model = make_model(config, dataset)
     config = resolved(config, model)
     device = get_device(config.device)
@@ -97,12 +107,14 @@ def _losses(run: Run, rates: list[float]) -> list[float]:
     """Return the loss of each step, up to where it has exploded."""
     train, _ = forwards(run)
     step = training_step(run, train)
+    if run.config.unfreeze_schedule:
+        unfreeze_for(run.model, run.config.unfreeze_schedule, 0)
     run.model.train()
     losses: list[float] = []
     lowest = math.inf
     assert run.config.lr is not None
     with Progress("rising learning rate", len(rates), unit="step") as progress:
-        for rate, inputs in zip(rates, _batches(run, train), strict=False):
+        for rate, inputs in zip(rates, _batches(run, train, step), strict=False):
             run.optimizer.lr_factor = rate / run.config.lr
             step(inputs)
             loss = step.results()[0].loss
@@ -122,10 +134,11 @@ def _losses(run: Run, rates: list[float]) -> list[float]:
     return losses
 
 
-def _batches(run: Run, train: Forward) -> Iterator[Inputs]:
-    """Yield the batches of one epoch after the other."""
+def _batches(run: Run, train: Forward, step: TrainingStep) -> Iterator[Inputs]:
+    """Yield the batches of one epoch after the other, attacked and mixed as the settings want."""
     for epoch in itertools.count():
         for number, inputs in enumerate(train.inputs(epoch)):
+            inputs = attacked(inputs, run, epoch, number, step)
             yield mixed(inputs, run.config, epoch, number)
 
 

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from minitl.convert.pull import ASIDE
 from minitl.errors import UserError
 
 if sys.platform != "win32":
@@ -17,18 +18,22 @@ RUN_FILES = (
     *("config.toml", "split.json", "last.h5", "best.h5", "metrics.csv", "summary.json"),
     *("report.html", "curves.png", "confusion.png", "classes.json"),
 )
-ASIDE = ".earlier-run"  # where a run's files wait until the one that replaces it has saved
 _SETTINGS = {"data", "epochs", "batch_size", "seed"}  # every config.toml of a run has had these
 
 
 def prepare_folder(
-    out: str | None, name: str, overwrite: bool, runs_inside: Sequence[str] = ()
+    out: str | None,
+    name: str,
+    overwrite: bool,
+    runs_inside: Sequence[str] = (),
+    weights: str | None = None,
 ) -> Path:
     """Return a folder for a new run; it need not exist yet. Nothing is written or deleted here.
 
     out: the folder asked for; None takes runs/<name>, or runs/<name>-2, -3, ... if that is taken.
     overwrite: a run may be there already; `set_aside` makes room once the new one is ready to start.
-    runs_inside: patterns of folders in it that hold the runs, where it is for several.
+    runs_inside: patterns of folders in it that hold the runs, where it is for several. weights: what the new
+        run starts from, which must not be among what it replaces.
 
     Raises UserError where something stands in the way.
     """
@@ -57,7 +62,22 @@ def prepare_folder(
             f"{folder} holds no run of minitl, and --overwrite replaces nothing else; choose another "
             "--out, or empty the folder yourself"
         )
+    if weights is not None:
+        _refuse_to_replace_weights(folder, weights)
     return folder
+
+
+def _refuse_to_replace_weights(folder: Path, weights: str) -> None:
+    """Raise UserError where the weights are of the run in a folder: killed early, a run could not resume."""
+    path = Path(weights)
+    path = path / "best.h5" if path.is_dir() else path
+    names = {path.resolve(), path.parent.resolve() / path.name}  # behind a link, or one itself
+    places = [place.resolve() for place in (folder, folder / ASIDE)]
+    if any(place / file in names for place in places for file in RUN_FILES):
+        raise UserError(
+            f"--weights {weights} is of the run in {folder}, which --overwrite replaces; choose another "
+            "--out, or copy the weights to another place first"
+        )
 
 
 @contextlib.contextmanager
