@@ -528,8 +528,10 @@ def test_without_memory_for_a_recording_steps_stay_code(monkeypatch, capsys, nee
     assert capsys.readouterr().out.count("launched one by one") == 1
 
 
-@pytest.mark.parametrize("fails", ["begin_capture", "end_capture", "inside", "launch"])
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+@pytest.mark.parametrize(
+    ("fails", "optimizer"),
+    [("begin_capture", "SGD"), ("end_capture", "Adam"), ("inside", "SGD"), ("launch", "Adam")],
+)
 def test_a_step_that_cannot_be_recorded_stays_code(gpu, monkeypatch, capsys, fails, optimizer):
     """Whatever the driver objects to: said once, and what the attempt has changed is put back."""
     text = "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
