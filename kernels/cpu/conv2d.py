@@ -193,7 +193,7 @@ def conv2d_dx(
 ) -> np.ndarray:
     """Return the gradient of x, shape (N, H, W, C).
 
-    scale: (K,), of dy's channels. rest: like x, is added. positive: like x; where it is not above zero, the
+    scale: (K,), of dy's channels. rest: like x, is added. positive: like x; where it is zero or less, the
     gradient is 0. The last two are passes of their own.
     """
     if scale is not None:

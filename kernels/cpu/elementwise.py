@@ -65,7 +65,7 @@ def _relu_dx(dy, y, zero, out):  # type: ignore[no-untyped-def]
 
 
 def relu_dx(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return dy where the result y is above zero, else 0 (so the gradient at 0 is 0)."""
+    """Return 0 where the result y is zero or less, else dy (so the gradient at 0 is 0)."""
     out = memory.empty(dy.shape, dy.dtype)
     _relu_dx(_flat(dy), _flat(y), dy.dtype.type(0), _flat(out))
     return out

@@ -18,7 +18,7 @@ class Epilogue(NamedTuple):
     """What is done to sums before they are stored: y = [relu](sums * scale + shift + residual).
 
     scale, shift: float64. bias: a shift as a parameter, in place of both. positive: an array like y; where it
-    is not above zero, y is 0.
+    is zero or less, y is 0.
     """
 
     scale: Array | None = None

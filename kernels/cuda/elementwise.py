@@ -54,7 +54,7 @@ def relu_forward(x: Array) -> Array:
 
 
 def relu_dx(dy: Array, y: Array) -> Array:
-    """Return dy where the result y is above zero, else 0 (so the gradient at 0 is 0)."""
+    """Return 0 where the result y is zero or less, else dy (so the gradient at 0 is 0)."""
     dx = empty(dy.shape, dy.dtype)
     return _launch("relu_dx", dx, contiguous(dy), contiguous(y), dx, np.int64(dx.size))
 

@@ -37,6 +37,7 @@ SUFFIXES = frozenset({
 # fmt: on
 # Left behind by unpackers and disk stations, full of things that look like pictures.
 JUNK = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"})
+RUNS = "runs"  # the usual folder of runs, in the present one
 SPLIT_FORMAT = "minitl split"
 
 
@@ -270,7 +271,7 @@ def list_inside(root: str | Path, follow_links: bool = False) -> tuple[list[str]
     They are relative to it with forward slashes, sorted. follow_links: as for `scan`.
     """
     scanner = _Scanner(Path(root), follow_links)
-    return scanner.pictures(Path(root)), scanner.notes_on_links()
+    return scanner.pictures(Path(root)), scanner.notes_on_entries()
 
 
 def list_pictures(
@@ -405,19 +406,20 @@ def _safe_relative(path: str, source: str) -> str:
     return str(relative)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run that has begun: with its settings and its split."""
+    return all((folder / name).is_file() for name in ("config.toml", "split.json"))
+
+
 def _is_of_runs(folder: Path) -> bool:
     """Whether a folder is that of a run, or the usual folder of runs, one of which may be about to begin."""
-    if folder.name == "runs":
+    if folder.name == RUNS:
         try:
             runs = [path for path in folder.iterdir() if path.name not in JUNK]
         except OSError:
             return False
-        return bool(runs) and all(_is_run(path) or _is_empty(path) for path in runs)
-    return _is_run(folder)
-
-
-def _is_run(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.toml", "split.json"))
+        return bool(runs) and all(is_run(path) or _is_empty(path) for path in runs)
+    return is_run(folder)
 
 
 def _is_empty(folder: Path) -> bool:
@@ -503,13 +505,13 @@ class _Scanner:
         if self.other_files:
             kinds = listed(sorted(self.other_suffixes))
             notes.append(f"left out {self.other_files} files that are not pictures ({kinds})")
+        return notes + self.notes_on_entries()
+
+    def notes_on_entries(self) -> list[str]:
+        """Say which runs and links were left out, and how these are taken along where that makes sense."""
+        notes = []
         if self.runs:
             notes.append(f"left out {self.runs} folders of runs")
-        return notes + self.notes_on_links()
-
-    def notes_on_links(self) -> list[str]:
-        """Say which links were left out, and how they are taken along where that makes sense."""
-        notes = []
         if self.outward_links:
             notes.append(
                 f"left out {self.outward_links} links that lead out of {self.root}; --follow-links takes "
@@ -781,11 +783,13 @@ def normal_form(name: str) -> str:
 
 
 __all__ = [
+    "RUNS",
     "SUFFIXES",
     "Dataset",
     "Sample",
     "draw_parts",
     "from_labels",
+    "is_run",
     "list_inside",
     "list_pictures",
     "load_split",

@@ -18,7 +18,7 @@ class Relu(Op):
         return y
 
     # y = x where x > 0 (which is where y > 0) and constant elsewhere, so dX = dY where Y > 0.
-    # At x = 0, where there is no derivative, 0 is taken, as in PyTorch.
+    # At x = 0, where there is no derivative, 0 is taken, and dY where Y is a NaN, as in PyTorch.
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         """Compute dx."""
         return (dy if self.dy_is_cut else self.kernels.relu_dx(dy, self.y),)

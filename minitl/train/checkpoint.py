@@ -55,8 +55,8 @@ class SavingTimer:
 class Writer:
     """Does what a run has to write, one job after another.
 
-    beside: in a thread of its own, while a GPU takes the next steps: with few pictures, digests and disks
-        would take longer than an epoch. On the CPU the thread would only take a core from the steps.
+    beside: in a thread of its own, while a GPU takes the next steps: with few pictures, an epoch may be over
+        before digests and disks are. On the CPU the thread would only take a core from the steps.
     """
 
     def __init__(self, beside: bool) -> None:

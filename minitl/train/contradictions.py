@@ -1,6 +1,6 @@
 """Settings that cannot be meant together: refused with the reason, rather than one of them ignored."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from minitl.errors import UserError
@@ -63,17 +63,20 @@ _BROUGHT = (
 
 def refuse_brought(given: dict[str, Any], by: str) -> None:
     """Raise UserError for an option that was given and cannot work on features. by: what brings them."""
-    for name in _BROUGHT:
-        if name in given:
-            raise UserError(
-                f"{by} brings its own pictures, as they are, their labels and parts, and frozen layers; "
-                f"leave {option_of(name, given[name])} out"
-            )
+    brought = "its own pictures, as they are, their labels and parts, and frozen layers"
+    refuse_given(given, _BROUGHT, f"{by} brings {brought}")
     if given.get("augment"):
         raise UserError(f"{by} brings pictures as they are; leave --augment out")
 
 
-def option_of(name: str, value: Any) -> str:
+def refuse_given(given: Mapping[str, Any], names: Iterable[str], reason: str) -> None:
+    """Raise UserError, with the reason, for the first of some options that was given."""
+    for name in names:
+        if name in given:
+            raise UserError(f"{reason}; leave {_as_given(name, given[name])} out")
+
+
+def _as_given(name: str, value: Any) -> str:
     """Return how a setting was given on the command line."""
     if name == "data":
         return "DATA"
@@ -181,4 +184,4 @@ def _against_views(config: "Config") -> str:
     return ""
 
 
-__all__ = ["option_of", "refuse_brought", "refuse_contradictions", "refuse_idle"]
+__all__ = ["refuse_brought", "refuse_contradictions", "refuse_given", "refuse_idle"]

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from minitl.data.digits import write_digits
-from minitl.errors import UserError
 from minitl.files import write_json
 from minitl.train.config import make_config
 from minitl.train.console import percent, say
-from minitl.train.contradictions import option_of
+from minitl.train.contradictions import refuse_given
 from minitl.train.finetune import finetune
 from minitl.weights import STROKES
 
@@ -33,7 +32,9 @@ def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
 
     Raises UserError for options that contradict this, before anything is written.
     """
-    _refuse_brought(overrides)
+    reason = "--demo brings its own DATA, with labels and parts, --weights and settings, and compares with "
+    reason += "training from scratch, where all layers train"
+    refuse_given(overrides, _BROUGHT, reason)
     data = folder / "digits"
     settings: dict[str, Any] = {
         "data": str(data),
@@ -76,14 +77,3 @@ def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
         f"Try it: minitl predict {folder / 'finetuned'} {data / 'test' / '7'}/*.png"
     )
     return summary
-
-
-def _refuse_brought(given: dict[str, Any]) -> None:
-    """Raise UserError for an option that was given and contradicts the demo."""
-    for name in _BROUGHT:
-        if name in given:
-            raise UserError(
-                "--demo brings its own DATA, with labels and parts, --weights and settings, and compares "
-                "with training from scratch, where all layers train; leave "
-                f"{option_of(name, given[name])} out"
-            )

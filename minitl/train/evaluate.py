@@ -8,7 +8,7 @@ import numpy as np
 
 from minitl import models
 from minitl.convert.pull import find_weights
-from minitl.data.folder import Dataset, Sample, load_split
+from minitl.data.folder import Dataset, Sample, is_run, load_split
 from minitl.data.labels import find_dataset
 from minitl.data.parts import PARTS
 from minitl.data.preprocessing import Preprocessing
@@ -120,13 +120,11 @@ def _dataset(
     as in the run, unless something else is given.
     """
     run = run_or_weights if run_or_weights.is_dir() else run_or_weights.parent
-    own = run_or_weights.exists() and all(
-        (run / n).is_file() for n in ("config.toml", "split.json")
-    )
-    config = Config.load(run / "config.toml") if own else None
-    if config is None or not (_same(config.data, data) or _copied(run / "split.json", data)):
-        own = False
-    else:
+    split = None
+    if run_or_weights.exists() and is_run(run):
+        config = Config.load(run / "config.toml")
+        split = _own_split(run / "split.json", data, Path(config.data))
+    if split is not None:
         follow_links = follow_links or config.follow_links
         if labels is None and label_from_name is None:
             labels, label_from_name = config.labels, config.label_from_name
@@ -134,10 +132,28 @@ def _dataset(
         dataset = _task_dataset(model, data, labels, label_from_name)
     else:
         dataset = _class_dataset(model, data, labels, label_from_name, follow_links)
-    if not own:
-        return dataset, None
-    split = load_split(run / "split.json", data, missing_ok=True)
-    return _parted_as(split, dataset), split
+    return dataset if split is None else _parted_as(split, dataset), split
+
+
+def _own_split(file: Path, data: Path, trained_on: Path) -> Dataset | None:
+    """Return the split of a run if a folder holds its pictures: that folder, moved or copied, or None.
+
+    Copied it is where every picture is there with the size that it had.
+    """
+    same = _same(trained_on, data)
+    try:
+        split = load_split(file, data, missing_ok=True)
+    except UserError:
+        if same:
+            raise
+        return None
+    if same:
+        return split
+    now = stamps(data, split.stamps)
+    copied = bool(split.stamps) and all(
+        path in now and now[path].size == stamp.size for path, stamp in split.stamps.items()
+    )
+    return split if copied else None
 
 
 def _parted_as(split: Dataset, dataset: Dataset) -> Dataset:
@@ -162,16 +178,6 @@ def _same(one: str | Path, other: str | Path) -> bool:
         return Path(one).samefile(other)
     except OSError:
         return False
-
-
-def _copied(split_file: Path, data: Path) -> bool:
-    """Whether a folder holds every picture of a split, of the size it had: it was moved, or is a copy."""
-    try:
-        before = load_split(split_file, data, missing_ok=True).stamps
-    except UserError:
-        return False
-    now = stamps(data, before)
-    return bool(before) and all(p in now and now[p].size == s.size for p, s in before.items())
 
 
 def _numbers(model: Classifier) -> list[str]:

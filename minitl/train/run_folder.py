@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minitl.convert.pull import ASIDE
+from minitl.data.folder import RUNS
 from minitl.errors import UserError
 
 if sys.platform != "win32":
     import fcntl
 
-RUNS = Path("runs")
 RUN_FILES = (
     *("config.toml", "split.json", "last.h5", "best.h5", "metrics.csv", "summary.json"),
     *("report.html", "curves.png", "confusion.png", "classes.json"),
@@ -40,10 +40,10 @@ def prepare_folder(
     if out is not None:
         folder = Path(out)
     else:
-        folder, number = RUNS / name, 1
+        folder, number = Path(RUNS) / name, 1
         while folder.exists() and not overwrite:
             number += 1
-            folder = RUNS / f"{name}-{number}"
+            folder = Path(RUNS) / f"{name}-{number}"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; choose a folder")
     if not folder.is_dir() or not any(folder.iterdir()):
