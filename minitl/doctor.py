@@ -6,11 +6,13 @@ optimizers and the preparation of pictures. The kernels are compiled on the way,
 
 import ctypes
 import importlib
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +44,7 @@ NEEDED = {
     "numba_cuda": ("numba-cuda[cu{}]", "average pooling"),
 }
 PROGRESS = 5.0  # seconds between lines while kernels are compiled
+FAMILIES = ("conv2d", "batchnorm", "")  # of checks that share kernels, by how their names begin
 
 Say = Callable[[str], object]
 
@@ -168,14 +171,39 @@ def _compile(device: Device, say: Say) -> None:
     forms = [
         (stem, macros) for stem, macros in compiler.variants(target) if macros["T"] != "double"
     ]
-    text = f"compiling kernels, {os.cpu_count()} at a time: once, up to some minutes ..."
-    compiler.on_first_compile(lambda: say(text))
+    beside: list[BaseProcess] = []
+
+    def begin() -> None:
+        say(f"compiling kernels, {os.cpu_count()} at a time: once, up to some minutes ...")
+        beside.extend(start_compiling_references())
+
+    compiler.on_first_compile(begin)
     shown = time.monotonic()
     # An error, if there is one, comes again where the kernel is checked.
     for done, _ in enumerate(compiler.compile_ahead(forms, target), start=1):
         if time.monotonic() - shown > PROGRESS:
             shown = time.monotonic()
             say(f"  {done} of {len(forms)}")
+    for process in beside:
+        process.join()
+
+
+def start_compiling_references() -> list[BaseProcess]:
+    """Compile what the checks run on the CPU: for a minute of one core, in processes that are returned."""
+    context = multiprocessing.get_context("spawn")
+    processes: list[BaseProcess] = [
+        context.Process(target=_run_family, args=(f,), daemon=True) for f in FAMILIES
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _run_family(family: str) -> None:
+    """Run the checks of a family on the CPU; the last family is of all that no other one has."""
+    for check in (*CHECKS, *TILED):
+        if family == next(f for f in FAMILIES if check.name.startswith(f)):
+            _operation_error(check, CPU, "float32")
 
 
 def _say_card(device: Device, say: Say) -> None:

@@ -209,6 +209,24 @@ def test_another_pool_may_be_used():
 # ----------------------------------------------------------------------------- streams and graphs
 
 
+def test_an_array_does_not_keep_the_pool_that_its_memory_is_of():
+    with install() as gpu:
+        pool = gpu.cupy.cuda.MemoryPool(lambda n: _from_driver(gpu, n))
+        with gpu.cupy.cuda.using_allocator(pool.malloc):
+            x = gpu.cupy.zeros(3, np.float32)
+        assert gpu.allocated == 512
+        x.get()
+        del pool
+        assert gpu.allocated == 0
+        with pytest.raises(CUDARuntimeError, match="given back"):
+            x.get()
+
+
+def _from_driver(gpu, size):
+    memory = gpu.cupy.cuda.memory
+    return memory.MemoryPointer(memory.Memory(size), 0)
+
+
 def test_late_streams_show_a_missing_wait():
     with install(late=True) as gpu:
         cuda = gpu.cupy.cuda

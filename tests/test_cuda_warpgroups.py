@@ -1,8 +1,10 @@
 """Products by warpgroups: the trial on a card, and what its verdict decides. Here the card is the checker."""
 
 import contextlib
+import os
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import pytest
@@ -101,7 +103,13 @@ def test_the_verdict_decides_and_is_kept(verdicts, monkeypatch, capsys, outcome,
         assert (said in error and "cuda:0" in error) if said != "passed" else not error
         warpgroups._passed.cache_clear()  # as in another process
     assert len(tried) == 1
-    assert [path.suffix for path in verdicts.iterdir()] == [".txt"]
+    (kept,) = verdicts.iterdir()
+    assert kept.suffix == ".txt"
+    os.utime(kept, (0, time.time() - warpgroups.LATER - 1))
+    with card(VERDICT):
+        warpgroups.verdict(0)
+    ended = said == "passed" or said.startswith("they differ")
+    assert len(tried) == (1 if ended else 2)  # a full card, say, is no property of the card
 
 
 @pytest.mark.parametrize("verdict", [warpgroups.PASSED, "they differ"])

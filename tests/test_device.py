@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -339,6 +340,9 @@ def test_the_doctor_compiles_ahead_and_says_how_far_it_is(capsys, monkeypatch, t
         monkeypatch.setattr(doctor, name, {})
     for name in ("_average_error", "_clipping_error", "_pictures_error"):
         monkeypatch.setattr(doctor, name, lambda *_: 0.0)
+    references = []
+    monkeypatch.setattr(doctor, "start_compiling_references", lambda: references)
+    references.append(mock.Mock())
     with install():
         assert main(["doctor"]) == 0
         text = capsys.readouterr().out
@@ -349,6 +353,21 @@ def test_the_doctor_compiles_ahead_and_says_how_far_it_is(capsys, monkeypatch, t
         monkeypatch.setattr(compiler, "variants", lambda _: forms)
         assert main(["doctor"]) == 0
         assert "compiling kernels" not in capsys.readouterr().out
+    references[0].join.assert_called_once_with()
+
+
+def test_what_the_doctor_compares_with_is_compiled_beside_in_processes(monkeypatch):
+    from minitl import doctor
+
+    ran = []
+    monkeypatch.setattr(doctor, "_operation_error", lambda check, *_: ran.append(check))
+    for family in doctor.FAMILIES:
+        doctor._run_family(family)
+    assert sorted(map(id, ran)) == sorted(map(id, (*doctor.CHECKS, *doctor.TILED)))
+    monkeypatch.setattr(doctor, "FAMILIES", ("of no check",))
+    (process,) = doctor.start_compiling_references()
+    process.join()
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize(

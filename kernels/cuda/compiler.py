@@ -126,9 +126,9 @@ def _headers() -> dict[str, bytes]:
 
 
 def sources_digest() -> str:
-    """Return a digest of all kernels and headers."""
+    """Return a digest of all kernels, headers and launchers."""
     digest = hashlib.sha256()
-    for path in sorted(FOLDER.glob("*.cu*")):
+    for path in sorted([*FOLDER.glob("*.cu*"), *FOLDER.glob("*.py")]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

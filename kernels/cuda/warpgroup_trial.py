@@ -57,7 +57,7 @@ def main() -> None:
     device = int(sys.argv[1])
     with runtime.cupy().cuda.Device(device), warpgroups.decided(True):
         found = differences()
-    print(f"they differ in {'; '.join(found)}" if found else warpgroups.PASSED)
+    print(warpgroups.DIFFER + "; ".join(found) if found else warpgroups.PASSED)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,8 @@ class Recorder:
     def step(self, key: Hashable, *inputs: Array) -> Outputs:
         """Take a step. key: all that tells two recordings apart. inputs: of one picture each row.
 
-        The one that is recorded is that of the largest batch; others run as code.
+        The one that is recorded is that of the largest batch; others run as code. What comes out may lie in
+        the recorder's own memory, which ends with it.
         """
         size = len(inputs[0])
         if size > self._size or (size == self._size and key != self._key):

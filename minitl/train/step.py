@@ -268,6 +268,7 @@ class TrainingStep:
         if not self._recorder.recorded:
             self._halve(n)
         # Else this was a step of another shape, which runs as code; the recording is made again.
+        self._seeds.clear()  # small pieces of large blocks, which a pool cannot give back before
         self._recorder.forget()
 
     def _halve(self, n: int) -> None:

@@ -24,6 +24,7 @@ import contextlib
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType, SimpleNamespace
@@ -119,7 +120,7 @@ class _Block:
     stream = 0  # that it belongs to, in a pool
 
     def __init__(self, size: int) -> None:
-        raw = np.empty(size + ALIGNMENT, np.uint8)
+        raw = np.full(size + ALIGNMENT, 0xFF, np.uint8)  # NaN for whoever does not wait
         start = -raw.ctypes.data % ALIGNMENT
         # Not a view of `raw` to the eye: offsets in it are offsets in a device allocation.
         self.bytes = np.frombuffer(memoryview(raw)[start : start + size], np.uint8)
@@ -137,9 +138,12 @@ class Memory:
 
 
 class MemoryPointer:
-    """An allocation; if it is a pool's, its memory goes back there when nobody holds it any more."""
+    """An allocation; if it is a pool's, its memory goes back there when nobody holds it any more.
 
-    _pool: "MemoryPool | None" = None
+    As in CuPy it does not hold the pool: with that all its memory goes back to the driver, used or not.
+    """
+
+    _pool: "Callable[[], MemoryPool | None]" = staticmethod(lambda: None)
 
     def __init__(self, mem: Memory, offset: int) -> None:
         assert offset == 0
@@ -165,8 +169,9 @@ class MemoryPointer:
         return self
 
     def __del__(self) -> None:
-        if self._pool is not None:
-            self._pool._free(self._block)
+        pool = self._pool()
+        if pool is not None:
+            pool._free(self._block)
 
 
 class _Place(MemoryPointer):
@@ -197,6 +202,14 @@ class MemoryPool:
         self._from_driver = allocator or (lambda size: MemoryPointer(Memory(size), 0))
         self._unused: dict[tuple[int, int], list[_Block]] = {}  # by stream and size
         self._total, self._used, self._limit = 0, 0, 0
+        self._blocks: set[_Block] = set()
+        self._gpu = _gpu() if allocator else None  # of the usual pool all ends together
+
+    def __del__(self) -> None:
+        for block in self._blocks:
+            block.returned = True
+        if self._gpu is not None:
+            self._gpu.allocated -= self._total
 
     def malloc(self, size: int) -> MemoryPointer:
         size = max(UNIT, -(-size // UNIT) * UNIT)
@@ -205,7 +218,7 @@ class MemoryPool:
             self._grow(stream, size)
         self._used += size
         pointer = object.__new__(MemoryPointer)
-        pointer._block, pointer._pool = self._unused[stream, size].pop(), self
+        pointer._block, pointer._pool = self._unused[stream, size].pop(), weakref.ref(self)
         return pointer
 
     def _grow(self, stream: int, size: int) -> None:
@@ -223,6 +236,7 @@ class MemoryPool:
             except CUDARuntimeError:
                 raise OutOfMemoryError(size, self._total, self._limit) from None
         pointer._block.stream = stream
+        self._blocks.add(pointer._block)
         self._unused.setdefault((stream, size), []).append(pointer._block)
         self._total += size
 
@@ -234,6 +248,7 @@ class MemoryPool:
         for blocks in self._unused.values():
             for block in blocks:
                 block.returned = True
+                self._blocks.remove(block)
                 self._total -= block.size
                 _gpu().allocated -= block.size
         self._unused.clear()
@@ -620,6 +635,10 @@ class Stream:
         if self._captured is not None:
             self._captured.append((work, [memory._block for memory in memories]))
             return
+        if any(memory._block.returned for memory in memories):
+            raise CUDARuntimeError(
+                "cudaErrorIllegalAddress: an array's memory was given back to the driver with its pool"
+            )
         self._wait_for_others()
         self._issued += 1
         self._queue.append(work)
