@@ -174,16 +174,16 @@ def test_the_learning_rate_follows_what_trains(tmp_path, pictures, weights):
 
 
 def test_a_rest_of_one_picture_is_left_out_where_it_would_have_no_statistics(run, monkeypatch):
-    from minitl.train import finetune
+    from minitl.train import run as run_module
 
     left_out = []
 
-    class Spy(finetune.Loader):
+    class Spy(run_module.Loader):
         def __init__(self, samples, *rest, drop_last=False, **options):
             left_out.append((len(samples), drop_last))
             super().__init__(samples, *rest, drop_last=drop_last, **options)
 
-    monkeypatch.setattr(finetune, "Loader", Spy)
+    monkeypatch.setattr(run_module, "Loader", Spy)
     frozen = ("--freeze", "backbone", "--no-augment", "--no-feature-cache")
     for size, options in (17, ()), (16, ()), (18, ()), (1, ()), (17, frozen):
         assert run("--epochs", 1, "--overwrite", "--batch-size", size, *options)[0] == 0

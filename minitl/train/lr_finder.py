@@ -26,9 +26,9 @@ from minitl.train.batches import Inputs
 from minitl.train.clock import Clock
 from minitl.train.config import Config
 from minitl.train.console import Progress, say
-from minitl.train.finetune import Run, attacked, computing, forwards, mixed, training_step
 from minitl.train.forward import Forward
 from minitl.train.optimisation import make_optimizer, resolved
+from minitl.train.run import Run, attacked, computing, forwards, mixed, training_step
 from minitl.train.source import dataset_of
 from minitl.train.step import TrainingStep
 from minitl.train.trained_model import make_model
