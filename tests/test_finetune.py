@@ -555,6 +555,20 @@ def test_a_run_does_not_replace_the_weights_it_starts_from(run, capsys, tmp_path
     assert run("--epochs", 1, "--overwrite", "--weights", copy)[0] == 0
 
 
+def test_nor_does_one_that_is_started_from_python(tmp_path, pictures):
+    from minitl.train import finetune
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.toml", "best.h5", "last.h5"):
+        (folder / name).write_text(name)
+    before = files_of(folder)
+    config = Config(data=str(pictures), weights=str(folder / "best.h5"))
+    with pytest.raises(minitl.errors.UserError, match="copy the weights"):
+        finetune.finetune(config, folder)
+    assert files_of(folder) == before
+
+
 def test_the_weights_of_a_run_that_was_to_be_replaced_are_named(run, pictures, capsys):
     _, folder = run("--epochs", 1)
     set_aside(folder)  # and killed before it saved anything

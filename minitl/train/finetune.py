@@ -36,17 +36,24 @@ from minitl.train.console import Progress, compiled_seconds, duration, percent, 
 from minitl.train.evidence import judge, write_evidence
 from minitl.train.figures import (
     history_figures,
-    in_words,
     loss_of_guessing,
     main_figure,
+    metrics_in_words,
     metrics_of,
     tasks_in_words,
 )
 from minitl.train.forward import Forward
 from minitl.train.optimisation import make_optimizer, make_schedule, resolved
-from minitl.train.report import Judged
+from minitl.train.report_page import Judged
 from minitl.train.run import Run, attacked, computing, forwards, front, mixed, training_step
-from minitl.train.run_folder import claimed, clear_leftovers, forget_earlier, put_back, set_aside
+from minitl.train.run_folder import (
+    claimed,
+    clear_leftovers,
+    forget_earlier,
+    put_back,
+    refuse_to_replace_weights,
+    set_aside,
+)
 from minitl.train.run_state import is_saved, save_epoch, save_within_epoch, saved_run
 from minitl.train.source import dataset_of
 from minitl.train.step import TrainingStep
@@ -64,8 +71,10 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     folder: where the run goes, as `prepare_folder` returns it; an earlier run in it is replaced once the
         new one has saved something, and is back in its place if that never happens.
 
-    Raises UserError for anything wrong with the data, the weights, the settings or the folder.
+    Raises UserError for anything wrong with the data, the weights, the settings or the folder, also where the
+    weights are of the run to be replaced.
     """
+    refuse_to_replace_weights(folder, config.weights)
     with claimed(folder):
         return _begin(config, folder)
 
@@ -345,7 +354,7 @@ def _finish(run: Run) -> dict[str, Any]:
         if part in summary:
             figures = summary[part]
             say(
-                f"{part}: {in_words(figures)} on {figures['images']} pictures "
+                f"{part}: {metrics_in_words(figures)} on {figures['images']} pictures "
                 f"(epoch {summary['best_epoch']})"
             )
     if run.before is not None:

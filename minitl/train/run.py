@@ -14,21 +14,21 @@ from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device
 from minitl.models import Classifier
-from minitl.train import extract
+from minitl.train import feature_runs
 from minitl.train.attack import Attack
 from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs
 from minitl.train.checkpoint import Partial, Writer
 from minitl.train.clock import Clock
+from minitl.train.computing import prepare_device
 from minitl.train.config import Config
-from minitl.train.console import announce_compilation
 from minitl.train.feature_cache import FeatureCache, open_cache
 from minitl.train.features import frozen_stages
 from minitl.train.figures import best_of
 from minitl.train.forward import Forward, backbone_is_frozen, evaluation_loader
 from minitl.train.mixing import mix
 from minitl.train.optimisation import class_weights, stopped_early
-from minitl.train.report import Judged
+from minitl.train.report_page import Judged
 from minitl.train.step import TrainingStep
 
 
@@ -83,9 +83,9 @@ class Run:
 def computing(run: Run) -> Iterator[None]:
     """Within the block, compute as the run's settings say."""
     config = run.config
-    announce_compilation(run.device, training=not backbone_is_frozen(run.model))
+    training = not backbone_is_frozen(run.model)
+    prepare_device(run.device, config.precision, config.threads, training=training)
     run.device.kernels.set_conv_algorithm(config.conv)
-    run.device.kernels.set_threads(config.threads)
     with run.device.computing(config.precision):
         yield
 
@@ -95,8 +95,8 @@ def front(config: Config, model: Classifier) -> tuple[int, FeatureCache | None]:
     if config.features is None:
         cut = frozen_stages(model)
         return cut, open_cache(config, model, cut)
-    rows = extract.FeatureRows(config.features)
-    return extract.check_weights(rows.file, model, "the settings say"), rows
+    rows = feature_runs.FeatureRows(config.features)
+    return feature_runs.check_weights(rows.file, model, "the settings say"), rows
 
 
 def forwards(run: Run) -> tuple[Forward, Forward]:

@@ -16,15 +16,15 @@ from minitl.feature_file import FeatureFile
 from minitl.files import write_atomically
 from minitl.models.saving import from_weights_file, to_weights_file
 from minitl.text import coloured, listed, printable
-from minitl.train import extract
+from minitl.train import feature_runs
 from minitl.train.averaging import WeightAverage
 from minitl.train.checkpoint import Partial
 from minitl.train.clock import Clock
 from minitl.train.config import Config
 from minitl.train.console import say
-from minitl.train.evaluate import check_preprocessing
 from minitl.train.figures import best_of, columns
 from minitl.train.optimisation import make_optimizer, resolved
+from minitl.train.prepared_pictures import check_preprocessing
 from minitl.train.run import Run
 from minitl.train.run_folder import forget_earlier
 from minitl.train.source import dataset_of_run
@@ -121,7 +121,8 @@ def saved_run(config: Config, folder: Path, accept_changed: bool) -> Run:
         changed = dataset.changed()
     else:
         features = FeatureFile(config.features)
-        dataset, changed = extract.dataset_of(features), extract.changed_pictures(features)
+        dataset = feature_runs.dataset_from_features(features)
+        changed = feature_runs.changed_pictures(features)
     if changed and not accept_changed:
         raise _changed(folder, dataset, changed)
     checkpoint = hdf5.read(folder / "last.h5")
