@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from minitl.backend import Array, is_on_gpu, kernel_module, to_gpu, to_host
+import numpy as np
+
+from minitl.backend import BFLOAT16, Array, is_on_gpu, kernel_module, to_gpu, to_host
 from minitl.errors import UserError
 
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -177,6 +179,11 @@ def check_precision(device: Device, precision: str) -> None:
         )
 
 
+def dtype_of(precision: str) -> np.dtype:
+    """Return the kind of numbers that a network is given with a precision: bfloat16 or float32."""
+    return BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
+
+
 __all__ = [
     "CPU",
     "PRECISIONS",
@@ -185,6 +192,7 @@ __all__ = [
     "capability",
     "check_precision",
     "cupy",
+    "dtype_of",
     "get_device",
     "gpu_count",
     "is_out_of_memory",

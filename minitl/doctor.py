@@ -26,6 +26,7 @@ from minitl.device import (
     architecture,
     capability,
     cupy,
+    dtype_of,
     get_device,
     version,
 )
@@ -308,7 +309,7 @@ def _pictures_error(device: Device, precision: str) -> float:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (3, 9, 11, 3), dtype=np.uint8)
     p = Preprocessing(resize=8, crop=8)
-    dtype = BFLOAT16 if precision == "bf16" else np.float32
+    dtype = dtype_of(precision)
     x = device.kernels.normalize_images(
         device.array(images), p.mean, p.std, p.scale, None, None, None, p.crop, dtype
     )

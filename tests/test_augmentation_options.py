@@ -11,7 +11,7 @@ from minitl.data.folder import scan
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.preview import CAPTION, MARGIN, contact_sheet
-from minitl.train import finetune
+from minitl.train import run as run_module
 from minitl.train.config import Config
 from minitl.train.preview import NARROWEST
 from tests.test_finetune import expect_error, pictures, run, weights
@@ -129,7 +129,7 @@ def test_a_preview_prepares_pictures_as_usual_where_no_network_is_named(tmp_path
 @pytest.mark.parametrize("options", [("--mixup", 0.4), ("--cutmix", 1)], ids=["mixup", "cutmix"])
 def test_a_run_mixes_as_the_preview_shows(run, tmp_path, pictures, weights, monkeypatch, options):
     trained = {}
-    original = finetune.mix
+    original = run_module.mix
 
     def watched(inputs, *how, epoch, batch, **where):
         mixed = original(inputs, *how, epoch=epoch, batch=batch, **where)
@@ -137,7 +137,7 @@ def test_a_run_mixes_as_the_preview_shows(run, tmp_path, pictures, weights, monk
             trained[epoch] = mixed
         return mixed
 
-    monkeypatch.setattr(finetune, "mix", watched)
+    monkeypatch.setattr(run_module, "mix", watched)
     code, folder = run(*options, "--seed", 3)
     assert code == 0
     sheets = []

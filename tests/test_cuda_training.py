@@ -18,7 +18,7 @@ from minitl.data.augment import Augmentation
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.views import ViewLoader
-from minitl.device import CPU, get_device
+from minitl.device import CPU, dtype_of, get_device
 from minitl.errors import UserError, WeightsFileError
 from minitl.models import resnet
 from minitl.tensor import Tensor
@@ -26,9 +26,9 @@ from minitl.train import recording
 from minitl.train.attack import Attack
 from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs, on_device
-from minitl.train.features import numbers_of
-from minitl.train.forward import Forward, softmax
+from minitl.train.forward import Forward
 from minitl.train.inference import Inference
+from minitl.train.metrics import softmax
 from minitl.train.mixing import mix
 from minitl.train.robustness import under_attack
 from minitl.train.step import TrainingStep
@@ -629,7 +629,7 @@ def ask(device, sizes, precision="float32"):
     model.eval()
     batches = [batch(device, n, seed=number).x for number, n in enumerate(sizes)]
     with device.computing(precision), Inference(model, device) as infer:
-        logits = [infer(device.kernels.cast(x, numbers_of(precision))) for x in batches]
+        logits = [infer(device.kernels.cast(x, dtype_of(precision))) for x in batches]
         recorded = infer._recorder is not None and infer._recorder.recorded
         return [rows.numpy() for rows in logits], recorded
 

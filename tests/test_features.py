@@ -16,7 +16,7 @@ from minitl.data.folder import scan
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile
-from minitl.train.extract import changed_pictures
+from minitl.train.feature_runs import changed_pictures
 from tests.test_finetune import expect_error, interrupt_in_epoch, write_pictures, write_weights
 
 

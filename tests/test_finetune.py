@@ -174,16 +174,16 @@ def test_the_learning_rate_follows_what_trains(tmp_path, pictures, weights):
 
 
 def test_a_rest_of_one_picture_is_left_out_where_it_would_have_no_statistics(run, monkeypatch):
-    from minitl.train import finetune
+    from minitl.train import run as run_module
 
     left_out = []
 
-    class Spy(finetune.Loader):
+    class Spy(run_module.Loader):
         def __init__(self, samples, *rest, drop_last=False, **options):
             left_out.append((len(samples), drop_last))
             super().__init__(samples, *rest, drop_last=drop_last, **options)
 
-    monkeypatch.setattr(finetune, "Loader", Spy)
+    monkeypatch.setattr(run_module, "Loader", Spy)
     frozen = ("--freeze", "backbone", "--no-augment", "--no-feature-cache")
     for size, options in (17, ()), (16, ()), (18, ()), (1, ()), (17, frozen):
         assert run("--epochs", 1, "--overwrite", "--batch-size", size, *options)[0] == 0
@@ -553,6 +553,20 @@ def test_a_run_does_not_replace_the_weights_it_starts_from(run, capsys, tmp_path
     assert files_of(folder) == before
     copy = shutil.copy(folder / "best.h5", folder / "mine.h5")  # no file of a run: it stays
     assert run("--epochs", 1, "--overwrite", "--weights", copy)[0] == 0
+
+
+def test_nor_does_one_that_is_started_from_python(tmp_path, pictures):
+    from minitl.train import finetune
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.toml", "best.h5", "last.h5"):
+        (folder / name).write_text(name)
+    before = files_of(folder)
+    config = Config(data=str(pictures), weights=str(folder / "best.h5"))
+    with pytest.raises(minitl.errors.UserError, match="copy the weights"):
+        finetune.finetune(config, folder)
+    assert files_of(folder) == before
 
 
 def test_the_weights_of_a_run_that_was_to_be_replaced_are_named(run, pictures, capsys):

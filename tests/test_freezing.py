@@ -5,7 +5,7 @@ import pytest
 
 from minitl import hdf5, models, nn
 from minitl.errors import UserError
-from minitl.train.freezing import apply_freeze, refuse_untrained_head, table
+from minitl.train.freezing import apply_freeze, parts_table, refuse_untrained_head
 from minitl.train.unfreezing import unfreeze_for
 from tests.test_finetune import expect_error, pictures, run, weights
 
@@ -93,7 +93,7 @@ def test_a_head_that_helps_to_train_may_be_frozen_with_the_backbone():
 def test_the_table_says_what_trains_and_whose_statistics_are_fixed(run, capsys):
     model = small()
     apply_freeze(model, ("bn1.weight",), "layer2.1")
-    lines = [line.split() for line in table(model)]
+    lines = [line.split() for line in parts_table(model)]
     assert lines[0] == ["part", "parameters", "statistics"]
     assert lines[1:4] == [
         ["conv1", "108", "frozen"],
@@ -108,7 +108,7 @@ def test_the_table_says_what_trains_and_whose_statistics_are_fixed(run, capsys):
         p.data.size for p in model.parameters()
     )
     apply_freeze(model, ("bn1.weight",))
-    states = {line.split()[0]: line.split()[2:] for line in table(model)[1:]}
+    states = {line.split()[0]: line.split()[2:] for line in parts_table(model)[1:]}
     assert states["bn1.weight"] == ["frozen"]  # one of two: its statistics still move
     assert states["bn1.bias"] == ["trains"]
     assert run("--freeze", "layer1", "--epochs", 1)[0] == 0

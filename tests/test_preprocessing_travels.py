@@ -158,3 +158,31 @@ def test_weights_by_name(data, weights, tmp_path, monkeypatch, capsys):
     assert main(["export", "resnet18.torchvision_v1", str(tmp_path / "m.pth")]) == 0
     assert "prepare pictures with" in capsys.readouterr().out
     assert asked == ["resnet18.torchvision_v1"] * 4
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("finetune", "DATA", "--weights", "W", "--out", "OUT"),
+        ("preview", "DATA", "--weights", "W", "--out", "OUT"),
+        ("evaluate", "W", "DATA"),
+        ("predict", "W", "DATA"),
+        ("serve", "W"),
+        ("features", "DATA", "--weights", "W", "--out", "OUT"),
+        ("doctor-data", "DATA", "--weights", "W"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_weights_that_do_not_say_it_are_refused_in_the_same_words(
+    command, data, weights, tmp_path, capsys
+):
+    contents = hdf5.read(weights)
+    contents.preprocessing, contents.golden = {}, None
+    hdf5.write(tmp_path / "w.h5", contents)
+    words = {"DATA": data, "W": tmp_path / "w.h5", "OUT": tmp_path / "out"}
+    assert main([str(words.get(word, word)) for word in command]) == 1
+    assert capsys.readouterr().err == (
+        f"minitl: {tmp_path / 'w.h5'} does not say how pictures are prepared for it; convert it again with "
+        "minitl convert, which records the preprocessing\n"
+    )
+    assert not (tmp_path / "out").exists()

@@ -53,3 +53,12 @@ def test_every_file_of_the_map_exists():
         name = line.split("  ")[0] if not line.startswith("  ") else "minitl/" + line.split()[0]
         for part in name.split(", "):
             assert (root / part.strip()).exists(), part
+
+
+@pytest.mark.parametrize("package", ["data", "train"])
+def test_every_module_is_in_the_map_of_its_package(package):
+    folder = Path(__file__).parent.parent / "minitl" / package
+    lines = (folder / "__init__.py").read_text(encoding="utf-8").splitlines()
+    named = re.findall(r"^    (\w+\.py)  +\S", "\n".join(lines), re.MULTILINE)
+    there = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    assert sorted(named) == sorted(there)

@@ -14,7 +14,7 @@ from minitl import models
 from minitl.data.folder import scan
 from minitl.train import plots
 from minitl.train.metrics import classification_metrics
-from minitl.train.report import Judged, render
+from minitl.train.report_page import Judged, render
 
 CLASSES = ["<script>alert(1)</script>", "$x_2$ & co"]
 

@@ -18,7 +18,7 @@ import tomli_w
 from minitl import hdf5
 from minitl.cli import main
 from minitl.errors import UserError
-from minitl.train import finetune
+from minitl.train import finetune, run_state
 from minitl.train.checkpoint import SavingTimer, Writer, parse_interval
 from minitl.train.step import TrainingStep
 from tests.test_finetune import (
@@ -160,14 +160,14 @@ def test_a_run_killed_after_its_state_was_written_still_gets_its_metrics(
 ):
     folder = tmp_path / "run"
 
-    original = finetune._write_metrics
+    original = run_state._write_metrics
 
     def killed(folder, metrics):
         if metrics.count(b"\n") == 4:  # the third epoch's
             raise Killed
         original(folder, metrics)
 
-    monkeypatch.setattr(finetune, "_write_metrics", killed)
+    monkeypatch.setattr(run_state, "_write_metrics", killed)
     with pytest.raises(Killed):
         main(command(pictures, weights, folder, SMALL))
     monkeypatch.undo()

@@ -12,8 +12,8 @@ from minitl.train.figures import (
     best_of,
     columns,
     history_figures,
-    in_words,
     loss_of_guessing,
+    metrics_in_words,
 )
 from minitl.train.task_metrics import answers, task_metrics
 from minitl.train.task_report import tiles
@@ -94,7 +94,7 @@ def test_what_cannot_be_said_is_left_out():
     row = history_figures(figures)
     assert math.isnan(row["val_age_r2"]) and row["val_age_mae"] == 0.5
     assert row.keys() <= set(columns(tasks))
-    assert in_words(figures) == (
+    assert metrics_in_words(figures) == (
         "score 100.0 %: tags mAP 100.0 %, macro F1 100.0 %; one unknown; age MAE 0.5; empty unknown"
     )
 

@@ -16,7 +16,7 @@ from minitl.errors import UserError
 from minitl.tensor import Tensor
 from minitl.train.averaging import WeightAverage
 from minitl.train.batches import Inputs
-from minitl.train.config import Config
+from minitl.train.config import Config, make_config
 from minitl.train.mixing import mix
 from minitl.train.optimisation import (
     class_weights,
@@ -26,6 +26,7 @@ from minitl.train.optimisation import (
     parameter_groups,
     resolved,
 )
+from minitl.train.options import as_given, option
 from minitl.train.step import TrainingStep
 from minitl.train.trained_model import prepare_to_train
 from minitl.train.unfreezing import unfreeze_for
@@ -480,6 +481,71 @@ def test_bad_options(run, capsys, arguments, words):
     code, folder = run(*arguments)
     expect_error(capsys, code, *words)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"rotation": 10.0, "augment": False},
+            "--rotation 10 has no effect with --no-augment, which leaves pictures as they are; leave one of "
+            "them out",
+        ),
+        (
+            {"crop_scale": (0.5, 1.0), "augment": False},
+            "--crop-scale 0.5,1 has no effect with --no-augment, which leaves pictures as they are; leave "
+            "one of them out",
+        ),
+        (
+            {"patience": 20},
+            "--patience 20 never ends a run of 10 epochs; give more --epochs or a smaller --patience",
+        ),
+        (
+            {"nesterov": True, "optimizer": "adam"},
+            "--nesterov has no effect with --optimizer adam, only with --optimizer sgd; leave one of "
+            "them out",
+        ),
+        (
+            {"freeze": ("conv1", "layer1"), "unfreeze_schedule": ("head:0",)},
+            "--freeze conv1,layer1 has no effect with --unfreeze-schedule, which freezes the rest; leave one "
+            "of them out",
+        ),
+        (
+            {"follow_links": True, "labels": "labels.csv"},
+            "--follow-links has no effect with --labels, whose pictures are taken wherever links lead; leave "
+            "it out",
+        ),
+        (
+            {"from_scratch": True, "weights": None, "arch": "resnet18"},
+            "--from-scratch takes the network of --weights; give these as well",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_an_option_without_effect_is_refused_in_a_sentence(given, words):
+    with pytest.raises(UserError) as error:
+        make_config(None, {"data": "d", "weights": "w.h5", **given})
+    assert str(error.value) == words
+
+
+def test_links_are_followed_beside_a_table_where_nobody_asked_for_it(tmp_path):
+    """Settings may hold that an option is off."""
+    given = {"data": "d", "arch": "resnet18", "labels": "labels.csv", "follow_links": False}
+    assert not make_config(None, given).follow_links
+
+
+def test_momentum_that_is_off_names_who_may_bring_nesterovs(tmp_path, capsys):
+    arguments = ("finetune", "--demo", "--momentum", 0, "--out", tmp_path / "demo")
+    code = main([str(word) for word in arguments])
+    expect_error(capsys, code, "--demo brings", "--momentum above 0")
+
+
+def test_options_are_named_as_they_were_given():
+    assert option("data") == "DATA" and option("batch_size") == "--batch-size"
+    assert option("feature_cache", "off") == "--no-feature-cache"
+    assert as_given("flip", False) == "--no-flip" and as_given("nesterov", True) == "--nesterov"
+    assert as_given("lr_for", ("head=1", "layer1=2")) == "--lr-for head=1 --lr-for layer1=2"
+    assert as_given("policy", (2, 9)) == "--policy 2,9" and as_given("zoom", 0.2) == "--zoom 0.2"
 
 
 def test_settings_from_before_norms_were_spared_keep_their_meaning(tmp_path):

@@ -12,8 +12,18 @@ import minitl.data.preprocessing
 from minitl import models, nn
 from minitl.cli import main
 from minitl.data.folder import Sample
+from minitl.errors import InterruptedRunError, UserError
+from minitl.train import transfer
+from minitl.train.config import Config
 from minitl.train.shift import distance, domain_shift
-from minitl.train.transfer import Interval, fully_or_frozen, in_words, interval, too_short
+from minitl.train.transfer import (
+    Interval,
+    fully_or_frozen,
+    gain_in_words,
+    interval,
+    too_short,
+    transfer_report,
+)
 
 
 def write_noise(folder: Path, count: int, low: int, high: int, seed: int) -> list[Sample]:
@@ -43,7 +53,7 @@ def test_intervals_are_students() -> None:
     ],
 )
 def test_words_follow_the_interval(values: list[float], word: str) -> None:
-    words = in_words("Fine-tuned", interval(values))
+    words = gain_in_words("Fine-tuned", interval(values))
     assert word in words and f"{100 * np.mean(values):+.1f} points" in words
 
 
@@ -117,6 +127,31 @@ def test_without_statistics_nothing_is_made_up(tmp_path: Path) -> None:
     layers = [{"type": "global_avgpool"}, {"type": "dense", "units": 2}]
     model = models.create("sequential", layers=layers, input=[32, 32])
     assert domain_shift(model, samples, tmp_path / "d") is None
+
+
+def test_an_interruption_says_how_to_make_the_whole_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(config: Config, folder: Path) -> None:
+        raise InterruptedRunError(f"continue with: minitl finetune --resume {folder}")
+
+    monkeypatch.setattr(transfer, "finetune", interrupted)
+    with pytest.raises(InterruptedRunError) as error:
+        transfer_report(Config(data="d", weights="w.h5"), tmp_path)
+    assert f"{tmp_path / 'scratch' / 'seed-0'};" in str(error.value)
+    assert f"--out {tmp_path} --overwrite" in str(error.value)
+    assert "--resume" not in str(error.value)
+
+
+def test_weights_of_a_run_that_a_report_replaces_are_refused_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "finetuned" / "seed-1" / "best.h5"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("weights")
+    monkeypatch.setattr(transfer, "finetune", lambda *others: pytest.fail("it trains"))
+    with pytest.raises(UserError, match="copy the weights"):
+        transfer_report(Config(data="d", weights=str(weights)), tmp_path)
 
 
 def test_the_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,15 +118,12 @@ def _side(weights: str | None) -> int | None:
     """Return the side of the pictures that a network is shown, None without one."""
     from minitl.convert.pull import find_weights
     from minitl.data.preprocessing import Preprocessing
-    from minitl.models import load_model
+    from minitl.train.prepared_pictures import load_with_preprocessing
 
     if weights is None:
         return None
-    path = find_weights(weights)
-    preprocessing = load_model(path).preprocessing
-    if not preprocessing:
-        raise UserError(f"{path} does not say how pictures are prepared; give --size N instead")
-    return Preprocessing.from_dict(preprocessing).crop
+    model = load_with_preprocessing(find_weights(weights))
+    return Preprocessing.from_dict(model.preprocessing).crop
 
 
 def _show(diagnosis: "Diagnosis", total: int, everything: bool) -> None:

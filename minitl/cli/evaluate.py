@@ -73,16 +73,16 @@ def run(options: argparse.Namespace) -> None:
         options.model,
         options.data,
         options.part,
-        options.workers or decoding_threads(options.device),
-        options.threads,
-        options.device,
-        options.precision,
-        options.labels,
-        options.label_from_name,
-        options.tta and Views.parse(options.tta),
-        options.skip_bad,
-        make_attack(options),
-        options.threshold,
+        workers=options.workers or decoding_threads(options.device),
+        threads=options.threads,
+        device=options.device,
+        precision=options.precision,
+        labels=options.labels,
+        label_from_name=options.label_from_name,
+        views=options.tta and Views.parse(options.tta),
+        skip_bad=options.skip_bad,
+        attack=make_attack(options),
+        threshold=options.threshold,
         follow_links=options.follow_links,
     )
     if options.json:
@@ -142,7 +142,7 @@ def _about_split(run: Path, part: str, outside: dict[str, int]) -> str:
 
 def _show_tasks(figures: dict[str, Any]) -> None:
     from minitl.text import printable
-    from minitl.train.figures import in_words, per_class
+    from minitl.train.figures import metrics_in_words, per_class
 
     for name, task in figures["tasks"].items():
         header, rows = per_class(task)
@@ -153,7 +153,7 @@ def _show_tasks(figures: dict[str, Any]) -> None:
             for row in [header, *rows]:
                 cells = (f"{c:>{len(h)}}" for h, c in zip(header[1:], row[1:], strict=True))
                 print(f"  {printable(row[0]):{width}}  {'  '.join(cells)}")
-    print(f"{figures['part']}: {figures['images']} pictures, {in_words(figures)}")
+    print(f"{figures['part']}: {figures['images']} pictures, {metrics_in_words(figures)}")
     for path, reason in figures["left_out"].items():
         print(printable(f"left out {path}: {reason}"), file=sys.stderr)
 

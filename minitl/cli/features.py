@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
     from minitl.data.labels import find_dataset
     from minitl.text import printable
-    from minitl.train.extract import extract
+    from minitl.train.feature_runs import extract
     from minitl.train.source import refuse_idle_fractions
 
     refuse_to_replace(options.out, options.overwrite)

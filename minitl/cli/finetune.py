@@ -126,9 +126,9 @@ def run(options: argparse.Namespace) -> None:
         return
     if "features" in given:
         from minitl.feature_file import FeatureFile
-        from minitl.train.extract import settings_of
+        from minitl.train.feature_runs import settings_from_features
 
-        given = settings_of(FeatureFile(given["features"]), given)
+        given = settings_from_features(FeatureFile(given["features"]), given)
     config = make_config(config_file and Path(config_file), given)
     name = Path(config.data).resolve().name
-    finetune(config, prepare_folder(out, name, overwrite, weights=config.weights))
+    finetune(config, prepare_folder(out, name, overwrite))

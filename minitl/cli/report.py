@@ -30,6 +30,10 @@ def run(options: argparse.Namespace) -> None:
     from minitl.train.evidence import report
 
     page = report(
-        options.folder, options.workers, options.threads, options.device, options.precision
+        options.folder,
+        workers=options.workers,
+        threads=options.threads,
+        device=options.device,
+        precision=options.precision,
     )
     print(page)

@@ -31,14 +31,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
-    from minitl.backend import kernel_module
     from minitl.serve import serve
-    from minitl.train.console import announce_compilation
+    from minitl.train.computing import prepare_device
     from minitl.train.evaluate import load
 
     model = load(options.model)
-    announce_compilation()
-    kernel_module("cpu").set_threads(options.threads)
+    prepare_device("cpu", "float32", options.threads)
     serve(model, options.model.resolve().name, options.host, options.port)
 
 

@@ -34,7 +34,7 @@ PICTURES_PER_TASK = 4  # a small picture decodes in the time that handing over a
 BATCHES_AHEAD = 2
 
 # What a random stream is for; the first word of its key.
-_ORDER, _PICTURE = 0, 1  # 2: minitl/train/mixing.py, 3: dropout, in minitl/train/finetune.py
+_ORDER, _PICTURE = 0, 1  # 2: minitl/train/mixing.py, 3: dropout, in minitl/train/trained_model.py
 
 
 class Batch(NamedTuple):

@@ -26,7 +26,7 @@ from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.tensor import Tensor, no_grad
 from minitl.train.activation_map import activation_maps
-from minitl.train.forward import softmax
+from minitl.train.metrics import softmax
 from minitl.train.pictures import data_uri, jpeg, overlaid
 from minitl.train.task_metrics import answers
 from minitl.train.task_predictions import prediction

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin
 
@@ -20,12 +21,81 @@ from minitl.train.batches import decoding_threads
 from minitl.train.checkpoint import parse_interval
 from minitl.train.contradictions import refuse_brought, refuse_contradictions, refuse_idle
 from minitl.train.heads import parse_head
-from minitl.train.rates import parse as parse_rates
+from minitl.train.options import option
+from minitl.train.rates import parse_rates
 from minitl.train.recipes import less_pointless, settings_of
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant", "step", "exponential", "one-cycle", "plateau")
 AUTO, OFF = "auto", "off"  # words of feature_cache, beside a folder
+
+
+def _positive(value: float | None) -> bool:
+    return value is None or 0 < value < math.inf
+
+
+# What a setting may be: a test of all settings, and what to give instead.
+_RANGES: dict[str, tuple[Callable[["Config"], bool], str]] = {
+    "epochs": (lambda c: c.epochs >= 1, "give at least 1"),
+    "batch_size": (lambda c: c.batch_size >= 1, "give at least 1"),
+    "micro_batch": (
+        lambda c: c.micro_batch is None or c.micro_batch >= 1,
+        "give at least 1, or leave it out for whole batches",
+    ),
+    "optimizer": (lambda c: c.optimizer in OPTIMIZERS, "choose sgd, adam or adamw"),
+    "lr": (lambda c: _positive(c.lr), "give a positive number such as 0.001"),
+    "layer_decay": (
+        lambda c: 0 < c.layer_decay <= 1,
+        "give a number above 0, at most 1, such as 0.75",
+    ),
+    "momentum": (lambda c: 0 <= c.momentum < 1, "give a number from 0 up to, not including, 1"),
+    "weight_decay": (
+        lambda c: c.weight_decay is None or 0 <= c.weight_decay < math.inf,
+        "give 0 or a small positive number such as 1e-4",
+    ),
+    "clip_norm": (lambda c: _positive(c.clip_norm), "give a positive number such as 1"),
+    "ema": (
+        lambda c: c.ema is None or 0 < c.ema < 1,
+        "give a number between 0 and 1 such as 0.999",
+    ),
+    "schedule": (
+        lambda c: c.schedule in SCHEDULES,
+        f"choose {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}",
+    ),
+    "gamma": (
+        lambda c: c.gamma is None or 0 < c.gamma < 1,
+        "give a number between 0 and 1 such as 0.1",
+    ),
+    "step_epochs": (lambda c: c.step_epochs >= 1, "give at least 1"),
+    "plateau_patience": (lambda c: c.plateau_patience >= 0, "give 0 or more"),
+    "warmup_steps": (lambda c: c.warmup_steps >= 0, "give 0 or more"),
+    "patience": (
+        lambda c: c.patience is None or c.patience >= 1,
+        "give at least 1, or leave it out",
+    ),
+    "label_smoothing": (
+        lambda c: 0 <= c.label_smoothing < 1,
+        "give a number from 0 up to, not including, 1",
+    ),
+    "class_weights": (lambda c: c.class_weights in ("none", "balanced"), "choose balanced or none"),
+    "sampler": (lambda c: c.sampler in ("shuffle", "balanced"), "choose shuffle or balanced"),
+    "dropout": (lambda c: 0 <= c.dropout < 1, "give a number from 0 up to, not including, 1"),
+    "cached_views": (lambda c: c.cached_views >= 0, "give 0 or a small number such as 4"),
+    "mixup": (lambda c: 0 <= c.mixup < math.inf, "give 0 or a positive number such as 0.2"),
+    "cutmix": (lambda c: 0 <= c.cutmix < math.inf, "give 0 or a positive number such as 1"),
+    "val_fraction": (lambda c: 0 < c.val_fraction < 1, "give a share between 0 and 1 such as 0.2"),
+    "test_fraction": (
+        lambda c: 0 <= c.test_fraction < 1 - c.val_fraction,
+        "give 0, or a share such as 0.2 that leaves some to train on",
+    ),
+    "seed": (lambda c: c.seed >= 0, "give 0 or a positive number"),
+    "workers": (lambda c: c.workers >= 1, "give at least 1"),
+    "conv": (lambda c: c.conv in ("auto", "exact", "f2", "f4"), "choose auto, exact, f2 or f4"),
+    "threads": (
+        lambda c: c.threads is None or c.threads >= 1,
+        "give at least 1, or leave it out for all cores",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,48 +203,14 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        checks = {
-            "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size >= 1,
-            "micro_batch": self.micro_batch is None or self.micro_batch >= 1,
-            "optimizer": self.optimizer in OPTIMIZERS,
-            "lr": _positive(self.lr),
-            "layer_decay": 0 < self.layer_decay <= 1,
-            "momentum": 0 <= self.momentum < 1,
-            "weight_decay": self.weight_decay is None or 0 <= self.weight_decay < math.inf,
-            "clip_norm": _positive(self.clip_norm),
-            "ema": self.ema is None or 0 < self.ema < 1,
-            "gamma": self.gamma is None or 0 < self.gamma < 1,
-            "step_epochs": self.step_epochs >= 1,
-            "plateau_patience": self.plateau_patience >= 0,
-            "patience": self.patience is None or self.patience >= 1,
-            "class_weights": self.class_weights in ("none", "balanced"),
-            "sampler": self.sampler in ("shuffle", "balanced"),
-            "dropout": 0 <= self.dropout < 1,
-            "cached_views": self.cached_views >= 0,
-            "mixup": 0 <= self.mixup < math.inf,
-            "cutmix": 0 <= self.cutmix < math.inf,
-            "warmup_steps": self.warmup_steps >= 0,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "val_fraction": 0 < self.val_fraction < 1,
-            "test_fraction": 0 <= self.test_fraction < 1 - self.val_fraction,
-            "seed": self.seed >= 0,
-            "workers": self.workers >= 1,
-            "threads": self.threads is None or self.threads >= 1,
-            "conv": self.conv in ("auto", "exact", "f2", "f4"),
-            "schedule": self.schedule in SCHEDULES,
-        }
-        for name, valid in checks.items():
-            if not valid:
-                raise UserError(
-                    f"--{name.replace('_', '-')} cannot be {getattr(self, name)}; {_HINTS[name]}"
-                )
+        for name, (holds, hint) in _RANGES.items():
+            if not holds(self):
+                raise UserError(f"{option(name)} cannot be {getattr(self, name)}; {hint}")
         for name, value in vars(self).items():
             if isinstance(value, str) and not _is_text(value):
-                option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
                 raise UserError(
-                    f"{option} {printable(value)}: a name that is not UTF-8 has no place in config.toml; "
-                    "rename that file or folder"
+                    f"{option(name)} {printable(value)}: a name that is not UTF-8 has no place in "
+                    "config.toml; rename that file or folder"
                 )
         self.augmentation()
         parse_interval(self.save_every)
@@ -307,40 +343,3 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _positive(value: float | None) -> bool:
-    return value is None or 0 < value < math.inf
-
-
-_HINTS = {
-    "test_fraction": "give 0, or a share such as 0.2 that leaves some to train on",
-    "cached_views": "give 0 or a small number such as 4",
-    "threads": "give at least 1, or leave it out for all cores",
-    "conv": "choose auto, exact, f2 or f4",
-    "epochs": "give at least 1",
-    "batch_size": "give at least 1",
-    "micro_batch": "give at least 1, or leave it out for whole batches",
-    "lr": "give a positive number such as 0.001",
-    "momentum": "give a number from 0 up to, not including, 1",
-    "weight_decay": "give 0 or a small positive number such as 1e-4",
-    "warmup_steps": "give 0 or more",
-    "label_smoothing": "give a number from 0 up to, not including, 1",
-    "val_fraction": "give a share between 0 and 1 such as 0.2",
-    "seed": "give 0 or a positive number",
-    "workers": "give at least 1",
-    "optimizer": "choose sgd, adam or adamw",
-    "layer_decay": "give a number above 0, at most 1, such as 0.75",
-    "clip_norm": "give a positive number such as 1",
-    "ema": "give a number between 0 and 1 such as 0.999",
-    "gamma": "give a number between 0 and 1 such as 0.1",
-    "step_epochs": "give at least 1",
-    "plateau_patience": "give 0 or more",
-    "patience": "give at least 1, or leave it out",
-    "class_weights": "choose balanced or none",
-    "sampler": "choose shuffle or balanced",
-    "dropout": "give a number from 0 up to, not including, 1",
-    "mixup": "give 0 or a positive number such as 0.2",
-    "cutmix": "give 0 or a positive number such as 1",
-    "schedule": f"choose {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}",
-}

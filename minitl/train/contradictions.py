@@ -1,47 +1,74 @@
 """Settings that cannot be meant together: refused with the reason, rather than one of them ignored."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minitl.errors import UserError
 from minitl.tasks import parse
+from minitl.train.options import as_given, option
 
 if TYPE_CHECKING:
     from minitl.train.config import Config
 
-Holds = Callable[["Config"], bool]
 
-# An option that was given: where it has an effect, in words and as a test.
-NEEDS: dict[str, tuple[str, Holds]] = {
-    "from_scratch": ("--weights, whose network it takes", lambda c: c.weights is not None),
-    "patience": (
-        "more --epochs than it waits for",
+class Idle(NamedTuple):
+    """When an option has an effect; why it has none otherwise, and what to do, as the end of a sentence."""
+
+    has_effect: Callable[["Config"], bool]
+    why: str
+
+
+_UNFREEZING = Idle(
+    lambda c: not c.unfreeze_schedule,
+    "has no effect with --unfreeze-schedule, which freezes the rest; leave one of them out",
+)
+_UNVARIED = Idle(
+    lambda c: c.augment,
+    "has no effect with --no-augment, which leaves pictures as they are; leave one of them out",
+)
+_OF_SGD = Idle(
+    lambda c: c.optimizer == "sgd",
+    "has no effect with --optimizer {optimizer}, only with --optimizer sgd; leave one of them out",
+)
+
+# Of options that were given. Words in braces are settings.
+IDLE: dict[str, Idle] = {
+    "from_scratch": Idle(
+        lambda c: c.weights is not None, "takes the network of --weights; give these as well"
+    ),
+    "patience": Idle(
         lambda c: c.patience is None or c.patience < c.epochs,
+        "never ends a run of {epochs} epochs; give more --epochs or a smaller --patience",
     ),
-    "momentum": ("--optimizer sgd", lambda c: c.optimizer == "sgd"),
-    "nesterov": ("--optimizer sgd", lambda c: c.optimizer == "sgd"),
-    "gamma": (
-        "--schedule step, exponential or plateau",
+    "momentum": _OF_SGD,
+    "nesterov": _OF_SGD,
+    "gamma": Idle(
         lambda c: c.schedule in ("step", "exponential", "plateau"),
+        "has no effect with --schedule {schedule}, only with step, exponential and plateau; choose one of "
+        "these, or leave it out",
     ),
-    "step_epochs": ("--schedule step", lambda c: c.schedule == "step"),
-    "plateau_patience": ("--schedule plateau", lambda c: c.schedule == "plateau"),
-    "warmup_steps": (
-        "another --schedule than one-cycle, which warms up by itself",
+    "step_epochs": Idle(
+        lambda c: c.schedule == "step",
+        "has no effect with --schedule {schedule}, only with --schedule step; leave one of them out",
+    ),
+    "plateau_patience": Idle(
+        lambda c: c.schedule == "plateau",
+        "has no effect with --schedule {schedule}, only with --schedule plateau; leave one of them out",
+    ),
+    "warmup_steps": Idle(
         lambda c: c.schedule != "one-cycle",
+        "has no effect with --schedule one-cycle, which warms up by itself; leave one of them out",
     ),
-    "freeze": ("no --unfreeze-schedule, which freezes the rest", lambda c: not c.unfreeze_schedule),
-    "freeze_until": (
-        "no --unfreeze-schedule, which freezes the rest",
-        lambda c: not c.unfreeze_schedule,
+    "freeze": _UNFREEZING,
+    "freeze_until": _UNFREEZING,
+    "follow_links": Idle(
+        lambda c: not c.follow_links or c.labels is None,
+        "has no effect with --labels, whose pictures are taken wherever links lead; leave it out",
     ),
-    **{
-        name: ("no --no-augment, which leaves pictures as they are", lambda c: c.augment)
-        for name in (
-            *("flip", "crop_scale", "vertical_flip", "rotation", "shear", "zoom"),
-            *("color_jitter", "erase", "policy"),
-        )
-    },
+    **dict.fromkeys(
+        ("flip", "crop_scale", "vertical_flip", "rotation", "shear", "zoom"), _UNVARIED
+    ),
+    **dict.fromkeys(("color_jitter", "erase", "policy"), _UNVARIED),
 }
 
 # What a run on features cannot be told: the file says it, or there are no pictures to do it with.
@@ -73,41 +100,32 @@ def refuse_given(given: Mapping[str, Any], names: Iterable[str], reason: str) ->
     """Raise UserError, with the reason, for the first of some options that was given."""
     for name in names:
         if name in given:
-            raise UserError(f"{reason}; leave {_as_given(name, given[name])} out")
+            raise UserError(f"{reason}; leave {option(name, given[name])} out")
 
 
-def _as_given(name: str, value: Any) -> str:
-    """Return how a setting was given on the command line."""
-    if name == "data":
-        return "DATA"
-    off = value is False or value == "off"
-    return f"--{'no-' if off else ''}{name.replace('_', '-')}"
-
-
-def refuse_idle(config: "Config", given: Iterable[str]) -> None:
+def refuse_idle(config: "Config", given: Mapping[str, Any]) -> None:
     """Raise UserError for an option that was given and would have no effect."""
-    for name in given:
-        words, has_effect = NEEDS.get(name, ("", lambda config: True))
-        if not has_effect(config):
-            raise UserError(f"--{_option(name)} has no effect here: it needs {words}")
-
-
-def _option(name: str) -> str:
-    return {"flip": "no-flip"}.get(name, name.replace("_", "-"))
+    for name, value in given.items():
+        idle = IDLE.get(name)
+        if idle is not None and not idle.has_effect(config):
+            raise UserError(f"{as_given(name, value)} {idle.why.format_map(vars(config))}")
 
 
 def refuse_contradictions(config: "Config") -> None:
     """Raise UserError for settings that cannot work together, wherever they come from."""
     if config.nesterov and config.momentum == 0:
-        raise UserError("--nesterov needs a --momentum above 0")
+        raise UserError(
+            "Nesterov's momentum (--nesterov, or what --config or --demo brings) needs a --momentum above 0; "
+            "give one, or leave it out"
+        )
     frozen = config.freeze != ("none",) or config.freeze_until or config.unfreeze_schedule
     random = config.from_scratch or (config.weights is None and config.arch is not None)
     if frozen and random:
-        option = "freeze" if config.freeze != ("none",) else "freeze-until"
-        option = "unfreeze-schedule" if config.unfreeze_schedule else option
+        freezing = "freeze" if config.freeze != ("none",) else "freeze_until"
+        freezing = "unfreeze_schedule" if config.unfreeze_schedule else freezing
         scratch = "--from-scratch" if config.from_scratch else "--arch without --weights"
         raise UserError(
-            f"--{option} keeps layers as they are, and {scratch} makes them random: they would "
+            f"{option(freezing)} keeps layers as they are, and {scratch} makes them random: they would "
             "never learn anything; leave one of them out"
         )
     if config.class_weights == config.sampler == "balanced":
@@ -142,8 +160,8 @@ def _against_tasks(config: "Config") -> str:
     if not config.task:
         return "--task-weight alone names none; give --task NAME=KIND as well"
     if config.class_weights != "none" or config.sampler != "shuffle":
-        option = "--class-weights" if config.class_weights != "none" else "--sampler"
-        return f"{option} balances the classes of one task alone; leave it out, see --task-weight"
+        which = "--class-weights" if config.class_weights != "none" else "--sampler"
+        return f"{which} balances the classes of one task alone; leave it out, see --task-weight"
     if config.label_smoothing and not any(one.kind == "classes" for one in parse(config.task)):
         return (
             "--label-smoothing spreads a class over others, and no --task has classes; leave it out"
@@ -153,16 +171,16 @@ def _against_tasks(config: "Config") -> str:
     if config.adversarial is not None:
         return "--adversarial attacks the prediction of one class; leave it out"
     if config.device != "cpu" and (config.mixup or config.cutmix):
-        option = "--mixup" if config.mixup else "--cutmix"
-        return f"their loss is computed on the CPU, where {option} on a GPU does not reach; leave it out"
+        which = "--mixup" if config.mixup else "--cutmix"
+        return f"their loss is computed on the CPU, where {which} on a GPU does not reach; leave it out"
     return ""
 
 
 def _against_attacks(config: "Config") -> str:
     """Say what stands against training on attacked pictures, if anything does."""
     if config.features is not None or config.cached_views:
-        option = "--features" if config.features is not None else "--cached-views"
-        return f"{option} trains on features that were computed before; leave it out"
+        which = "--features" if config.features is not None else "--cached-views"
+        return f"{which} trains on features that were computed before; leave it out"
     frozen = config.freeze != ("none",) or config.freeze_until or config.unfreeze_schedule
     if frozen and not config.augment:
         return (

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from minitl import models
 from minitl.convert.pull import find_weights
 from minitl.data.folder import Dataset, Sample, is_run, load_split
 from minitl.data.labels import find_dataset
@@ -22,6 +21,8 @@ from minitl.train.computing import prepare_device
 from minitl.train.config import Config
 from minitl.train.console import Progress
 from minitl.train.metrics import classification_metrics
+from minitl.train.options import option
+from minitl.train.prepared_pictures import check_preprocessing, load_with_preprocessing
 from minitl.train.robustness import under_attack
 from minitl.train.task_metrics import THRESHOLD, task_metrics
 from minitl.train.view_probabilities import probabilities
@@ -34,36 +35,13 @@ def load(run_or_weights: Path) -> Classifier:
     for them, or that say something else than the settings of their run.
     """
     path = find_weights(run_or_weights)
-    model = models.load_model(path)
-    if not model.preprocessing:
-        raise UserError(
-            f"{path} does not say how pictures are prepared for it; convert it again with minitl convert"
-        )
+    model = load_with_preprocessing(path)
     settings = run_or_weights / "config.toml"
     if run_or_weights.is_dir() and settings.is_file():
         check_preprocessing(Config.load(settings).preprocessing, model, path, settings)
     if model.class_names is None:
         model.class_names = _numbers(model)
     return model
-
-
-def check_preprocessing(
-    asked: dict[str, Any] | None, model: Classifier, weights: Path | str, what: Path | str
-) -> None:
-    """Raise UserError where `what` asks for another preprocessing than the model's; None asks for nothing."""
-    if asked is None:
-        return
-    wanted, own = Preprocessing.from_dict(asked), Preprocessing.from_dict(model.preprocessing)
-    different = [
-        f"{name} {value!r} instead of {getattr(own, name)!r}"
-        for name, value in vars(wanted).items()
-        if value != getattr(own, name)
-    ]
-    if different:
-        raise UserError(
-            f"{what} ask for another preprocessing than {weights} was made with: "
-            f"{', '.join(different)}; take [preprocessing] out of the settings to use the weights' own"
-        )
 
 
 def check_options(model: Classifier, **given: Any) -> None:
@@ -75,8 +53,9 @@ def check_options(model: Classifier, **given: Any) -> None:
     }
     for name, (kind, words) in meant.items():
         if given.get(name) is not None and kind not in kinds:
-            option = f"--{name.replace('_', '-')}"
-            raise UserError(f"{option} is for models with {words}, and this is none; leave it out")
+            raise UserError(
+                f"{option(name)} is for models with {words}, and this is none; leave it out"
+            )
     if model.tasks and given.get("attack") is not None:
         raise UserError("--attack misleads about one class, and this model has tasks; leave it out")
 
@@ -201,6 +180,7 @@ def evaluate(
     run_or_weights: Path,
     data: Path,
     part: str | None,
+    *,
     workers: int = 1,
     threads: int | None = None,
     device: str = "cpu",
@@ -264,8 +244,8 @@ def evaluate(
     truth = np.array([samples[i].label for i in kept], np.int64)
     said = np.concatenate(rows)[kept]
     if dataset.targets is not None:
-        cut = THRESHOLD if threshold is None else threshold
-        metrics = task_metrics(said, dataset.targets[truth], model.tasks, cut)
+        threshold = THRESHOLD if threshold is None else threshold
+        metrics = task_metrics(said, dataset.targets[truth], model.tasks, threshold)
     else:
         # The logarithm of probabilities is as good as the logits they came from: softmax gives them back.
         logits = np.log(np.maximum(said, np.finfo(np.float32).tiny))

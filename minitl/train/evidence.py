@@ -22,11 +22,11 @@ from minitl.train import plots
 from minitl.train.computing import prepare_device
 from minitl.train.config import Config
 from minitl.train.console import Progress
-from minitl.train.evaluate import check_preprocessing
 from minitl.train.feature_cache import FeatureCache
 from minitl.train.figures import best_of, metrics_of
 from minitl.train.forward import Forward, evaluation_loader
-from minitl.train.report import Judged, render
+from minitl.train.prepared_pictures import check_preprocessing
+from minitl.train.report_page import Judged, render
 from minitl.train.source import dataset_of_run
 
 
@@ -104,6 +104,7 @@ def _origin(config: Config) -> str:
 
 def report(
     folder: Path,
+    *,
     workers: int = 1,
     threads: int | None = None,
     device: str = "cpu",

@@ -16,7 +16,7 @@ from dataclasses import asdict
 import numpy as np
 
 from minitl import models, nn
-from minitl.backend import BFLOAT16, Array
+from minitl.backend import Array
 from minitl.data.loader import Batch, Loader
 from minitl.device import Device
 from minitl.errors import UserError
@@ -216,11 +216,6 @@ def _filled_up(batch: Batch) -> Batch:
     )
 
 
-def numbers_of(precision: str) -> np.dtype:
-    """Return the kind of numbers that a network is given with a --precision."""
-    return BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
-
-
 def megabytes(size: int) -> str:
     """Write a number of bytes as 0.3 MB, 45 MB or 1.2 GB."""
     if size >= 1e9:
@@ -228,4 +223,4 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
-__all__ = ["FEATURE_BATCH", "Features", "frozen_stages", "megabytes", "numbers_of"]
+__all__ = ["FEATURE_BATCH", "Features", "frozen_stages", "megabytes"]

@@ -70,7 +70,7 @@ def history_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     return row
 
 
-def in_words(metrics: Mapping[str, Any]) -> str:
+def metrics_in_words(metrics: Mapping[str, Any]) -> str:
     """Return the figures that matter: "accuracy 93.5 %, macro F1 93.4 %", or those of each task."""
     if "tasks" not in metrics:
         return f"accuracy {percent(metrics['accuracy'])}, macro F1 {percent(metrics['macro_f1'])}"
@@ -133,10 +133,10 @@ __all__ = [
     "best_of",
     "columns",
     "history_figures",
-    "in_words",
     "loss_of_guessing",
     "main_figure",
     "main_in_words",
+    "metrics_in_words",
     "metrics_of",
     "per_class",
     "task_in_words",

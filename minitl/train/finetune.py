@@ -13,10 +13,7 @@ A run folder holds
 """
 
 import contextlib
-import csv
 import dataclasses
-import functools
-import io
 import math
 import sys
 import time
@@ -26,119 +23,46 @@ from typing import Any
 
 import numpy as np
 
-from minitl import hdf5, models, optim
-from minitl.convert.golden import make_golden
-from minitl.data.folder import Dataset
-from minitl.data.loader import Loader
-from minitl.data.preprocessing import Preprocessing
-from minitl.device import Device, get_device, parse_device
+from minitl import models
+from minitl.device import get_device, parse_device
 from minitl.errors import InterruptedRunError, UserError
-from minitl.feature_file import FeatureFile
-from minitl.files import write_atomically, write_json
-from minitl.models import Classifier
-from minitl.models.saving import from_weights_file, to_weights_file
-from minitl.text import coloured, listed, printable
-from minitl.train import extract
-from minitl.train.attack import Attack
+from minitl.files import write_json
+from minitl.text import coloured
 from minitl.train.averaging import WeightAverage
-from minitl.train.batches import Inputs
-from minitl.train.checkpoint import Partial, SavingTimer, Writer
+from minitl.train.checkpoint import Partial, SavingTimer
 from minitl.train.clock import Clock
 from minitl.train.config import Config
-from minitl.train.console import (
-    Progress,
-    announce_compilation,
-    compiled_seconds,
-    duration,
-    percent,
-    say,
-)
-from minitl.train.evaluate import check_preprocessing
+from minitl.train.console import Progress, compiled_seconds, duration, percent, say
 from minitl.train.evidence import judge, write_evidence
-from minitl.train.feature_cache import FeatureCache, open_cache
-from minitl.train.features import frozen_stages
 from minitl.train.figures import (
-    best_of,
-    columns,
     history_figures,
-    in_words,
     loss_of_guessing,
     main_figure,
+    metrics_in_words,
     metrics_of,
     tasks_in_words,
 )
-from minitl.train.forward import Forward, backbone_is_frozen, evaluation_loader
-from minitl.train.mixing import mix
-from minitl.train.optimisation import (
-    class_weights,
-    make_optimizer,
-    make_schedule,
-    resolved,
-    stopped_early,
-)
-from minitl.train.report import Judged
+from minitl.train.forward import Forward
+from minitl.train.optimisation import make_optimizer, make_schedule, resolved
+from minitl.train.report_page import Judged
+from minitl.train.run import Run, attacked, computing, forwards, front, mixed, training_step
 from minitl.train.run_folder import (
     claimed,
     clear_leftovers,
     forget_earlier,
     put_back,
+    refuse_to_replace_weights,
     set_aside,
 )
-from minitl.train.source import dataset_of, dataset_of_run
+from minitl.train.run_state import is_saved, save_epoch, save_within_epoch, saved_run
+from minitl.train.source import dataset_of
 from minitl.train.step import TrainingStep
-from minitl.train.trained_model import dropouts, make_model, prepare_to_train, say_model
+from minitl.train.trained_model import make_model, say_model
 from minitl.train.unfreezing import unfreeze_for
 from minitl.train.usable_data import say_data, with_findings, without_bad_images
 
 _WAITING = "of training, validation and features: waiting for decoded pictures"
 EXPLODED = 10  # times the loss of guessing: no epoch of a training that learns is so bad
-
-
-@dataclasses.dataclass
-class Run:
-    """A run between two steps: everything that goes into last.h5.
-
-    micro_batch: as in the settings, or less where a GPU's memory did not hold it. before: how good the
-        network was before the first step, where that is asked for. best_validation: what the best epoch's
-        weights said to the validation pictures, if this process has seen that; not saved. writer: what
-        writes the files of the folder from the first epoch on.
-    """
-
-    config: Config
-    folder: Path
-    dataset: Dataset
-    device: Device
-    model: Classifier
-    optimizer: optim.Optimizer
-    history: list[dict[str, float]]
-    clock: Clock
-    average: WeightAverage | None = None
-    partial: Partial = dataclasses.field(default_factory=Partial)
-    micro_batch: int | None = None
-    before: dict[str, Any] | None = None
-    best_validation: Judged | None = None
-
-    def __post_init__(self) -> None:
-        self.writer = Writer(beside=self.device.kind == "cuda")
-
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs."""
-        return len(self.history)
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether --patience has run out."""
-        return bool(self.history) and stopped_early(self.config, self.history, self.best["epoch"])
-
-    def judged(self) -> contextlib.AbstractContextManager[None]:
-        """Within the block the model has the weights that count: the averaged ones, if there are any."""
-        return contextlib.nullcontext() if self.average is None else self.average.in_use()
-
-    @property
-    def best(self) -> dict[str, float]:
-        """The line of the epoch that best.h5 holds."""
-        return best_of(self.history)
 
 
 def finetune(config: Config, folder: Path) -> dict[str, Any]:
@@ -147,8 +71,10 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     folder: where the run goes, as `prepare_folder` returns it; an earlier run in it is replaced once the
         new one has saved something, and is back in its place if that never happens.
 
-    Raises UserError for anything wrong with the data, the weights, the settings or the folder.
+    Raises UserError for anything wrong with the data, the weights, the settings or the folder, also where the
+    weights are of the run to be replaced.
     """
+    refuse_to_replace_weights(folder, config.weights)
     with claimed(folder):
         return _begin(config, folder)
 
@@ -176,7 +102,7 @@ def _begin(config: Config, folder: Path) -> dict[str, Any]:
         run.micro_batch = config.micro_batch
         return _train(run)
     except BaseException:
-        if not _saved(folder):  # nothing to resume from: do not stand in the way of another try
+        if not is_saved(folder):  # nothing to resume from: do not stand in the way of another try
             put_back(folder)
             if not any(folder.iterdir()):
                 folder.rmdir()
@@ -213,159 +139,16 @@ def resume(
     )
     with claimed(folder):
         clear_leftovers(folder)
-        if not _saved(folder):
+        if not is_saved(folder):
             say(f"{folder}: nothing was saved yet; beginning again")
             return _begin(config, folder)
         forget_earlier(folder)
-        return _resume_saved(config, folder, accept_changed)
-
-
-def _resume_saved(config: Config, folder: Path, accept_changed: bool) -> dict[str, Any]:
-    device = get_device(config.device)
-    if config.features is None:
-        dataset = dataset_of_run(folder, config)
-        changed = dataset.changed()
-    else:
-        features = FeatureFile(config.features)
-        dataset, changed = extract.dataset_of(features), extract.changed_pictures(features)
-    if changed and not accept_changed:
-        raise _changed(folder, dataset, changed)
-    checkpoint = hdf5.read(folder / "last.h5")
-    if checkpoint.progress is None or checkpoint.optimizer is None:
-        raise UserError(f"{folder / 'last.h5'} holds weights only, no state to resume from")
-    model = from_weights_file(checkpoint, str(folder / "last.h5"))
-    check_preprocessing(config.preprocessing, model, folder / "last.h5", folder / "config.toml")
-    prepare_to_train(model, config)
-    if config.lr is None:
-        raise UserError(f"{folder / 'config.toml'} does not say the lr; write the run's back")
-    optimizer = make_optimizer(model.to(device), resolved(config, model))
-    average = WeightAverage(model, config.ema) if config.ema else None
-    try:
-        optimizer.load_state_dict(checkpoint.optimizer)
-        if average is not None:
-            average.load_state_dict(checkpoint.progress.get("average", {"averages": {}}))
-    except ValueError:
-        raise UserError(
-            f"{folder / 'last.h5'} does not fit {folder / 'config.toml'}: other parameters train, or "
-            "with another optimizer; write the run's own settings back"
-        ) from None
-    history = checkpoint.progress["history"]
-    if history:
-        _require_best(folder, history)
-    for name, layer in dropouts(model):  # the next masks, not the first ones again
-        layer.offset = checkpoint.progress.get("dropout", {}).get(name, 0)
-    clock = Clock(checkpoint.progress.get("seconds"))
-    partial = Partial(**checkpoint.progress.get("partial", {}))
-    clock.add("training", partial.seconds)
-    run = Run(config, folder, dataset, device, model, optimizer, history, clock, average, partial)
-    run.micro_batch = checkpoint.progress.get("micro_batch", config.micro_batch)
-    run.before = checkpoint.progress.get("before")
-    step = f", step {partial.steps} of the next" if partial.steps else ""
-    say(f"{folder}: continuing after epoch {run.epoch} of {config.epochs}{step}")
-    if changed:
-        _note_changed(run, changed)
-    if history:
-        _write_metrics(folder, _metrics(run))  # it may have been killed before that
-    return _train(run)
-
-
-def _changed(folder: Path, dataset: Dataset, changed: list[str]) -> UserError:
-    total = len(dataset.train) + len(dataset.val) + len(dataset.test)
-    return UserError(
-        f"{folder}: {len(changed)} of {total} pictures in {dataset.root} are no longer the files that the "
-        f"run began with: {printable(listed(changed))}. Put them back; or go on with these, for example "
-        "because they were only copied and their dates alone differ: add --accept-changed. Nothing of the "
-        "run is lost"
-    )
-
-
-def _note_changed(run: Run, changed: list[str]) -> None:
-    """Say that the run goes on with other files, and keep that in its split, as well as what they are now."""
-    note = (
-        f"{len(changed)} pictures were no longer the same files when the run was resumed after epoch "
-        f"{run.epoch}: {listed(changed)}"
-    )
-    say(f"  {coloured('warning', 'yellow', sys.stdout)}: {printable(note)}")
-    run.dataset = dataclasses.replace(run.dataset, notes=[*run.dataset.notes, note])
-    run.dataset.save_split(run.folder / "split.json")
-
-
-def _require_best(folder: Path, history: list[dict[str, float]]) -> None:
-    """Raise UserError now rather than at the end of a run, where it lacks what it ends with."""
-    path = folder / "best.h5"
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing: the weights of epoch {best_of(history)['epoch']:.0f}, the best so far, "
-            "which no further training makes again; put the file back, or begin again with --overwrite"
-        )
-    hdf5.read(path)
+        return _train(saved_run(config, folder, accept_changed))
 
 
 def _train(run: Run) -> dict[str, Any]:
     with computing(run):
         return _train_on_device(run)
-
-
-@contextlib.contextmanager
-def computing(run: Run) -> Iterator[None]:
-    """Within the block, compute as the run's settings say."""
-    config = run.config
-    announce_compilation(run.device, training=not backbone_is_frozen(run.model))
-    run.device.kernels.set_conv_algorithm(config.conv)
-    run.device.kernels.set_threads(config.threads)
-    with run.device.computing(config.precision):
-        yield
-
-
-def forwards(run: Run) -> tuple[Forward, Forward]:
-    """Return what computes the network on the pictures for training and for validation."""
-    config = run.config
-    mixes = config.mixup > 0 or config.cutmix > 0
-    cut, cache = _front(config, run.model)
-    apart = cut if not mixes and (config.cached_views or not config.augment) else 0
-    preprocessing = Preprocessing.from_dict(run.model.preprocessing)
-    train_loader = Loader(
-        run.dataset.train,
-        run.dataset.root,
-        preprocessing,
-        config.batch_size,
-        seed=config.seed,
-        shuffle=True,
-        augment=config.augmentation(),
-        workers=config.workers,
-        normalise=run.device.kind == "cpu",
-        balanced=config.sampler == "balanced",
-        targets=run.dataset.targets,
-        # A rest of one picture has no batch statistics; kept features need none.
-        drop_last=not (apart and backbone_is_frozen(run.model))
-        and len(run.dataset.train) % config.batch_size == 1
-        and 1 < config.batch_size < len(run.dataset.train),
-    )
-    where = run.device, config.precision
-    train = Forward(
-        run.model, train_loader, apart, "train", *where, cache, config.cached_views or 1
-    )
-    val_loader = evaluation_loader(
-        run.model, run.dataset.val, run.dataset, config.workers, run.device
-    )
-    val = Forward(run.model, val_loader, cut, "validation", *where, cache)
-    return train, val
-
-
-def training_step(run: Run, train: Forward) -> TrainingStep:
-    """Return what takes the run's steps."""
-    config = run.config
-    return TrainingStep(
-        train.network,
-        run.model,
-        run.optimizer,
-        run.device,
-        label_smoothing=config.label_smoothing,
-        micro_batch=run.micro_batch,
-        class_weights=class_weights(config, run.dataset),
-        clip_norm=config.clip_norm,
-        tasks=run.dataset.tasks,
-    )
 
 
 def _train_on_device(run: Run) -> dict[str, Any]:
@@ -392,7 +175,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
             if run.best is row:
                 run.best_validation = validation
             run.partial = Partial()
-            _save(run)
+            save_epoch(run)
             _say_epoch(run)
         run.writer.finish()
         if run.epoch < config.epochs:
@@ -402,7 +185,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
         return _finish(run)
     except KeyboardInterrupt:
         run.writer.finish()
-        if not _saved(run.folder):
+        if not is_saved(run.folder):
             raise InterruptedRunError(
                 "interrupted during the first epoch; nothing was saved yet, the run folder is as it was "
                 "before"
@@ -424,15 +207,6 @@ def _waiting(run: Run, *forwards: Forward) -> Iterator[None]:
     yield
     waited = sum(f.loader.wait_seconds for f in forwards) - sum(before)
     run.clock.add(_WAITING, waited)
-
-
-def _front(config: Config, model: Classifier) -> tuple[int, FeatureCache | None]:
-    """Return how many stages are frozen, and where their features are kept."""
-    if config.features is None:
-        cut = frozen_stages(model)
-        return cut, open_cache(config, model, cut)
-    rows = extract.FeatureRows(config.features)
-    return extract.check_weights(rows.file, model, "the settings say"), rows
 
 
 def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, float]:
@@ -477,7 +251,7 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
             if save:
                 part.seconds = seconds()
                 run.micro_batch = step.micro_batch
-                run.writer.start(functools.partial(_write_state, run.folder, _state(run)))
+                save_within_epoch(run)
     run.micro_batch = step.micro_batch
     accuracy = {} if run.dataset.tasks else {"train_accuracy": part.correct / part.images}
     return {
@@ -486,29 +260,6 @@ def _train_epoch(run: Run, forward: Forward, step: TrainingStep) -> dict[str, fl
         **accuracy,
         "images_per_second": part.images / seconds(),
     }
-
-
-def attacked(inputs: Inputs, run: Run, epoch: int, number: int, step: TrainingStep) -> Inputs:
-    """Return a batch changed against the network as it is now, if the settings want that."""
-    config = run.config
-    if config.adversarial is None:
-        return inputs
-    seed = np.random.SeedSequence((config.seed, epoch, number)).generate_state(1)[0]
-    attack = Attack.parse(config.adversarial, int(seed))
-    preprocessing = Preprocessing.from_dict(run.model.preprocessing)
-
-    def attempt() -> Any:
-        return attack(run.model, inputs.x, inputs.labels, preprocessing, step.micro_batch)
-
-    return inputs._replace(x=step.within_memory(len(inputs.labels), attempt))
-
-
-def mixed(inputs: Inputs, config: Config, epoch: int, number: int) -> Inputs:
-    """Return a batch as the settings want it mixed, if they do."""
-    if not config.mixup and not config.cutmix:
-        return inputs
-    where = {"seed": config.seed, "epoch": epoch, "batch": number}
-    return mix(inputs, config.mixup, config.cutmix, **where)
 
 
 def _diverged(run: Run, what: str, lr: float) -> UserError:
@@ -529,80 +280,6 @@ def _evaluate(run: Run, forward: Forward, lr: float) -> Judged:
         what = f"the network's outputs are not numbers in the validation of epoch {run.epoch + 1},"
         raise _diverged(run, what, lr)
     return Judged("val", list(dataset.val), logits, metrics_of(dataset, logits, labels))
-
-
-def _save(run: Run) -> None:
-    """Write best.h5 if this epoch is the best, then last.h5 and metrics.csv.
-
-    In this order: a run that dies between the two repeats this epoch on resuming, to the same weights.
-    """
-    best, state, metrics = _best(run), _state(run), _metrics(run)
-
-    def write() -> None:
-        if best is not None:
-            best.write(run.folder / "best.h5")
-        _write_state(run.folder, state)
-        _write_metrics(run.folder, metrics)
-
-    run.writer.start(write)
-
-
-def _saved(folder: Path) -> bool:
-    """Whether there is something to resume from."""
-    return (folder / "last.h5").exists()
-
-
-def _best(run: Run) -> hdf5.Prepared | None:
-    """Return what goes into best.h5, if the last epoch is the best."""
-    if run.best is not run.history[-1]:
-        return None
-    with run.judged():
-        best = to_weights_file(run.model, source=_source(run))
-        best.golden = make_golden(best, str(run.folder / "best.h5"))
-        return hdf5.prepare(best)
-
-
-def _state(run: Run) -> hdf5.Prepared:
-    """Return what goes into last.h5."""
-    progress = {
-        "epoch": run.epoch,
-        "history": run.history,
-        "dropout": {name: layer.offset for name, layer in dropouts(run.model)},
-        "seconds": run.clock.seconds,
-        "average": run.average and run.average.state_dict(),
-        "partial": run.partial.state_dict(),
-        "micro_batch": run.micro_batch,
-        "before": run.before,
-    }
-    optimizer = run.optimizer.state_dict()
-    return hdf5.prepare(to_weights_file(run.model, optimizer=optimizer, progress=progress))
-
-
-def _write_state(folder: Path, state: hdf5.Prepared) -> None:
-    state.write(folder / "last.h5")
-    forget_earlier(folder)
-
-
-def _metrics(run: Run) -> bytes:
-    """Return what goes into metrics.csv."""
-    table = io.StringIO()
-    names = columns(run.dataset.tasks)
-    writer = csv.DictWriter(table, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{row[name]:.6g}" for name in names} for row in run.history)
-    return table.getvalue().encode()
-
-
-def _write_metrics(folder: Path, metrics: bytes) -> None:
-    write_atomically(folder / "metrics.csv", metrics)
-
-
-def _source(run: Run) -> str:
-    """Return what best.h5 says of its origin: this run, and what it started from."""
-    source = f"minitl finetune {run.config.data}"
-    if run.config.weights is None or run.config.from_scratch:
-        return f"{source}, from scratch"
-    return f"{source}, from {run.model.source or run.config.weights}"
 
 
 def _say_epoch(run: Run) -> None:
@@ -632,8 +309,8 @@ def _say_epoch(run: Run) -> None:
 def _judge_before(run: Run) -> dict[str, Any]:
     """Return how good the network is now, on the test part or else on the validation part."""
     config = run.config
-    front = _front(config, run.model)
-    judged = judge(run.model, run.dataset, config.workers, run.device, config.precision, *front)
+    place = front(config, run.model)
+    judged = judge(run.model, run.dataset, config.workers, run.device, config.precision, *place)
     metrics = judged[-1].metrics
     names = ("score", "loss") if run.dataset.tasks else ("accuracy", "macro_f1", "loss")
     return {"part": judged[-1].part, **{name: metrics[name] for name in names}}
@@ -655,14 +332,14 @@ def _finish(run: Run) -> dict[str, Any]:
     }
     with run.clock.measure("judging the best epoch"):
         # The best weights are those of the run's model before the cut: nothing there has trained.
-        front = _front(run.config, run.model)
+        place = front(run.config, run.model)
         judged = judge(
             best,
             run.dataset,
             run.config.workers,
             run.device,
             run.config.precision,
-            *front,
+            *place,
             validation=run.best_validation,
         )
     summary |= {one.part: dict(one.metrics) for one in judged}
@@ -677,7 +354,7 @@ def _finish(run: Run) -> dict[str, Any]:
         if part in summary:
             figures = summary[part]
             say(
-                f"{part}: {in_words(figures)} on {figures['images']} pictures "
+                f"{part}: {metrics_in_words(figures)} on {figures['images']} pictures "
                 f"(epoch {summary['best_epoch']})"
             )
     if run.before is not None:
@@ -692,3 +369,6 @@ def _finish(run: Run) -> dict[str, Any]:
         write_evidence(run.folder, run.dataset, run.history, judged, summary["timing"], run.before)
         say(f"report: {run.folder / 'report.html'}")
     return summary
+
+
+__all__ = ["finetune", "resume"]

@@ -12,12 +12,12 @@ import numpy as np
 from minitl.data.folder import Dataset, Sample
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
-from minitl.device import CPU, Device
+from minitl.device import CPU, Device, dtype_of
 from minitl.models import Classifier
 from minitl.tensor import Tensor
 from minitl.train.batches import Inputs, on_device
 from minitl.train.feature_cache import FeatureCache
-from minitl.train.features import Features, numbers_of
+from minitl.train.features import Features
 from minitl.train.inference import Inference
 
 EVALUATION_BATCH = 32  # pictures at once where nothing is trained
@@ -72,7 +72,7 @@ class Forward:
         views: int = 1,
     ) -> None:
         self.model, self.loader, self.label, self.device = model, loader, label, device
-        self._dtype = numbers_of(precision)
+        self._dtype = dtype_of(precision)
         self.cut = cut
         self._features = Features(model, cut, loader, label, device, self._dtype, cache, views)
         self._inference = Inference(self.network, device)
@@ -120,8 +120,4 @@ class Forward:
             self.model.train(was_training)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Turn logits (N, K) into probabilities."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return probabilities
+__all__ = ["EVALUATION_BATCH", "Forward", "backbone_is_frozen", "evaluation_loader"]

@@ -67,7 +67,7 @@ def _before(model: Classifier, part: str) -> list[str]:
     raise UserError(f"--freeze-until {part}: this model has no such part; its parts are: {tops}")
 
 
-def table(model: Classifier) -> list[str]:
+def parts_table(model: Classifier) -> list[str]:
     """Say in lines which parts train, which are frozen, and whose statistics move in training.
 
     A part that is frozen in part is shown with what it consists of.
@@ -105,4 +105,4 @@ def _statistics(part: nn.Module | None) -> str:
     return {(): "", (True,): "fixed", (False,): "move"}.get(tuple(fixed), "some fixed, some move")
 
 
-__all__ = ["apply_freeze", "part_words", "refuse_untrained_head", "table"]
+__all__ = ["apply_freeze", "part_words", "parts_table", "refuse_untrained_head"]

@@ -26,14 +26,13 @@ from minitl.train.batches import Inputs
 from minitl.train.clock import Clock
 from minitl.train.config import Config
 from minitl.train.console import Progress, say
-from minitl.train.finetune import Run, attacked, computing, forwards, mixed, training_step
 from minitl.train.forward import Forward
 from minitl.train.optimisation import make_optimizer, resolved
+from minitl.train.run import Run, attacked, computing, forwards, mixed, training_step
 from minitl.train.source import dataset_of
 from minitl.train.step import TrainingStep
 from minitl.train.trained_model import make_model
-from minitl.train.unfreezing import parse as parse_schedule
-from minitl.train.unfreezing import unfreeze_for
+from minitl.train.unfreezing import parse_unfreezing, unfreeze_for
 from minitl.train.usable_data import without_bad_images
 
 SMOOTHING = 0.9  # of the losses: the share of what came before
@@ -63,8 +62,9 @@ def find_lr(
 ) -> Ramp:
     """Take steps as a run with these settings would, at a rising rate; draw the losses to a PNG.
 
-    Nothing but that file is written, and the weights are left as they were. The rate is --lr; that of parts
-    with one of their own rises in proportion. Of a schedule of unfreezing, what begins in epoch 0 trains.
+    Nothing else is written, except that what frozen layers compute goes to the feature cache as in a run,
+    which then finds it there; the weights are left as they were. The rate is --lr; that of parts with one of
+    their own rises in proportion. Of a schedule of unfreezing, what begins in epoch 0 trains.
 
     Raises UserError for bad data, weights or settings, and where the loss explodes at once.
     """
@@ -74,7 +74,7 @@ def find_lr(
             f"{lowest:g} to {highest:g}"
         )
     if config.unfreeze_schedule:  # how many epochs there will be is not known yet
-        latest = max(epoch for _, epoch in parse_schedule(config.unfreeze_schedule))
+        latest = max(epoch for _, epoch in parse_unfreezing(config.unfreeze_schedule))
         config = dataclasses.replace(config, epochs=max(config.epochs, latest + 1))
     dataset = dataset_of(config)
     if config.features is None:

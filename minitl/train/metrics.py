@@ -7,6 +7,20 @@ import numpy as np
 CONFIDENCE_BINS = 10
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Turn logits (N, K) into probabilities, in the same kind of floats."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Turn logits (N, K) into logarithms of probabilities, in float64: none of them is too small for it."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    logarithms: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logarithms
+
+
 def classification_metrics(
     logits: np.ndarray, labels: np.ndarray, classes: list[str]
 ) -> dict[str, Any]:
@@ -22,8 +36,7 @@ def classification_metrics(
 
     predicted = logits.argmax(axis=1)
     every = np.arange(len(classes))
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    log_probabilities = log_softmax(logits)
     rows = np.arange(len(labels))
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=every, zero_division=0

@@ -59,6 +59,7 @@ def predictions(
         workers=decoding_threads(device) if workers is None else workers,
         normalise=where.kind == "cpu",
     )
+    threshold = THRESHOLD if threshold is None else threshold
     done = 0
     for rows in probabilities(model.to(where), loader, where, precision):
         for index, row in enumerate(rows, start=done):
@@ -66,9 +67,8 @@ def predictions(
                 on_bad(samples[index].path, loader.bad[index])
                 continue
             if model.tasks:
-                cut = THRESHOLD if threshold is None else threshold
                 said = prediction(
-                    model.tasks, row, top=top, threshold=cut, unknown_below=unknown_below
+                    model.tasks, row, top=top, threshold=threshold, unknown_below=unknown_below
                 )
                 yield {"image": samples[index].path, "tasks": said}
                 continue

@@ -17,6 +17,7 @@ from minitl.train.batches import Inputs
 from minitl.train.config import Config
 from minitl.train.console import say
 from minitl.train.mixing import mix
+from minitl.train.prepared_pictures import load_with_preprocessing
 from minitl.train.source import dataset_of
 
 NARROWEST = 150  # pixels that the shares of two classes take
@@ -75,7 +76,7 @@ def _preprocessing(config: Config) -> Preprocessing:
     if config.preprocessing is not None:
         return Preprocessing.from_dict(config.preprocessing)
     if config.weights is not None:
-        model = models.load_model(find_weights(config.weights, say))
+        model = load_with_preprocessing(find_weights(config.weights, say))
     elif config.arch is not None:
         try:
             model = models.create(config.arch, seed=None)

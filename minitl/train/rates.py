@@ -8,7 +8,7 @@ from minitl.models import Classifier
 from minitl.train.freezing import part_words
 
 
-def parse(entries: Sequence[str]) -> list[tuple[str, float]]:
+def parse_rates(entries: Sequence[str]) -> list[tuple[str, float]]:
     """Read ("head=0.01", "layer4*=0.0001") as parts and their rates.
 
     Raises UserError for what is no such entry.
@@ -39,7 +39,7 @@ def own_rates(model: Classifier, entries: Sequence[str]) -> dict[str, float]:
     """
     rates: dict[str, float] = {}
     words = part_words(model)
-    for part, rate in parse(entries):
+    for part, rate in parse_rates(entries):
         try:
             inside = model.parameters_named(*words.get(part, [part]))
         except ValueError as error:
@@ -50,4 +50,4 @@ def own_rates(model: Classifier, entries: Sequence[str]) -> dict[str, float]:
     return rates
 
 
-__all__ = ["own_rates", "parse"]
+__all__ = ["own_rates", "parse_rates"]

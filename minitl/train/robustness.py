@@ -11,12 +11,11 @@ from minitl.backend import Array
 from minitl.data.folder import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.views import ViewLoader
-from minitl.device import CPU, Device
+from minitl.device import CPU, Device, dtype_of
 from minitl.models import Classifier
 from minitl.tensor import Tensor, no_grad
 from minitl.train.attack import Attack
 from minitl.train.batches import on_device
-from minitl.train.features import numbers_of
 
 
 def under_attack(
@@ -43,7 +42,7 @@ def under_attack(
     model.to(device).eval()
     right: list[np.ndarray] = []
     with device.computing(precision):
-        batches = on_device(loader.epoch(0), preprocessing, device, numbers_of(precision))
+        batches = on_device(loader.epoch(0), preprocessing, device, dtype_of(precision))
         for x, labels, truth, _ in batches:
             moved = attack(model, x, labels, preprocessing)
             right.append((_predicted(model, x) == truth) & (_predicted(model, moved) == truth))

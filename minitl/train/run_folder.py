@@ -26,14 +26,12 @@ def prepare_folder(
     name: str,
     overwrite: bool,
     runs_inside: Sequence[str] = (),
-    weights: str | None = None,
 ) -> Path:
     """Return a folder for a new run; it need not exist yet. Nothing is written or deleted here.
 
     out: the folder asked for; None takes runs/<name>, or runs/<name>-2, -3, ... if that is taken.
     overwrite: a run may be there already; `set_aside` makes room once the new one is ready to start.
-    runs_inside: patterns of folders in it that hold the runs, where it is for several. weights: what the new
-        run starts from, which must not be among what it replaces.
+    runs_inside: patterns of folders in it that hold the runs, where it is for several.
 
     Raises UserError where something stands in the way.
     """
@@ -62,20 +60,23 @@ def prepare_folder(
             f"{folder} holds no run of minitl, and --overwrite replaces nothing else; choose another "
             "--out, or empty the folder yourself"
         )
-    if weights is not None:
-        _refuse_to_replace_weights(folder, weights)
     return folder
 
 
-def _refuse_to_replace_weights(folder: Path, weights: str) -> None:
-    """Raise UserError where the weights are of the run in a folder: killed early, a run could not resume."""
+def refuse_to_replace_weights(folder: Path, weights: str | None) -> None:
+    """Raise UserError where weights are of the run in a folder that a new run on them is to replace.
+
+    Killed early, that one could not resume.
+    """
+    if weights is None:
+        return
     path = Path(weights)
     path = path / "best.h5" if path.is_dir() else path
     names = {path.resolve(), path.parent.resolve() / path.name}  # behind a link, or one itself
     places = [place.resolve() for place in (folder, folder / ASIDE)]
     if any(place / file in names for place in places for file in RUN_FILES):
         raise UserError(
-            f"--weights {weights} is of the run in {folder}, which --overwrite replaces; choose another "
+            f"--weights {weights} is of the run in {folder}, which the new one replaces; choose another "
             "--out, or copy the weights to another place first"
         )
 

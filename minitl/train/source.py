@@ -7,7 +7,7 @@ from minitl.data.labels import find_dataset
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile
 from minitl.tasks import parse
-from minitl.train import extract
+from minitl.train import feature_runs
 from minitl.train.config import Config
 
 
@@ -18,8 +18,8 @@ def dataset_of(config: Config) -> Dataset:
     """
     if config.features is not None:
         file = FeatureFile(config.features)
-        extract.require_same_pictures(file)
-        return extract.dataset_of(file)
+        feature_runs.require_same_pictures(file)
+        return feature_runs.dataset_from_features(file)
     dataset = find_dataset(
         Path(config.data),
         labels=config.labels,

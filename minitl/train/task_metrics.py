@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minitl.tasks import Task, output_slices, target_slices
-from minitl.train.metrics import classification_metrics
+from minitl.train.metrics import classification_metrics, softmax
 
 THRESHOLD = 0.5  # probability from which on a label is predicted
 TINY = 1e-30
@@ -29,8 +29,7 @@ def answers(tasks: Sequence[Task], outputs: np.ndarray) -> np.ndarray:
     for task, own in zip(tasks, output_slices(tasks), strict=True):
         part = said[:, own]
         if task.kind == "classes":
-            exponentials = np.exp(part - part.max(axis=1, keepdims=True))
-            part[...] = exponentials / exponentials.sum(axis=1, keepdims=True)
+            part[...] = softmax(part)
         elif task.kind == "labels":
             part[...] = 0.5 * (1 + np.tanh(0.5 * part))  # the sigmoid; exp(-x) overflows
         else:

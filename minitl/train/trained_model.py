@@ -8,18 +8,17 @@ from minitl.data.folder import Dataset
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.models import Classifier
-from minitl.train.config import AUTO, OFF, Config
+from minitl.train.config import Config
 from minitl.train.console import say
-from minitl.train.evaluate import check_preprocessing
 from minitl.train.features import frozen_stages
 from minitl.train.forward import backbone_is_frozen
-from minitl.train.freezing import apply_freeze, refuse_untrained_head, table
+from minitl.train.freezing import apply_freeze, parts_table, refuse_untrained_head
 from minitl.train.heads import replace_head
-from minitl.train.rates import own_rates
-from minitl.train.rates import parse as parse_rates
+from minitl.train.options import as_given
+from minitl.train.prepared_pictures import check_preprocessing, load_with_preprocessing
+from minitl.train.rates import own_rates, parse_rates
 from minitl.train.step import statistics_note
-from minitl.train.unfreezing import parse as parse_schedule
-from minitl.train.unfreezing import unfreeze_for
+from minitl.train.unfreezing import parse_unfreezing, unfreeze_for
 
 _DROPOUT = 3  # what a random stream is for, see data/loader.py
 
@@ -70,15 +69,12 @@ def _refuse_idle_here(model: Classifier, config: Config) -> None:
         raise UserError("--layer-decay has no effect here: only the head trains; see --lr")
     own_rates(model, config.lr_for)
     if not frozen_stages(model):
-        for option, given in (
-            ("--cached-views", config.cached_views),
-            ("--no-feature-cache", config.feature_cache == OFF),
-            ("--feature-cache", config.feature_cache not in (AUTO, OFF)),
-        ):
-            if given:
+        for name in ("cached_views", "feature_cache"):
+            value = getattr(config, name)
+            if value != getattr(Config, name):
                 raise UserError(
-                    f"{option} has no effect here: it needs frozen layers at the front, as by --freeze "
-                    "backbone or --freeze-until"
+                    f"{as_given(name, value)} has no effect here: it needs frozen layers at the front, as by "
+                    "--freeze backbone or --freeze-until"
                 )
 
 
@@ -92,7 +88,7 @@ def prepare_to_train(model: Classifier, config: Config) -> None:
         layer.seed = int(sequence.generate_state(1, np.uint64)[0])
     if config.unfreeze_schedule:
         late = [
-            f"{p}:{e}" for p, e in parse_schedule(config.unfreeze_schedule) if e >= config.epochs
+            f"{p}:{e}" for p, e in parse_unfreezing(config.unfreeze_schedule) if e >= config.epochs
         ]
         if late:
             raise UserError(
@@ -105,14 +101,9 @@ def prepare_to_train(model: Classifier, config: Config) -> None:
 
 
 def _load(weights: str, arch: str | None) -> Classifier:
-    model = models.load_model(find_weights(weights, say))
+    model = load_with_preprocessing(find_weights(weights, say))
     if arch is not None and arch != model.arch:
         raise UserError(f"{weights} holds a {model.arch}, not a {arch}; leave out --arch")
-    if not model.preprocessing:
-        raise UserError(
-            f"{weights} does not say how pictures are prepared for it; convert it again with "
-            "minitl convert, which records the preprocessing"
-        )
     return model
 
 
@@ -128,7 +119,7 @@ def say_model(model: Classifier, config: Config) -> None:
     say(f"  training {trained:,} of {total:,} parameters")
     if config.unfreeze_schedule:
         say(f"  beginning in epoch (from 0): {', '.join(config.unfreeze_schedule)}")
-    for line in table(model) if trained < total else ():
+    for line in parts_table(model) if trained < total else ():
         say(f"  {line}")
     how = f"momentum {config.momentum:g}" if config.optimizer == "sgd" else config.optimizer
     say(

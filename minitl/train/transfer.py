@@ -19,6 +19,7 @@ import numpy as np
 from minitl import models
 from minitl.convert.pull import find_weights
 from minitl.device import get_device
+from minitl.errors import InterruptedRunError
 from minitl.files import write_atomically, write_json
 from minitl.train import plots
 from minitl.train.attack import Attack
@@ -27,6 +28,7 @@ from minitl.train.console import Progress, percent, say
 from minitl.train.finetune import finetune
 from minitl.train.pictures import data_uri
 from minitl.train.robustness import under_attack
+from minitl.train.run_folder import refuse_to_replace_weights
 from minitl.train.shift import Shift, domain_shift
 from minitl.train.source import dataset_of_run
 
@@ -68,9 +70,14 @@ def transfer_report(
 
     settings: with the weights; `lr`, `freeze`, `from_scratch` and `seed` are set here. rates: learning
     rates, where they are not RATES. attack: judge the results under it as well. Runs go to
-    folder/<way>/seed-N.
+    folder/<way>/seed-N, in place of those that are there.
+
+    Raises UserError as `finetune`, and InterruptedRunError on Ctrl-C.
     """
     assert settings.weights is not None
+    for seed in range(seeds):
+        for way in WAYS:
+            refuse_to_replace_weights(folder / way / f"seed-{seed}", settings.weights)
     rates = RATES | (rates or {})
     accuracy: dict[str, list[float]] = {way: [] for way in WAYS}
     attacked: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -87,7 +94,7 @@ def transfer_report(
                 report=False,
             )
             run = folder / way / f"seed-{seed}"
-            summary = finetune(config, run)
+            summary = _finetuned(config, run, folder)
             part = "test" if "test" in summary else "val"
             accuracy[way].append(summary[part]["accuracy"])
             counts = [row["images"] for row in summary[part]["per_class"].values()]
@@ -106,6 +113,17 @@ def transfer_report(
     write_json(folder / "transfer.json", figures)
     write_atomically(folder / "transfer.html", render(figures).encode("utf-8", "backslashreplace"))
     return figures
+
+
+def _finetuned(config: Config, run: Path, folder: Path) -> dict[str, Any]:
+    """Carry one of the runs through; an interruption says how to make the whole report."""
+    try:
+        return finetune(config, run)
+    except InterruptedRunError:
+        raise InterruptedRunError(
+            f"interrupted in the run {run}; a transfer report is not continued but begun again: give the "
+            f"same command with --out {folder} --overwrite, which replaces the runs in it"
+        ) from None
 
 
 def _attacked(run: Path, config: Config, part: str, attack: Attack) -> float:
@@ -151,7 +169,7 @@ def _figures(
             for way, values in accuracy.items()
         },
         "gain": {way: dataclasses.asdict(gain) for way, gain in gains.items()},
-        "words": [in_words(NAMES[way].capitalize(), gain) for way, gain in gains.items()],
+        "words": [gain_in_words(NAMES[way].capitalize(), gain) for way, gain in gains.items()],
         "shift": shift and dataclasses.asdict(shift),
     }
     if attack is not None:
@@ -161,7 +179,7 @@ def _figures(
     return figures
 
 
-def in_words(what: str, gain: Interval) -> str:
+def gain_in_words(what: str, gain: Interval) -> str:
     """Say what a difference of accuracies to training from scratch means."""
     points = f"{100 * gain.mean:+.1f} points against training from scratch"
     if gain.low is None or gain.high is None:
@@ -265,7 +283,7 @@ __all__ = [
     "WAYS",
     "Interval",
     "fully_or_frozen",
-    "in_words",
+    "gain_in_words",
     "interval",
     "render",
     "table",

@@ -8,7 +8,7 @@ from minitl.models import Classifier
 from minitl.train.freezing import part_words
 
 
-def parse(schedule: tuple[str, ...]) -> list[tuple[str, int]]:
+def parse_unfreezing(schedule: tuple[str, ...]) -> list[tuple[str, int]]:
     """Read ("fc:0", "layer4:2") as parts and the epoch, from 0, in which each begins to train.
 
     Raises UserError for what is no such list, or where nothing trains in epoch 0.
@@ -34,7 +34,7 @@ def unfreeze_for(model: Classifier, schedule: tuple[str, ...], epoch: int) -> No
     """
     words = part_words(model)
     model.freeze()
-    for part, start in parse(schedule):
+    for part, start in parse_unfreezing(schedule):
         inside = words.get(part, [part])
         try:
             if start <= epoch and inside:  # no names would mean all
@@ -43,4 +43,4 @@ def unfreeze_for(model: Classifier, schedule: tuple[str, ...], epoch: int) -> No
             raise UserError(f"--unfreeze-schedule: {error}; or head, backbone") from None
 
 
-__all__ = ["parse", "unfreeze_for"]
+__all__ = ["parse_unfreezing", "unfreeze_for"]

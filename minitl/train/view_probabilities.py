@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minitl.backend import BFLOAT16
 from minitl.data.views import ViewLoader
-from minitl.device import Device
+from minitl.device import Device, dtype_of
 from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.tensor import Tensor
 from minitl.train.batches import on_device
-from minitl.train.forward import softmax
 from minitl.train.inference import Inference
+from minitl.train.metrics import softmax
 from minitl.train.task_metrics import answers
 
 LATE = 2  # batches whose results may still be on a GPU
@@ -30,7 +29,7 @@ def probabilities(
     """
     model.eval()
     said = functools.partial(answers, model.tasks) if model.tasks else softmax
-    dtype = BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
+    dtype = dtype_of(precision)
     late: deque[Tensor] = deque()
 
     def read() -> np.ndarray:

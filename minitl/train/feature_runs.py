@@ -20,6 +20,7 @@ from minitl.data.folder import Dataset, Sample
 from minitl.data.parts import PARTS
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.stamps import Stamp, stamps
+from minitl.device import dtype_of
 from minitl.errors import UserError
 from minitl.feature_file import KEY_BYTES, FeatureFile, write
 from minitl.models import Classifier
@@ -28,8 +29,9 @@ from minitl.train.computing import prepare_device
 from minitl.train.console import Progress, say
 from minitl.train.contradictions import refuse_brought
 from minitl.train.feature_cache import FeatureCache, describe, file_digests, weights_digest
-from minitl.train.features import Features, megabytes, numbers_of
+from minitl.train.features import Features, megabytes
 from minitl.train.forward import evaluation_loader
+from minitl.train.prepared_pictures import load_with_preprocessing
 from minitl.train.recipes import RECIPES
 
 
@@ -52,9 +54,7 @@ def extract(
     """
     where = prepare_device(device, precision, threads)
     path = find_weights(weights, say)
-    model = models.load_model(path).eval().to(where)
-    if not model.preprocessing:
-        raise UserError(f"{path} does not say how pictures are prepared; convert it again")
+    model = load_with_preprocessing(path).eval().to(where)
     stages = _stages_up_to(model, cut)
     preprocessing = Preprocessing.from_dict(model.preprocessing)
     parts = {part: getattr(dataset, part) for part in PARTS}
@@ -79,7 +79,7 @@ def extract(
     }
     keys = np.frombuffer(b"".join(file_digests(dataset.root, samples, workers)), np.uint8)
     with where.computing(precision), Progress("features", len(samples)) as progress:
-        features = Features(model, stages, loader, "features", where, numbers_of(precision))
+        features = Features(model, stages, loader, "features", where, dtype_of(precision))
         shape = features.row_shape()
         rows = features.rows(progress.update)
         write(out, about, keys.reshape(-1, 32), shape, rows, columns)
@@ -98,7 +98,7 @@ def _stages_up_to(model: Classifier, cut: str | None) -> int:
     return inside[-1]
 
 
-def settings_of(file: FeatureFile, given: dict[str, Any]) -> dict[str, Any]:
+def settings_from_features(file: FeatureFile, given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run on a file of features, of those that were given.
 
     Raises UserError for settings that cannot work on features.
@@ -147,7 +147,7 @@ def check_weights(file: FeatureFile, model: Classifier, weights: Path | str) -> 
     return count
 
 
-def dataset_of(file: FeatureFile) -> Dataset:
+def dataset_from_features(file: FeatureFile) -> Dataset:
     """Return the pictures that a file's rows stand for; a part that is lacking is empty.
 
     Raises UserError for a file whose columns do not agree, or without training or validation part.
@@ -241,8 +241,8 @@ __all__ = [
     "FeatureRows",
     "changed_pictures",
     "check_weights",
-    "dataset_of",
+    "dataset_from_features",
     "extract",
     "require_same_pictures",
-    "settings_of",
+    "settings_from_features",
 ]

@@ -12,7 +12,7 @@ from minitl.data.parts import PARTS
 from minitl.models import Classifier
 from minitl.train import plots
 from minitl.train.console import duration, percent
-from minitl.train.forward import softmax
+from minitl.train.metrics import softmax
 from minitl.train.pictures import data_uri, seen_and_mapped
 from minitl.train.task_report import sections, tiles
 
