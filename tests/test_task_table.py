@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minitl.data.dataset import load_split
 from minitl.data.doctor import quick_findings
-from minitl.data.folder import load_split
 from minitl.data.targets import from_lists, to_lists
 from minitl.data.task_table import task_dataset, task_dataset_for
 from minitl.errors import UserError

@@ -11,7 +11,7 @@ import minitl
 import minitl.data.preprocessing
 from minitl import models, nn
 from minitl.cli import main
-from minitl.data.folder import Sample
+from minitl.data.dataset import Sample
 from minitl.train.shift import distance, domain_shift
 from minitl.train.transfer import Interval, fully_or_frozen, in_words, interval, too_short
 

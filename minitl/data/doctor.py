@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from minitl.data.dataset import Dataset, Sample
 from minitl.data.decode import FORMATS, ImageError, decode_image
-from minitl.data.folder import Dataset, Sample
 from minitl.data.parts import PARTS, Problem
 from minitl.tasks import output_slices
 

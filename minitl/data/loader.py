@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image
 
 from minitl.data.augment import Augmentation
+from minitl.data.dataset import Sample
 from minitl.data.decode import KEEP, decode_image
-from minitl.data.folder import Sample
 from minitl.data.preprocessing import Preprocessing
 
 PICTURES_PER_TASK = 4  # a small picture decodes in the time that handing over a task takes

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from minitl import models
-from minitl.convert.pull import find_weights
-from minitl.data.folder import Dataset, Sample, is_run, load_split
+from minitl import models, run_files
+from minitl.convert.locate import find_weights
+from minitl.data.dataset import Dataset, Sample, load_split
 from minitl.data.labels import find_dataset
 from minitl.data.parts import PARTS
 from minitl.data.preprocessing import Preprocessing
@@ -39,7 +39,7 @@ def load(run_or_weights: Path) -> Classifier:
         raise UserError(
             f"{path} does not say how pictures are prepared for it; convert it again with minitl convert"
         )
-    settings = run_or_weights / "config.toml"
+    settings = run_or_weights / run_files.SETTINGS
     if run_or_weights.is_dir() and settings.is_file():
         check_preprocessing(Config.load(settings).preprocessing, model, path, settings)
     if model.class_names is None:
@@ -121,9 +121,9 @@ def _dataset(
     """
     run = run_or_weights if run_or_weights.is_dir() else run_or_weights.parent
     split = None
-    if run_or_weights.exists() and is_run(run):
-        config = Config.load(run / "config.toml")
-        split = _own_split(run / "split.json", data, Path(config.data))
+    if run_or_weights.exists() and run_files.is_run(run):
+        config = Config.load(run / run_files.SETTINGS)
+        split = _own_split(run / run_files.SPLIT, data, Path(config.data))
     if split is not None:
         follow_links = follow_links or config.follow_links
         if labels is None and label_from_name is None:

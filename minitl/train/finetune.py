@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from minitl import hdf5, models, optim
+from minitl import hdf5, models, optim, run_files
 from minitl.convert.golden import make_golden
-from minitl.data.folder import Dataset
+from minitl.data.dataset import Dataset
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device, get_device, parse_device
@@ -167,8 +167,8 @@ def _begin(config: Config, folder: Path) -> dict[str, Any]:
     say_model(model, config)
     set_aside(folder)
     try:
-        config.save(folder / "config.toml")
-        dataset.save_split(folder / "split.json")
+        config.save(folder / run_files.SETTINGS)
+        dataset.save_split(folder / run_files.SPLIT)
         model.to(device)
         optimizer = make_optimizer(model, config)
         average = WeightAverage(model, config.ema) if config.ema else None
@@ -199,11 +199,11 @@ def resume(
     Raises UserError for a folder without a run, or with one that lacks something, for another kind of device,
     and where pictures have changed and that was not accepted.
     """
-    config = Config.load(folder / "config.toml")
+    config = Config.load(folder / run_files.SETTINGS)
     if device is not None and parse_device(device).kind != parse_device(config.device).kind:
         raise UserError(
             f"--device {device}: this run began on {config.device}, where results have other last bits; "
-            f"continue it there, or train anew from {folder / 'best.h5'} with --weights"
+            f"continue it there, or train anew from {folder / run_files.BEST} with --weights"
         )
     config = dataclasses.replace(
         config,
@@ -230,14 +230,16 @@ def _resume_saved(config: Config, folder: Path, accept_changed: bool) -> dict[st
         dataset, changed = extract.dataset_of(features), extract.changed_pictures(features)
     if changed and not accept_changed:
         raise _changed(folder, dataset, changed)
-    checkpoint = hdf5.read(folder / "last.h5")
+    checkpoint = hdf5.read(folder / run_files.LAST)
     if checkpoint.progress is None or checkpoint.optimizer is None:
-        raise UserError(f"{folder / 'last.h5'} holds weights only, no state to resume from")
-    model = from_weights_file(checkpoint, str(folder / "last.h5"))
-    check_preprocessing(config.preprocessing, model, folder / "last.h5", folder / "config.toml")
+        raise UserError(f"{folder / run_files.LAST} holds weights only, no state to resume from")
+    model = from_weights_file(checkpoint, str(folder / run_files.LAST))
+    check_preprocessing(
+        config.preprocessing, model, folder / run_files.LAST, folder / run_files.SETTINGS
+    )
     prepare_to_train(model, config)
     if config.lr is None:
-        raise UserError(f"{folder / 'config.toml'} does not say the lr; write the run's back")
+        raise UserError(f"{folder / run_files.SETTINGS} does not say the lr; write the run's back")
     optimizer = make_optimizer(model.to(device), resolved(config, model))
     average = WeightAverage(model, config.ema) if config.ema else None
     try:
@@ -246,8 +248,8 @@ def _resume_saved(config: Config, folder: Path, accept_changed: bool) -> dict[st
             average.load_state_dict(checkpoint.progress.get("average", {"averages": {}}))
     except ValueError:
         raise UserError(
-            f"{folder / 'last.h5'} does not fit {folder / 'config.toml'}: other parameters train, or "
-            "with another optimizer; write the run's own settings back"
+            f"{folder / run_files.LAST} does not fit {folder / run_files.SETTINGS}: other parameters train, "
+            "or with another optimizer; write the run's own settings back"
         ) from None
     history = checkpoint.progress["history"]
     if history:
@@ -287,12 +289,12 @@ def _note_changed(run: Run, changed: list[str]) -> None:
     )
     say(f"  {coloured('warning', 'yellow', sys.stdout)}: {printable(note)}")
     run.dataset = dataclasses.replace(run.dataset, notes=[*run.dataset.notes, note])
-    run.dataset.save_split(run.folder / "split.json")
+    run.dataset.save_split(run.folder / run_files.SPLIT)
 
 
 def _require_best(folder: Path, history: list[dict[str, float]]) -> None:
     """Raise UserError now rather than at the end of a run, where it lacks what it ends with."""
-    path = folder / "best.h5"
+    path = folder / run_files.BEST
     if not path.is_file():
         raise UserError(
             f"{path} is missing: the weights of epoch {best_of(history)['epoch']:.0f}, the best so far, "
@@ -411,7 +413,7 @@ def _train_on_device(run: Run) -> dict[str, Any]:
         when = "after the last epoch" if ended else f"in epoch {run.epoch + 1}"
         raise InterruptedRunError(
             f"interrupted {when}; the state that was last saved is safe in "
-            f"{run.folder / 'last.h5'}; continue with: minitl finetune --resume {run.folder}"
+            f"{run.folder / run_files.LAST}; continue with: minitl finetune --resume {run.folder}"
         ) from None
     finally:
         run.writer.finish()
@@ -540,7 +542,7 @@ def _save(run: Run) -> None:
 
     def write() -> None:
         if best is not None:
-            best.write(run.folder / "best.h5")
+            best.write(run.folder / run_files.BEST)
         _write_state(run.folder, state)
         _write_metrics(run.folder, metrics)
 
@@ -549,7 +551,7 @@ def _save(run: Run) -> None:
 
 def _saved(folder: Path) -> bool:
     """Whether there is something to resume from."""
-    return (folder / "last.h5").exists()
+    return (folder / run_files.LAST).exists()
 
 
 def _best(run: Run) -> hdf5.Prepared | None:
@@ -558,7 +560,7 @@ def _best(run: Run) -> hdf5.Prepared | None:
         return None
     with run.judged():
         best = to_weights_file(run.model, source=_source(run))
-        best.golden = make_golden(best, str(run.folder / "best.h5"))
+        best.golden = make_golden(best, str(run.folder / run_files.BEST))
         return hdf5.prepare(best)
 
 
@@ -579,7 +581,7 @@ def _state(run: Run) -> hdf5.Prepared:
 
 
 def _write_state(folder: Path, state: hdf5.Prepared) -> None:
-    state.write(folder / "last.h5")
+    state.write(folder / run_files.LAST)
     forget_earlier(folder)
 
 
@@ -594,7 +596,7 @@ def _metrics(run: Run) -> bytes:
 
 
 def _write_metrics(folder: Path, metrics: bytes) -> None:
-    write_atomically(folder / "metrics.csv", metrics)
+    write_atomically(folder / run_files.METRICS, metrics)
 
 
 def _source(run: Run) -> str:
@@ -641,7 +643,7 @@ def _judge_before(run: Run) -> dict[str, Any]:
 
 def _finish(run: Run) -> dict[str, Any]:
     """Judge the best epoch's weights, on the test part too where there is one."""
-    best = models.load_model(run.folder / "best.h5").to(run.device)
+    best = models.load_model(run.folder / run_files.BEST).to(run.device)
     summary: dict[str, Any] = {
         "model": best.arch,
         "device": run.config.device,
@@ -672,7 +674,7 @@ def _finish(run: Run) -> dict[str, Any]:
         run.clock.seconds.items(), key=lambda item: item[0] == _WAITING
     )  # it comes last
     summary["timing"] = {name: round(value, 3) for name, value in seconds}
-    write_json(run.folder / "summary.json", summary)
+    write_json(run.folder / run_files.SUMMARY, summary)
     for part in ("val", "test"):
         if part in summary:
             figures = summary[part]
@@ -690,5 +692,5 @@ def _finish(run: Run) -> dict[str, Any]:
         )
     if run.config.report:
         write_evidence(run.folder, run.dataset, run.history, judged, summary["timing"], run.before)
-        say(f"report: {run.folder / 'report.html'}")
+        say(f"report: {run.folder / run_files.REPORT}")
     return summary
