@@ -34,7 +34,7 @@ PICTURES_PER_TASK = 4  # a small picture decodes in the time that handing over a
 BATCHES_AHEAD = 2
 
 # What a random stream is for; the first word of its key.
-_ORDER, _PICTURE = 0, 1  # 2: minitl/train/mixing.py, 3: dropout, in minitl/train/finetune.py
+_ORDER, _PICTURE = 0, 1  # 2: minitl/train/mixing.py, 3: dropout, in minitl/train/trained_model.py
 
 
 class Batch(NamedTuple):
@@ -71,6 +71,10 @@ class Loader:
 
     wait_seconds: how long the consumer has waited for batches so far. Where this is a good part of the
         time, decoding is what limits.
+
+    Raises ValueError for a batch size below 1, for no samples, for `drop_last` with fewer samples than a
+    batch, and for what must not be negative and is; while iterating, ImageError that names the file for a
+    picture that cannot be decoded, and ValueError for an epoch or batch that is not there.
     """
 
     def __init__(
