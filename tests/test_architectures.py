@@ -395,6 +395,8 @@ def test_impossible_inputs_are_explained(size):
         ("resnetv2_50", {"zero_pool": None}, "zero_pool must be"),
         ("resnetv2_50", {"nonsense": None}, "nonsense"),
         ("mlperf_resnet8", {"nonsense": None}, "nonsense"),
+        ("cifar_resnet20", {"width": True}, "width must be .*, not True"),
+        ("cifar_resnet20", {"width": 1 << 20}, "width must be a whole number from 1 to 1,024"),
     ],
 )
 def test_options_that_cannot_be_are_explained(arch, options, words):

@@ -206,6 +206,7 @@ def _parts_with_targets(
 ) -> tuple[tuple[Task, ...], np.ndarray, list[list[Sample]]]:
     """Return the tasks, the targets and the parts of a split with several tasks."""
     samples: list[list[Sample]] = []
+    names: list[str] = []
     rows: list[Any] = []
     try:
         tasks = from_dicts(content.get("tasks"))
@@ -213,10 +214,11 @@ def _parts_with_targets(
             known = content.get(part)
             if not isinstance(known, dict):
                 raise ValueError(f"{part!r} does not map paths to targets")
-            names = [safe_relative(file, str(path)) for file in known]
-            samples.append([Sample(name, len(rows) + n) for n, name in enumerate(names)])
+            own = [safe_relative(file, str(path)) for file in known]
+            samples.append([Sample(name, len(rows) + n) for n, name in enumerate(own)])
+            names += own
             rows += known.values()
-        return tasks, from_lists(tasks, rows), samples
+        return tasks, from_lists(tasks, rows, names), samples
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from minitl import nn, ops
 from minitl.models.classifier import Classifier, Stage, preprocessing
+from minitl.models.options import whole
 from minitl.models.resnet import Projection, Rng, conv
 from minitl.tensor import Tensor
 
@@ -63,8 +64,7 @@ class CifarResNet(Classifier):
         super().__init__(arch, options, preprocessing(resize=32, crop=32))
         if shortcut not in ("A", "B"):
             raise ValueError(f"{arch}: shortcut must be 'A' or 'B', not {shortcut!r}")
-        if not isinstance(width, int) or width < 1:
-            raise ValueError(f"{arch}: width must be a whole number of at least 1, not {width!r}")
+        whole(width, "width", 1, 1024)
         rng = None if seed is None else np.random.default_rng(seed)
         self.conv1 = conv(3, width, 3, rng)
         self.bn1 = nn.BatchNorm2d(width)
