@@ -18,12 +18,13 @@ from minitl import init, ops
 from minitl.backend import Array, assign, is_on_gpu, like, to_host
 from minitl.changing_numbers import in_memory
 from minitl.device import Device, get_device
+from minitl.init import Rng
 from minitl.shapes import Padding, Pair, pair, same_padding
 from minitl.tensor import Tensor
 
 # "same" is TensorFlow's padding, which depends on the picture's size (see `shapes.same_padding`).
 AnyPadding = Padding | Literal["same"]
-Init = Callable[[tuple[int, ...], np.random.Generator | None], np.ndarray]
+Init = Callable[[tuple[int, ...], Rng], np.ndarray]
 
 
 class Parameter(Tensor):
@@ -210,6 +211,13 @@ def _padding_for(
     return same_padding(x.shape[1], x.shape[2], *window)
 
 
+def _drawing(rng: Rng | None) -> Rng:
+    """Return what draws the weights of a layer: a fresh generator where nobody gave one."""
+    if isinstance(rng, str) and rng == "zeros":
+        return rng
+    return np.random.default_rng(rng)  # hands a generator back, and refuses what is none
+
+
 class Sequential(Module):
     """Modules one after another, named "0", "1", ..."""
 
@@ -242,6 +250,10 @@ class Conv2d(Module):
     """Convolution: weight (K, R, S, C/groups), bias (K,) or None. Arguments as in `ops.conv2d`;
     padding may also be "same", TensorFlow's.
 
+    rng: draws the initial weight with `weight_init`; the bias begins as zeros. None: a fresh generator,
+        other weights in each run. np.random.default_rng(SEED): the same in each. "zeros": no draw, for
+        weights that are about to be loaded.
+
     Raises ValueError for channels that `groups` does not divide, or of which there are none.
     """
 
@@ -256,7 +268,7 @@ class Conv2d(Module):
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
-        rng: np.random.Generator | None = None,
+        rng: Rng | None = None,
         weight_init: Init = init.he_normal,
     ) -> None:
         channels = in_channels, out_channels
@@ -265,7 +277,7 @@ class Conv2d(Module):
                 f"a convolution from {in_channels} to {out_channels} channels cannot have {groups} groups"
             )
         shape = (out_channels, *pair(kernel_size, "kernel_size"), in_channels // groups)
-        self.weight = Parameter(weight_init(shape, rng))
+        self.weight = Parameter(weight_init(shape, _drawing(rng)))
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
         self.kernel_size = shape[1:3]
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
@@ -288,7 +300,13 @@ class Conv2d(Module):
 
 
 class Linear(Module):
-    """Dense layer: weight (out, in), bias (out,) or None. Raises ValueError where one of them is 0."""
+    """Dense layer: weight (out, in), bias (out,) or None.
+
+    rng: draws the initial weight with `weight_init` and the bias as PyTorch does; None, a generator or
+        "zeros", as for `Conv2d`.
+
+    Raises ValueError where one of the sizes is 0.
+    """
 
     def __init__(
         self,
@@ -296,13 +314,14 @@ class Linear(Module):
         out_features: int,
         *,
         bias: bool = True,
-        rng: np.random.Generator | None = None,
+        rng: Rng | None = None,
         weight_init: Init = init.lecun_uniform,
     ) -> None:
         if min(in_features, out_features) < 1:
             raise ValueError(
                 f"a dense layer needs inputs and outputs; got {in_features} and {out_features}"
             )
+        rng = _drawing(rng)
         self.weight = Parameter(weight_init((out_features, in_features), rng))
         self.bias = (
             Parameter(init.lecun_uniform((out_features,), rng, in_features)) if bias else None

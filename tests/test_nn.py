@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -180,6 +181,46 @@ def test_dense_layers_that_cannot_be(sizes):
     if sizes[1] < 1:
         with pytest.raises(ValueError, match="needs inputs and outputs"):
             models.resnet18(num_classes=sizes[1])
+
+
+@pytest.mark.parametrize("make", [partial(nn.Conv2d, 3, 6, 3), partial(nn.Linear, 12, 5)])
+def test_layers_begin_at_random_unless_a_seed_or_zeros_are_asked_for(make):
+    def weight(**options):
+        return make(**options).weight.numpy()
+
+    first, second = weight(), weight()
+    assert 0.05 < first.std() < 1 and not np.array_equal(first, second)
+    seeded = [weight(rng=np.random.default_rng(4)) for _ in "ab"]
+    assert np.array_equal(*seeded) and not np.array_equal(first, seeded[0])
+    zeros = make(rng="zeros")
+    assert not any(p.numpy().any() for p in zeros.parameters())
+    for wrong in ("zero", 1.5):
+        with pytest.raises(TypeError, match=str(wrong)):
+            make(rng=wrong)
+
+
+def test_dense_layers_without_a_seed_learn():
+    model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
+    x = minitl.tensor(np.random.default_rng(0).standard_normal((8, 10), dtype=np.float32))
+    ops.softmax_cross_entropy(model(x), np.arange(8) % 2).backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+def test_a_network_to_be_filled_from_a_file_draws_nothing(arch, monkeypatch):
+    """No layer of it forgets to ask for zeros: that would cost seconds, and other bits in each run."""
+
+    def drawn(*seeds):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(np.random, "default_rng", drawn)
+    options = {"auxiliary": True} if arch == "inception_v3" else {}
+    model = models.create(arch, seed=None, num_classes=3, **options)
+    model.replace_head(4, seed=None, hidden=[5])
+    if arch.startswith("vgg"):
+        model.flatten_before_head()
+    if arch.startswith("resnetv2"):
+        models.create(arch, seed=None, conv_bias=True)
 
 
 def test_a_weight_of_two_layers_is_one_parameter():

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minitl import nn, ops
+from minitl import init, nn, ops
+from minitl.init import Rng
 from minitl.models.classifier import Classifier, Stage, preprocessing
 from minitl.models.options import whole
-from minitl.models.resnet import Projection, Rng, conv
+from minitl.models.resnet import Projection, conv
 from minitl.tensor import Tensor
 
 
@@ -65,7 +66,7 @@ class CifarResNet(Classifier):
         if shortcut not in ("A", "B"):
             raise ValueError(f"{arch}: shortcut must be 'A' or 'B', not {shortcut!r}")
         whole(width, "width", 1, 1024)
-        rng = None if seed is None else np.random.default_rng(seed)
+        rng = init.generator(seed)
         self.conv1 = conv(3, width, 3, rng)
         self.bn1 = nn.BatchNorm2d(width)
         c = width
