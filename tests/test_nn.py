@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 import minitl
 from minitl import models, nn, ops, optim
@@ -147,6 +148,58 @@ def test_loading_lists_all_problems_and_changes_nothing():
     ):
         model.load_state_dict(state)
     assert not changed(model, before)
+
+
+def torch_state():
+    names = {"0": torch.nn.Conv2d(3, 4, 3), "1": torch.nn.BatchNorm2d(4)}
+    return torch.nn.Sequential(*names.values()).state_dict()
+
+
+def test_a_state_dict_of_pytorch_loads_as_it_is():
+    state = torch_state()
+    assert "1.num_batches_tracked" in state
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert model.load_state_dict(state) == ([], [])
+    for name, value in model.state_dict().items():
+        assert np.array_equal(value, state[name].numpy())
+    with pytest.raises(ValueError, match=r"unexpected: num_batches$"):
+        model.load_state_dict(state | {"num_batches": torch.zeros(())})
+
+
+def test_loading_that_is_not_strict_says_what_it_left_out():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before, state = copy_of(model.state_dict()), torch_state()
+    del state["0.bias"]
+    state["head.weight"] = torch.zeros(3)
+    found = model.load_state_dict(state, strict=False)
+    assert found.missing_keys == ["0.bias"] and found.unexpected_keys == ["head.weight"]
+    assert changed(model, before) == {"0.weight"}
+    with pytest.raises(ValueError, match=r"wrong shape: 0.weight \(2,\) instead of"):
+        model.load_state_dict({"0.weight": np.zeros(2)}, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.zeros(4, requires_grad=True), r"\.detach\(\)\.cpu\(\)"),
+        (torch.zeros(4, dtype=torch.bfloat16), r"\.float\(\)"),
+        (minitl.tensor(np.zeros(4, np.float32)), "a Tensor of object"),
+        (list("abcd"), "a list of <U1"),
+    ],
+)
+def test_values_that_are_no_arrays_are_refused_and_change_nothing(value, words):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = copy_of(model.state_dict())
+    with pytest.raises(TypeError, match=f"1.running_var: .*{words}"):
+        model.load_state_dict(torch_state() | {"1.running_var": value})
+    assert not changed(model, before)
+
+
+def test_a_model_is_of_float32_or_float64():
+    model = nn.Linear(3, 2)
+    assert model.astype("float64").weight.dtype == np.float64
+    with pytest.raises(TypeError, match="float32 or float64, not float16"):
+        model.astype(np.float16)
 
 
 def test_modes_reach_every_module():
