@@ -4,6 +4,7 @@ In place of a generator, "zeros" draws nothing: for a model whose weights are ab
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 Rng = np.random.Generator | Literal["zeros"]
 
 
-def generator(seed: int | None) -> Rng:
+def generator(seed: int | Sequence[int] | None) -> Rng:
     """Return what draws the weights of a network: the generator of a seed, or "zeros" for None."""
     return "zeros" if seed is None else np.random.default_rng(seed)
 

@@ -85,14 +85,14 @@ def from_lists(tasks: Sequence[Task], rows: Sequence[Any], names: Sequence[str])
             )
         in_part = known.any(axis=1) & ~known.all(axis=1)
         if in_part.any():
-            row = in_part.argmax()
+            row = int(in_part.argmax())
             raise ValueError(
                 f"{rows[row][columns]}, the targets of {names[row]!r} for the task {task.name!r}, are known "
                 "in part; it takes all of them or none"
             )
     nothing = np.isnan(targets).all(axis=1)
     if nothing.any():
-        name = names[nothing.argmax()]
+        name = names[int(nothing.argmax())]
         raise ValueError(f"nothing is known of {name!r}: all its targets are null")
     return targets
 

@@ -11,8 +11,6 @@ and to bring them to that range itself; here that is part of the preprocessing, 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from minitl import init, nn, ops
 from minitl.init import Rng
 from minitl.models.classifier import Classifier, Stage, preprocessing, run_stages
@@ -302,7 +300,7 @@ class InceptionV3(Classifier):
         """Put freshly initialised heads for `num_classes` classes in place of the old ones."""
         super().replace_head(num_classes, seed=seed, hidden=hidden)
         if self.AuxLogits is not None:
-            rng = "zeros" if seed is None else np.random.default_rng([seed, 1])
+            rng = init.generator(None if seed is None else [seed, 1])
             self.AuxLogits.fc = nn.Linear(768, num_classes, rng=rng)
 
 
