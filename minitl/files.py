@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and the folder for what can be made again."""
+"""Writing files whole or not at all, and the folder for what was fetched or computed and is kept."""
 
 import contextlib
 import errno
@@ -73,14 +73,17 @@ def advice(error: OSError) -> str:
 def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write `content` as readable JSON, as `write_atomically` does.
 
-    Names of files need not be text. What is not has a place in Python's, which JSON can spell out.
+    Names that are not valid Unicode are written as backslash escapes.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def user_folder() -> Path:
-    """Return the folder for all that can be made or fetched again: $MINITL_CACHE, or the user's own."""
+    """Return the folder for fetched weights and computed features: $MINITL_CACHE, or the user's own.
+
+    Compiled kernels are elsewhere: see kernels/cpu/jit.py and kernels/cuda/compiler.py.
+    """
     import platformdirs
 
     chosen = os.environ.get("MINITL_CACHE")

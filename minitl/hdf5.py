@@ -4,8 +4,8 @@ Reading trusts nothing. Only what version 1 writes is accepted (hard links, plai
 numbers, no filter but the checksum), every size is compared with what the file really stores before
 memory is asked for, and the digest must agree in the end. Writing is atomic.
 
-h5py is imported here and in keras_survey.py, which runs by itself; import this module only where files are
-read or written.
+h5py is imported here, in feature_file.py and in convert/keras_survey.py, which runs by itself; import this
+module only where files are read or written.
 """
 
 import hashlib

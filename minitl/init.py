@@ -1,11 +1,20 @@
 """Initial values of weights, drawn from a seeded generator.
 
-`rng=None` gives zeros: for a model whose weights are about to be loaded.
+In place of a generator, "zeros" draws nothing: for a model whose weights are about to be loaded.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+
+Rng = np.random.Generator | Literal["zeros"]
+
+
+def generator(seed: int | Sequence[int] | None) -> Rng:
+    """Return what draws the weights of a network: the generator of a seed, or "zeros" for None."""
+    return "zeros" if seed is None else np.random.default_rng(seed)
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -17,18 +26,18 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[-1] * taps, shape[0] * taps
 
 
-def he_normal(shape: tuple[int, ...], rng: np.random.Generator | None) -> np.ndarray:
+def he_normal(shape: tuple[int, ...], rng: Rng) -> np.ndarray:
     """Normal with variance 2 / fan_out: keeps the scale of gradients through ReLU layers.
 
     He et al. 2015, "Delving Deep into Rectifiers", section 2.2.
     """
-    if rng is None:
+    if isinstance(rng, str):
         return np.zeros(shape, np.float32)
     scale = np.float32(math.sqrt(2.0 / fans(shape)[1]))
     return rng.standard_normal(shape, dtype=np.float32) * scale
 
 
-def xavier_uniform(shape: tuple[int, ...], rng: np.random.Generator | None) -> np.ndarray:
+def xavier_uniform(shape: tuple[int, ...], rng: Rng) -> np.ndarray:
     """Uniform in +-sqrt(6 / (fan_in + fan_out)).
 
     Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward networks".
@@ -36,14 +45,12 @@ def xavier_uniform(shape: tuple[int, ...], rng: np.random.Generator | None) -> n
     return _uniform(shape, math.sqrt(6.0 / sum(fans(shape))), rng)
 
 
-def lecun_uniform(
-    shape: tuple[int, ...], rng: np.random.Generator | None, fan_in: int | None = None
-) -> np.ndarray:
+def lecun_uniform(shape: tuple[int, ...], rng: Rng, fan_in: int | None = None) -> np.ndarray:
     """Uniform in +-1 / sqrt(fan_in), what PyTorch gives dense layers and their biases."""
     return _uniform(shape, 1.0 / math.sqrt(fan_in or fans(shape)[0]), rng)
 
 
-def _uniform(shape: tuple[int, ...], bound: float, rng: np.random.Generator | None) -> np.ndarray:
-    if rng is None:
+def _uniform(shape: tuple[int, ...], bound: float, rng: Rng) -> np.ndarray:
+    if isinstance(rng, str):
         return np.zeros(shape, np.float32)
     return (rng.random(shape, dtype=np.float32) * 2 - 1) * np.float32(bound)

@@ -10,7 +10,7 @@ In memory filters are (K, R, S, C); `state_dict` and files use PyTorch's (K, C, 
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -18,12 +18,13 @@ from minitl import init, ops
 from minitl.backend import Array, assign, is_on_gpu, like, to_host
 from minitl.changing_numbers import in_memory
 from minitl.device import Device, get_device
+from minitl.init import Rng
 from minitl.shapes import Padding, Pair, pair, same_padding
-from minitl.tensor import Tensor
+from minitl.tensor import FLOATS, Tensor
 
 # "same" is TensorFlow's padding, which depends on the picture's size (see `shapes.same_padding`).
 AnyPadding = Padding | Literal["same"]
-Init = Callable[[tuple[int, ...], np.random.Generator | None], np.ndarray]
+Init = Callable[[tuple[int, ...], Rng], np.ndarray]
 
 
 class Parameter(Tensor):
@@ -33,6 +34,18 @@ class Parameter(Tensor):
 
     def __init__(self, data: Array, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad)
+
+
+class IncompatibleKeys(NamedTuple):
+    """Names that a model has and a state has not, and the other way round."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def is_counter(name: str) -> bool:
+    """Whether a name is that of the counter in PyTorch's normalisations, which has no effect."""
+    return name.split(".")[-1] == "num_batches_tracked"
 
 
 class Module:
@@ -138,29 +151,46 @@ class Module:
         yield from ((name, parameter.data) for name, parameter in self.named_parameters())
         yield from self.named_buffers()
 
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Copy values by name into the model. Names and shapes must be exactly its own.
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Copy values by name into the model; return the names that did not match.
 
-        Raises ValueError, changing nothing, that lists every missing, unexpected or misshapen name.
+        state: NumPy arrays, or tensors of PyTorch on the CPU, filters as (K, C, R, S). PyTorch's counters
+        `num_batches_tracked` are left out. strict: names must be exactly the model's own; otherwise what
+        is missing stays as it is and what is unexpected is left out: look at what is returned.
+
+        Raises, changing nothing, ValueError that lists every misshapen name and, if strict, every missing
+        or unexpected one; TypeError for a value that cannot be read as an array.
         """
+        state = {name: value for name, value in state.items() if not is_counter(name)}
         own = {name: _to_file_layout(array) for name, array in self._arrays()}
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
+        given = {name: _read(state[name], name) for name in own if name in state}
         misshapen = [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-            for name in own
-            if name in state and tuple(state[name].shape) != tuple(own[name].shape)
+            f"{name} {value.shape} instead of {tuple(own[name].shape)}"
+            for name, value in given.items()
+            if value.shape != tuple(own[name].shape)
         ]
-        kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
+        kinds = {"wrong shape": misshapen}
+        if strict:
+            kinds = {"missing": missing, "unexpected": unexpected, **kinds}
         problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
         if problems:
             raise ValueError("the weights do not fit this model; " + "; ".join(problems))
         for name, array in self._arrays():
-            values = _from_file_layout(np.asarray(state[name], array.dtype))
-            assign(array, like(array, values))
+            if name in given:
+                values = _from_file_layout(np.asarray(given[name], array.dtype))
+                assign(array, like(array, values))
+        return IncompatibleKeys(missing, unexpected)
 
     def astype(self, dtype: Any) -> Self:
-        """Convert all parameters and buffers to float32 or float64, in place; return the module."""
+        """Convert all parameters and buffers to float32 or float64, in place; return the module.
+
+        Raises TypeError for another dtype.
+        """
+        dtype = np.dtype(dtype)
+        if dtype not in FLOATS:
+            raise TypeError(f"a model's numbers are float32 or float64, not {dtype}")
         return self._convert(lambda array: like(array, to_host(array).astype(dtype)))
 
     def to(self, device: str | Device) -> Self:
@@ -188,6 +218,27 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
 
 
+def _read(value: Any, name: str) -> np.ndarray:
+    """Return a value of a state dict as an array, without a copy where it is one or a tensor of PyTorch."""
+    try:
+        array = np.asarray(value)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # a tensor of a GPU, in bfloat16, or that trains
+        raise TypeError(
+            f"{name}: a {type(value).__name__} cannot be read as an array ({error}); give a NumPy array, or "
+            "a tensor of PyTorch after .detach().cpu().float()"
+        ) from error
+    if array.dtype.kind not in "fiu":
+        raise TypeError(
+            f"{name}: a {type(value).__name__} of {array.dtype} holds no numbers; give a NumPy array of "
+            "floats, or a tensor of PyTorch on the CPU"
+        )
+    return array
+
+
 def _to_file_layout(array: Array) -> Array:
     """View filters (K, R, S, C) as (K, C, R, S); only filters have four axes."""
     return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
@@ -208,6 +259,13 @@ def _padding_for(
         raise ValueError(f"padding 'same' needs pictures of shape (N, H, W, C); got {x.shape}")
     window = pair(kernel, "kernel_size"), pair(stride, "stride"), pair(dilation, "dilation")
     return same_padding(x.shape[1], x.shape[2], *window)
+
+
+def _drawing(rng: Rng | None) -> Rng:
+    """Return what draws the weights of a layer: a fresh generator where nobody gave one."""
+    if isinstance(rng, str) and rng == "zeros":
+        return rng
+    return np.random.default_rng(rng)  # hands a generator back, and refuses what is none
 
 
 class Sequential(Module):
@@ -242,6 +300,10 @@ class Conv2d(Module):
     """Convolution: weight (K, R, S, C/groups), bias (K,) or None. Arguments as in `ops.conv2d`;
     padding may also be "same", TensorFlow's.
 
+    rng: draws the initial weight with `weight_init`; the bias begins as zeros. None: a fresh generator,
+        other weights in each run. np.random.default_rng(SEED): the same in each. "zeros": no draw, for
+        weights that are about to be loaded.
+
     Raises ValueError for channels that `groups` does not divide, or of which there are none.
     """
 
@@ -256,7 +318,7 @@ class Conv2d(Module):
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
-        rng: np.random.Generator | None = None,
+        rng: Rng | None = None,
         weight_init: Init = init.he_normal,
     ) -> None:
         channels = in_channels, out_channels
@@ -265,7 +327,7 @@ class Conv2d(Module):
                 f"a convolution from {in_channels} to {out_channels} channels cannot have {groups} groups"
             )
         shape = (out_channels, *pair(kernel_size, "kernel_size"), in_channels // groups)
-        self.weight = Parameter(weight_init(shape, rng))
+        self.weight = Parameter(weight_init(shape, _drawing(rng)))
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
         self.kernel_size = shape[1:3]
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
@@ -288,7 +350,13 @@ class Conv2d(Module):
 
 
 class Linear(Module):
-    """Dense layer: weight (out, in), bias (out,) or None. Raises ValueError where one of them is 0."""
+    """Dense layer: weight (out, in), bias (out,) or None.
+
+    rng: draws the initial weight with `weight_init` and the bias as PyTorch does; None, a generator or
+        "zeros", as for `Conv2d`.
+
+    Raises ValueError where one of the sizes is 0.
+    """
 
     def __init__(
         self,
@@ -296,13 +364,14 @@ class Linear(Module):
         out_features: int,
         *,
         bias: bool = True,
-        rng: np.random.Generator | None = None,
+        rng: Rng | None = None,
         weight_init: Init = init.lecun_uniform,
     ) -> None:
         if min(in_features, out_features) < 1:
             raise ValueError(
                 f"a dense layer needs inputs and outputs; got {in_features} and {out_features}"
             )
+        rng = _drawing(rng)
         self.weight = Parameter(weight_init((out_features, in_features), rng))
         self.bias = (
             Parameter(init.lecun_uniform((out_features,), rng, in_features)) if bias else None

@@ -419,7 +419,9 @@ def constant() -> Schedule:
 def cosine(total_steps: int, *, warmup_steps: int = 0, final: float = 0.0) -> Schedule:
     """Return a linear warm-up, then half a cosine from 1 down to `final`.
 
-    Step t of the warm-up has the factor (t + 1) / warmup_steps. After total_steps it stays at `final`.
+    Step t of the warm-up has the factor (t + 1) / warmup_steps. The whole cosine follows in the steps that
+    are left, while `warmed_up(cosine(total_steps), steps)` leaves its first steps out. After total_steps it
+    stays at `final`. Raises ValueError for a warm-up that is not shorter than that, or negative.
     (Loshchilov, Hutter: "SGDR", 2016; Goyal et al.: "Accurate, large minibatch SGD", 2017.)
     """
     if not 0 <= warmup_steps < total_steps:
@@ -437,14 +439,22 @@ def cosine(total_steps: int, *, warmup_steps: int = 0, final: float = 0.0) -> Sc
 
 
 def step_decay(every: int, gamma: float = 0.1) -> Schedule:
-    """Return the schedule that multiplies by `gamma` each `every` steps."""
-    if every < 1:
-        raise ValueError(f"step_decay needs a distance of at least 1 step; got {every}")
+    """Return the schedule that multiplies by `gamma` each `every` steps.
+
+    Raises ValueError for a distance below 1 step, and for a gamma that is not above 0 and at most 1.
+    """
+    if every < 1 or not 0 < gamma <= 1:
+        raise ValueError(
+            f"step_decay needs a distance of at least 1 step and 0 < gamma <= 1; got {every}, {gamma}"
+        )
     return lambda step: float(gamma ** (step // every))
 
 
 def exponential(gamma: float) -> Schedule:
-    """Return the schedule that multiplies by `gamma` each step."""
+    """Return the schedule that multiplies by `gamma` each step.
+
+    Raises ValueError for a gamma that is not above 0 and at most 1.
+    """
     if not 0 < gamma <= 1:
         raise ValueError(f"an exponential schedule needs 0 < gamma <= 1; got {gamma}")
     return lambda step: float(gamma**step)
@@ -457,7 +467,8 @@ def one_cycle(
 
     PyTorch's OneCycleLR with its defaults and a constant momentum, but for fewer than four steps: there
     PyTorch's is past its peak with the first, so that a single one would move nothing, and this one begins at
-    it. (Smith, Topin: "Super-convergence: very fast training of neural networks using large learning rates",
+    it. Raises ValueError for no steps, and for a share that is not between 0 and 1.
+    (Smith, Topin: "Super-convergence: very fast training of neural networks using large learning rates",
     2017.)
     """
     if total_steps < 1 or not 0 < rise < 1:
@@ -479,7 +490,15 @@ def _half_cosine(first: float, last: float, done: float) -> float:
 
 
 def warmed_up(schedule: Schedule, steps: int) -> Schedule:
-    """Return the schedule with a linear warm-up in place of its first steps: (t + 1) / steps."""
+    """Return the schedule with a linear warm-up in place of its first steps: (t + 1) / steps.
+
+    The schedule goes on as if it had been followed from the start, and may go on below 1:
+    `cosine(total_steps, warmup_steps=steps)` begins its cosine behind the warm-up instead.
+
+    Raises ValueError for a negative number of steps.
+    """
+    if steps < 0:
+        raise ValueError(f"a warm-up needs at least 0 steps; got {steps}")
     return lambda step: (step + 1) / steps if step < steps else schedule(step)
 
 

@@ -11,12 +11,13 @@ What is known of a picture is a row of targets: the class's number for `classes`
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from minitl.errors import UserError
-from minitl.text import listed
+from minitl.text import listed, shown
 
 KINDS = ("classes", "labels", "number")
 LONGEST = 100  # characters of a name
@@ -26,7 +27,7 @@ MOST_OUTPUTS = 65536
 # a class or label with at most 1 / 4, and a learning rate that suits these does not blow up the other. In
 # units of whole deviations the head of a frozen ResNet-18 did blow up at the usual rate, 0.01.
 PER_STD = 3.0
-_KEYS = {"name", "kind", "classes", "mean", "std", "weight"}
+_KEYS = ("name", "kind", "classes", "mean", "std", "weight")
 
 
 class Wanted(NamedTuple):
@@ -98,13 +99,28 @@ class Task:
         """Refuse what cannot be: descriptions come from files that others made."""
         named = isinstance(self.name, str) and self.name.strip() and len(self.name) <= LONGEST
         if not named or self.kind not in KINDS:
-            raise ValueError(f"a task needs a name and one of the kinds {', '.join(KINDS)}")
-        texts = all(isinstance(name, str) and name for name in self.classes)
-        if not texts or len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"the task {self.name!r} needs different names of its {self.kind}")
+            raise ValueError(
+                f"a task needs a name of 1 to {LONGEST} characters and one of the kinds {', '.join(KINDS)}; "
+                f"got {shown(repr(self.name))} and {shown(repr(self.kind))}"
+            )
+        for name in self.classes:
+            if not isinstance(name, str) or not name:
+                raise ValueError(
+                    f"the task {self.name!r} has {shown(repr(name))} among its {self.kind}; each needs a name"
+                )
+        if len(set(self.classes)) < len(self.classes):
+            twice = Counter(self.classes).most_common(1)[0][0]
+            raise ValueError(
+                f"the task {self.name!r} has {shown(repr(twice))} more than once among its {self.kind}; they "
+                "need different names"
+            )
         least = {"classes": 2, "labels": 1, "number": 0}[self.kind]
         if len(self.classes) < least or (self.kind == "number" and self.classes):
-            raise ValueError(f"the task {self.name!r} cannot have {len(self.classes)} classes")
+            wanted = f"at least {least}" if least else "none, being a number"
+            raise ValueError(
+                f"the task {self.name!r} of kind {self.kind} cannot have {len(self.classes)} names; it needs "
+                f"{wanted}"
+            )
         for name in ("mean", "std", "weight"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -143,23 +159,31 @@ class Task:
 def from_dicts(described: Any) -> tuple[Task, ...]:
     """Return the tasks that `Task.to_dict` described. Raises ValueError for what describes none."""
     if not isinstance(described, list | tuple) or not 0 < len(described) <= MOST:
-        raise ValueError(f"tasks must be a list of 1 to {MOST} descriptions")
+        got = len(described) if isinstance(described, list | tuple) else shown(repr(described))
+        raise ValueError(f"tasks must be a list of 1 to {MOST} descriptions, not {got}")
     tasks = []
     for one in described:
         if (
             not isinstance(one, dict)
-            or not one.keys() <= _KEYS
+            or not one.keys() <= set(_KEYS)
             or not {"name", "kind"} <= one.keys()
         ):
-            raise ValueError(f"a task is described by name, kind and some of {', '.join(_KEYS)}")
+            raise ValueError(
+                f"a task is described by name, kind and perhaps {', '.join(_KEYS[2:])}, not by "
+                f"{shown(repr(one))}"
+            )
         classes = one.get("classes", [])
         if not isinstance(classes, list | tuple):
-            raise ValueError("the classes of a task must be a list of names")
+            raise ValueError(
+                f"the classes of the task {shown(repr(one['name']))} must be a list of names, not "
+                f"{shown(repr(classes))}"
+            )
         tasks.append(Task(**one | {"classes": tuple(classes)}))
-    if len({task.name for task in tasks}) < len(tasks):
-        raise ValueError("two tasks have the same name")
-    if sum(task.outputs for task in tasks) > MOST_OUTPUTS:
-        raise ValueError(f"tasks with more than {MOST_OUTPUTS:,} outputs")
+    name, times = Counter(task.name for task in tasks).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{times} tasks have the same name, {name!r}")
+    if (outputs := sum(task.outputs for task in tasks)) > MOST_OUTPUTS:
+        raise ValueError(f"the tasks have {outputs:,} outputs; at most {MOST_OUTPUTS:,} can be")
     return tuple(tasks)
 
 

@@ -21,7 +21,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -153,6 +153,21 @@ class Tensor:
     def detach(self) -> "Tensor":
         """Return a tensor on the same memory that no gradient flows through."""
         return Tensor(self.data)
+
+    # Operations lie above tensors and cannot be called from here: say which one is meant.
+    def __add__(self, other: object) -> NoReturn:
+        """Refuse: a sum is `ops.add(a, b)`."""
+        raise TypeError(
+            "a Tensor has no operators; for the sum of two tensors of one shape write ops.add(a, b)"
+        )
+
+    def __mul__(self, other: object) -> NoReturn:
+        """Refuse: a product with a number is `ops.scale(x, factor)`."""
+        raise TypeError(
+            "a Tensor has no operators; for a number times a tensor write ops.scale(x, factor)"
+        )
+
+    __radd__, __rmul__ = __add__, __mul__
 
     def __repr__(self) -> str:
         origin = f", op={type(self._op).__name__}" if self._op else ""
@@ -383,13 +398,21 @@ def tensor(data: Any, requires_grad: bool = False, *, device: str | Device | Non
 
     device: where it shall be, such as "cpu" or "cuda:0"; None: where the array is. A float32 or float64
     array that is there already is not copied.
+
+    Raises TypeError for other numbers than floats (integers are not converted silently), for what is no
+    array and for a Tensor; ValueError for nested lists of unequal lengths; UserError for a device that
+    cannot be used.
     """
     if isinstance(data, Tensor):
         raise TypeError("minitl.tensor() got a Tensor; use .detach() for one outside the graph")
     if not hasattr(data, "dtype"):
-        data = np.asarray(data)
-        if data.dtype == np.float64:
-            data = data.astype(np.float32)
+        given, data = type(data).__name__, np.asarray(data)
+        if data.dtype not in FLOATS:
+            raise TypeError(
+                f"minitl.tensor() got a {given} of {data.dtype}; write floats, such as [1.0, 2.0], or give "
+                "numpy.array(..., numpy.float32)"
+            )
+        data = data.astype(np.float32)  # Python's floats are float64 for want of another
     if device is not None:
         data = get_device(device).array(data)
     return Tensor(data, requires_grad)

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
@@ -35,6 +36,11 @@ def listed(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def normal_form(name: str) -> str:
+    """One form for accented letters: macOS may hand back another than was written."""
+    return unicodedata.normalize("NFC", name)
+
+
 def near_miss(name: str, candidates: Sequence[str]) -> str:
     """Return the candidate that `name` may be a misspelling of, or "" if none is that near."""
     found = difflib.get_close_matches(name, candidates[:_MOST_COMPARED], n=1, cutoff=0.85)
@@ -52,4 +58,4 @@ def coloured(text: str, colour: str, stream: TextIO) -> str:
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
 
-__all__ = ["coloured", "listed", "near_miss", "one_line", "printable", "shown"]
+__all__ = ["coloured", "listed", "near_miss", "normal_form", "one_line", "printable", "shown"]

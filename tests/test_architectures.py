@@ -1,8 +1,12 @@
 """Every architecture: converted from PyTorch's files, it computes what the original does."""
 
+import dataclasses
 import json
 import os
 import random
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -395,6 +399,8 @@ def test_impossible_inputs_are_explained(size):
         ("resnetv2_50", {"zero_pool": None}, "zero_pool must be"),
         ("resnetv2_50", {"nonsense": None}, "nonsense"),
         ("mlperf_resnet8", {"nonsense": None}, "nonsense"),
+        ("cifar_resnet20", {"width": True}, "width must be .*, not True"),
+        ("cifar_resnet20", {"width": 1 << 20}, "width must be a whole number from 1 to 1,024"),
     ],
 )
 def test_options_that_cannot_be_are_explained(arch, options, words):
@@ -448,3 +454,33 @@ def test_any_names_and_shapes_are_a_network_or_an_error(bases):
             assert str(error).startswith("w.pth")
             outcomes[False] += 1
     assert min(outcomes.values()) > 100
+
+
+def usual_options(arch):
+    """What the options of an architecture are where none are given."""
+    model = models.create(arch, seed=None)
+    if isinstance(model, models.ResNet):
+        return dataclasses.asdict(model.style)
+    if isinstance(model, models.CifarResNet):
+        return model.arch_options
+    return getattr(sys.modules[type(model).__module__], "USUAL", {})
+
+
+def documented_options():
+    """Yield (arch, options) of the table in weights/README.md; "the same but" is said of its first row."""
+    text = (Path(__file__).parent.parent / "weights" / "README.md").read_text(encoding="utf-8")
+    table = text.split("| `arch` | Usual options |\n|---|---|\n")[1].split("\n\n")[0]
+    first = {}
+    for row in table.splitlines():
+        _, names, options, _ = row.split("|")
+        found = json.loads(options.split("`")[1]) if "`" in options else {}
+        first = first or found
+        for name in re.findall("`(.+?)`", names):
+            yield name, first | found if "the same but" in options else found
+
+
+def test_the_documented_usual_options_are_those_of_the_code():
+    documented = list(documented_options())
+    assert sorted(name for name, _ in documented) == sorted(models.ARCHITECTURES)
+    for name, options in documented:
+        assert options == usual_options(name), name

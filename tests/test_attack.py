@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minitl import models, ops, optim, tensor
-from minitl.data.folder import Sample
+from minitl.data.dataset import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.train.attack import Attack
 from minitl.train.robustness import under_attack

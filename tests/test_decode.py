@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from minitl.data import decode as module
+from minitl.data.dataset import Sample
 from minitl.data.decode import KEEP, ImageError, check_images, decode
-from minitl.data.folder import Sample, list_pictures
+from minitl.data.scanner import list_pictures
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 

@@ -21,9 +21,10 @@ from PIL import Image
 import minitl
 from minitl import hdf5, models
 from minitl.cli import main
-from minitl.data.folder import load_split
+from minitl.data.dataset import load_split
+from minitl.run_files import ASIDE
 from minitl.train.config import Config
-from minitl.train.run_folder import ASIDE, claimed, prepare_folder, put_back, set_aside
+from minitl.train.run_folder import claimed, prepare_folder, put_back, set_aside
 from tests.interrupts import listen_to_ctrl_c
 
 CLASSES = ("blue", "green", "red")
@@ -416,7 +417,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(run, capsys, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "no space")
 
-    monkeypatch.setattr("minitl.data.folder.write_json", full)
+    monkeypatch.setattr("minitl.data.dataset.write_json", full)
     code, folder = run()
     expect_error(capsys, code, "no space")
     assert not folder.exists()

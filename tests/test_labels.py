@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minitl.cli import main
-from minitl.data.folder import load_split, scan
-from minitl.data.labels import find_dataset, labels_from_names, read_labels
+from minitl.data.dataset import load_split
+from minitl.data.folder import scan
+from minitl.data.labels import find_dataset, from_labels, labels_from_names, read_labels
 from minitl.errors import UserError
-from tests.test_data_folder import fill
+from tests.test_data_folder import fill, many
 from tests.test_finetune import expect_error, write_pictures, write_weights
 
 NAMES = ["a b.png", "sub/c.png", 'q"uote.png', "comma, two.png", "ü.png"]
@@ -356,3 +357,17 @@ def test_contradictions(pictures, weights, tmp_path, capsys):
     expect_error(capsys, command(*options, "--labels", "no.csv"), "no.csv")
     expect_error(capsys, command(*options, "--test-fraction", 0.9), "--test-fraction")
     assert not (tmp_path / "run").exists()
+
+
+def test_labels_from_elsewhere(tmp_path):
+    fill(tmp_path, *many("all", 10))
+    labels = {f"all/{i}.jpg": "even" if i % 2 == 0 else "odd" for i in range(10)}
+    data = from_labels(tmp_path, labels)
+    assert data.classes == ["even", "odd"]
+    assert data.counts("train") == [4, 4] and data.counts("val") == [1, 1]
+    with pytest.raises(UserError, match=r"'all/99\.jpg'"):
+        from_labels(tmp_path, labels | {"all/99.jpg": "odd"})
+    with pytest.raises(UserError, match="at least two"):
+        from_labels(tmp_path, {"all/1.jpg": "odd"})
+    with pytest.raises(UserError, match="not a path inside"):
+        from_labels(tmp_path, labels | {"../x.jpg": "odd"})

@@ -27,16 +27,17 @@ ALLOWED = {
     "nn": LOW | {"tensor", "ops", "init", "device", "changing_numbers"},
     "optim": LOW | {"tensor", "changing_numbers"},
     "text": set(),
+    "run_files": set(),
     "files": {"errors"},
     "hdf5": {"errors", "files", "text"},
     "feature_file": {"errors", "files"},
     "tasks": {"errors", "text"},
-    "data": {"errors", "files", "text", "tasks"},
+    "data": {"errors", "files", "run_files", "text", "tasks"},
     "weights": set(),  # where the shipped files are
     "models": LOW | {"tensor", "ops", "init", "nn", "files", "hdf5", "tasks", "weights"},
 }
 ALLOWED["doctor"] = LOW | {"tensor", "ops", "optim", "device", "data"}
-ALLOWED["convert"] = ALLOWED["models"] | {"models", "data", "text"}
+ALLOWED["convert"] = ALLOWED["models"] | {"models", "data", "run_files", "text"}
 ALLOWED["train"] = set(ALLOWED) - {"kernels"}
 ALLOWED["serve"] = ALLOWED["train"] | {"train"}
 ALLOWED["cli"] = set(ALLOWED) | {""}

@@ -17,8 +17,9 @@ from PIL import Image
 
 from minitl.data import loader as module
 from minitl.data.augment import Augmentation
+from minitl.data.dataset import Sample
 from minitl.data.decode import ImageError, decode, decode_image
-from minitl.data.folder import Sample, scan
+from minitl.data.folder import scan
 from minitl.data.loader import BATCHES_AHEAD, Batch, Loader
 from minitl.data.preprocessing import Preprocessing
 from tests.interrupts import listen_to_ctrl_c
@@ -292,7 +293,7 @@ def test_two_epochs_at_once(root: Path) -> None:
 
 SCRIPT = """
 import sys
-from minitl.data.folder import Sample
+from minitl.data.dataset import Sample
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 samples = [Sample(name, 0) for name in sys.argv[3:]] * 50

@@ -3,9 +3,11 @@
 import gc
 import tracemalloc
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 import minitl
 from minitl import models, nn, ops, optim
@@ -148,6 +150,58 @@ def test_loading_lists_all_problems_and_changes_nothing():
     assert not changed(model, before)
 
 
+def torch_state():
+    names = {"0": torch.nn.Conv2d(3, 4, 3), "1": torch.nn.BatchNorm2d(4)}
+    return torch.nn.Sequential(*names.values()).state_dict()
+
+
+def test_a_state_dict_of_pytorch_loads_as_it_is():
+    state = torch_state()
+    assert "1.num_batches_tracked" in state
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert model.load_state_dict(state) == ([], [])
+    for name, value in model.state_dict().items():
+        assert np.array_equal(value, state[name].numpy())
+    with pytest.raises(ValueError, match=r"unexpected: num_batches$"):
+        model.load_state_dict(state | {"num_batches": torch.zeros(())})
+
+
+def test_loading_that_is_not_strict_says_what_it_left_out():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before, state = copy_of(model.state_dict()), torch_state()
+    del state["0.bias"]
+    state["head.weight"] = torch.zeros(3)
+    found = model.load_state_dict(state, strict=False)
+    assert found.missing_keys == ["0.bias"] and found.unexpected_keys == ["head.weight"]
+    assert changed(model, before) == {"0.weight"}
+    with pytest.raises(ValueError, match=r"wrong shape: 0.weight \(2,\) instead of"):
+        model.load_state_dict({"0.weight": np.zeros(2)}, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.zeros(4, requires_grad=True), r"\.detach\(\)\.cpu\(\)"),
+        (torch.zeros(4, dtype=torch.bfloat16), r"\.float\(\)"),
+        (minitl.tensor(np.zeros(4, np.float32)), "a Tensor of object"),
+        (list("abcd"), "a list of <U1"),
+    ],
+)
+def test_values_that_are_no_arrays_are_refused_and_change_nothing(value, words):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = copy_of(model.state_dict())
+    with pytest.raises(TypeError, match=f"1.running_var: .*{words}"):
+        model.load_state_dict(torch_state() | {"1.running_var": value})
+    assert not changed(model, before)
+
+
+def test_a_model_is_of_float32_or_float64():
+    model = nn.Linear(3, 2)
+    assert model.astype("float64").weight.dtype == np.float64
+    with pytest.raises(TypeError, match="float32 or float64, not float16"):
+        model.astype(np.float16)
+
+
 def test_modes_reach_every_module():
     model = small_model()
     model.eval()
@@ -180,6 +234,46 @@ def test_dense_layers_that_cannot_be(sizes):
     if sizes[1] < 1:
         with pytest.raises(ValueError, match="needs inputs and outputs"):
             models.resnet18(num_classes=sizes[1])
+
+
+@pytest.mark.parametrize("make", [partial(nn.Conv2d, 3, 6, 3), partial(nn.Linear, 12, 5)])
+def test_layers_begin_at_random_unless_a_seed_or_zeros_are_asked_for(make):
+    def weight(**options):
+        return make(**options).weight.numpy()
+
+    first, second = weight(), weight()
+    assert 0.05 < first.std() < 1 and not np.array_equal(first, second)
+    seeded = [weight(rng=np.random.default_rng(4)) for _ in "ab"]
+    assert np.array_equal(*seeded) and not np.array_equal(first, seeded[0])
+    zeros = make(rng="zeros")
+    assert not any(p.numpy().any() for p in zeros.parameters())
+    for wrong in ("zero", 1.5):
+        with pytest.raises(TypeError, match=str(wrong)):
+            make(rng=wrong)
+
+
+def test_dense_layers_without_a_seed_learn():
+    model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
+    x = minitl.tensor(np.random.default_rng(0).standard_normal((8, 10), dtype=np.float32))
+    ops.softmax_cross_entropy(model(x), np.arange(8) % 2).backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+def test_a_network_to_be_filled_from_a_file_draws_nothing(arch, monkeypatch):
+    """No layer of it forgets to ask for zeros: that would cost seconds, and other bits in each run."""
+
+    def drawn(*seeds):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(np.random, "default_rng", drawn)
+    options = {"auxiliary": True} if arch == "inception_v3" else {}
+    model = models.create(arch, seed=None, num_classes=3, **options)
+    model.replace_head(4, seed=None, hidden=[5])
+    if arch.startswith("vgg"):
+        model.flatten_before_head()
+    if arch.startswith("resnetv2"):
+        models.create(arch, seed=None, conv_bias=True)
 
 
 def test_a_weight_of_two_layers_is_one_parameter():

@@ -288,6 +288,9 @@ def test_cosine_warms_up_and_ends():
     for make in (
         lambda: optim.cosine(3, warmup_steps=3),
         lambda: optim.step_decay(0),
+        lambda: optim.step_decay(3, 0.0),
+        lambda: optim.step_decay(3, 1.5),
+        lambda: optim.warmed_up(optim.constant(), -1),
         lambda: optim.exponential(0.0),
     ):
         with pytest.raises(ValueError, match="got"):
@@ -297,6 +300,8 @@ def test_cosine_warms_up_and_ends():
 def test_a_warm_up_goes_before_any_schedule():
     schedule = optim.warmed_up(optim.step_decay(4, 0.5), 3)
     assert [schedule(t) for t in range(6)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.5, 0.5])
+    within = optim.warmed_up(optim.cosine(20), 4)  # begins within the cosine, not before it
+    assert within(4) == optim.cosine(20)(4) < 1 == optim.cosine(20, warmup_steps=4)(4)
     assert 0 < optim.one_cycle(1)(0) <= 1  # too few steps to rise
 
 

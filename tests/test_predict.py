@@ -15,7 +15,7 @@ from PIL import Image
 import minitl
 from minitl import models
 from minitl.cli import main
-from minitl.data.folder import Sample
+from minitl.data.dataset import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.views import ViewLoader, Views
 from minitl.errors import UserError

@@ -25,7 +25,8 @@ from minitl import hdf5, models
 from minitl.cli import main
 from minitl.convert import pull as pulling
 from minitl.convert.export_torch import torch_file
-from minitl.convert.pull import catalogue, find_weights, pull
+from minitl.convert.locate import find_weights
+from minitl.convert.pull import catalogue, pull
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.models import ARCHITECTURES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, precision_score, r2_score
 
-from minitl.data.folder import Dataset
+from minitl.data.dataset import Dataset
 from minitl.tasks import Task
 from minitl.train.figures import (
     best_of,

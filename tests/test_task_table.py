@@ -1,14 +1,15 @@
 """Several tasks from a table: what it says, who trains on what, and one line for what is wrong."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minitl.data.dataset import load_split
 from minitl.data.doctor import quick_findings
-from minitl.data.folder import load_split
 from minitl.data.targets import from_lists, to_lists
 from minitl.data.task_table import task_dataset, task_dataset_for
 from minitl.errors import UserError
@@ -104,14 +105,27 @@ def test_a_split_comes_back(data, tmp_path):
 @pytest.mark.parametrize(
     "change, word",
     [
-        (lambda c: c["train"].update({"0.png": [0, 1, 1]}), "row of targets"),
-        (lambda c: c["train"].update({"0.png": [2, 1, 1, 1]}), "out of range"),
-        (lambda c: c["train"].update({"0.png": [0, 1, None, 1]}), "in part"),
-        (lambda c: c["train"].update({"0.png": [0, 0.5, 1, 1]}), "out of range"),
-        (lambda c: c["train"].update({"0.png": [None] * 4}), "nothing is known"),
-        (lambda c: c["train"].update({"0.png": ["a"] * 4}), "row of targets"),
+        (
+            lambda c: c["train"].update({"0.png": [0, 1, 1]}),
+            r"row of targets of '0.png'.*\[0, 1, 1\]",
+        ),
+        (
+            lambda c: c["train"].update({"0.png": [2, 1, 1, 1]}),
+            "2, .*'0.png', is out of range.*'kind'",
+        ),
+        (
+            lambda c: c["train"].update({"0.png": [0, 1, None, 1]}),
+            r"\[1, None\].*'0.png'.*'tags'.*in part",
+        ),
+        (lambda c: c["train"].update({"0.png": [0, 0.5, 1, 1]}), "0.5, .*'0.png', is out of range"),
+        (
+            lambda c: c["train"].update({"0.png": [0, 1, 1, math.inf]}),
+            "inf, .*'0.png', .*'age'.*finite",
+        ),
+        (lambda c: c["train"].update({"0.png": [None] * 4}), "nothing is known of '0.png'"),
+        (lambda c: c["train"].update({"0.png": ["a"] * 4}), "row of targets.*'a', 'a'"),
         (lambda c: c.update(val=[]), "'val'"),
-        (lambda c: c["tasks"][0].update(kind="x"), "kinds"),
+        (lambda c: c["tasks"][0].update(kind="x"), "kinds.*'kind' and 'x'"),
         (lambda c: c["tasks"][2].update(std=0), "std"),
         (lambda c: c["tasks"].append(c["tasks"][0]), "same name"),
         (lambda c: c["train"].update({"../x.png": [0, 1, 1, 1]}), "not a path inside"),
@@ -250,18 +264,25 @@ def test_a_column_may_have_an_equals_sign():
 
 
 @pytest.mark.parametrize(
-    "described",
-    [None, [], {}, [1], [{"name": "a"}], [{"name": "a", "kind": "classes", "classes": ["x"]}],
-     [{"name": "a", "kind": "classes", "classes": ["x", "x"]}],
-     [{"name": "a", "kind": "labels", "classes": [1]}], [{"name": "a", "kind": "labels", "classes": "ab"}],
-     [{"name": "a", "kind": "number", "mean": float("nan")}], [{"name": "a", "kind": "number", "std": True}],
-     [{"name": "a", "kind": "number", "classes": ["x"]}], [{"name": "a", "kind": "number", "x": 1}],
-     [{"name": "", "kind": "number"}], [{"name": 1, "kind": "number"}], [{"name": "a", "kind": []}],
-     [{"name": "a", "kind": "number"}] * 2,
-     [{"name": "a", "kind": "labels", "classes": [str(n) for n in range(70_000)]}]],
+    "described, words",
+    [(None, "not None"), ([], "not 0"), ({}, "not {}"), ([1], "not by 1"),
+     ([{"name": "a"}], "not by {'name': 'a'}"),
+     ([{"name": "a", "kind": "classes", "classes": ["x"]}], "'a'.* 1 names; .*at least 2"),
+     ([{"name": "a", "kind": "classes", "classes": ["x", "x"]}], "'a' has 'x' more than once"),
+     ([{"name": "a", "kind": "labels", "classes": [1]}], "'a' has 1 among its labels"),
+     ([{"name": "a", "kind": "labels", "classes": "ab"}], "'a' must be a list of names, not 'ab'"),
+     ([{"name": "a", "kind": "number", "mean": float("nan")}], "'a' cannot have the mean nan"),
+     ([{"name": "a", "kind": "number", "std": True}], "'a' cannot have the std True"),
+     ([{"name": "a", "kind": "number", "classes": ["x"]}], "'a'.* 1 names; .*none"),
+     ([{"name": "a", "kind": "number", "x": 1}], "'x': 1"),
+     ([{"name": "", "kind": "number"}], "got '' and 'number'"),
+     ([{"name": 1, "kind": "number"}], "got 1 and 'number'"),
+     ([{"name": "a", "kind": []}], r"got 'a' and \[\]"),
+     ([{"name": "a", "kind": "number"}] * 2, "2 tasks have the same name, 'a'"),
+     ([{"name": "a", "kind": "labels", "classes": [str(n) for n in range(70_000)]}], "70,000 outputs")],
 )  # fmt: skip
-def test_descriptions_in_files_are_checked(described):
-    with pytest.raises(ValueError):
+def test_descriptions_in_files_are_checked(described, words):
+    with pytest.raises(ValueError, match=words):
         from_dicts(described)
 
 
@@ -270,4 +291,6 @@ def test_descriptions_come_back():
     assert from_dicts(json.loads(json.dumps([task.to_dict() for task in tasks]))) == tasks
     assert output_names(tasks) == ["a: x", "a: y", "b"]
     targets = np.array([[0, NAN], [NAN, 1.5]])
-    np.testing.assert_equal(from_lists(tasks, json.loads(json.dumps(to_lists(targets)))), targets)
+    np.testing.assert_equal(
+        from_lists(tasks, json.loads(json.dumps(to_lists(targets))), ["p", "q"]), targets
+    )

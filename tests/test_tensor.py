@@ -333,8 +333,16 @@ def test_dtypes_are_never_mixed_silently():
         multiply(leaf(1.0), Tensor(np.ones(1, np.float32)))
     with pytest.raises(TypeError, match=r"not int64; .*\.astype"):
         tensor(np.arange(3))
-    with pytest.raises(TypeError, match="int64"):
+    with pytest.raises(
+        TypeError, match=r"got a list of int64; write floats, such as \[1\.0, 2\.0\]"
+    ):
         tensor([1, 2])
+    with pytest.raises(TypeError, match=r"ops\.add\(a, b\)"):
+        leaf(1.0) + leaf(1.0)
+    with pytest.raises(TypeError, match=r"ops\.add\(a, b\)"):
+        sum([leaf(1.0), leaf(1.0)])
+    with pytest.raises(TypeError, match=r"ops\.scale\(x, factor\)"):
+        2 * leaf(1.0)
     with pytest.raises(TypeError, match="not list"):
         Tensor([1.0])
     with pytest.raises(TypeError, match="not float;"):

@@ -8,7 +8,7 @@ import pytest
 
 from minitl import hdf5, models, nn, ops, optim
 from minitl.cli import main
-from minitl.data.folder import Sample
+from minitl.data.dataset import Sample
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import CPU

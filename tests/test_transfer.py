@@ -11,7 +11,7 @@ import minitl
 import minitl.data.preprocessing
 from minitl import models, nn
 from minitl.cli import main
-from minitl.data.folder import Sample
+from minitl.data.dataset import Sample
 from minitl.errors import InterruptedRunError, UserError
 from minitl.train import transfer
 from minitl.train.config import Config

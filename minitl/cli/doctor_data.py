@@ -11,8 +11,8 @@ from minitl.cli.settings import add_tasks
 from minitl.errors import UserError
 
 if TYPE_CHECKING:
+    from minitl.data.dataset import Dataset
     from minitl.data.doctor import Diagnosis
-    from minitl.data.folder import Dataset
     from minitl.data.parts import Problem
 
 SHOWN = 3  # pictures named for each finding
@@ -116,7 +116,7 @@ def _dataset(options: argparse.Namespace, problems: "list[Problem]") -> "Dataset
 
 def _side(weights: str | None) -> int | None:
     """Return the side of the pictures that a network is shown, None without one."""
-    from minitl.convert.pull import find_weights
+    from minitl.convert.locate import find_weights
     from minitl.data.preprocessing import Preprocessing
     from minitl.train.prepared_pictures import load_with_preprocessing
 

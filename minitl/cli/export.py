@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
     from minitl import hdf5
     from minitl.convert.export import export
-    from minitl.convert.pull import find_weights
+    from minitl.convert.locate import find_weights
     from minitl.text import printable
 
     source = find_weights(options.model)

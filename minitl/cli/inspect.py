@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     from minitl import hdf5
     from minitl.convert.golden import TOLERANCE, self_test
     from minitl.convert.inspection import compare, describe
-    from minitl.convert.pull import find_weights
+    from minitl.convert.locate import find_weights
 
     path = find_weights(options.file)
     found = describe(path, options.keys)

@@ -83,7 +83,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
-    from minitl.data.folder import list_pictures
+    from minitl.data.scanner import list_pictures
     from minitl.data.views import Views
     from minitl.text import printable
     from minitl.train.console import Progress

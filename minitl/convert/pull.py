@@ -29,7 +29,6 @@ from minitl.files import advice, user_folder
 from minitl.text import shown
 from minitl.weights import CATALOGUE, IMAGENET_CLASSES
 
-ASIDE = ".earlier-run"  # in a run folder: the run before, until the one that replaces it has saved
 TIMEOUT = 30.0  # seconds that a server may be silent
 RETRIES = 2  # after a connection that broke
 _HASHES = {"sha256": (8, 64), "md5": (32, 32)}  # fewest and most hexadecimal digits
@@ -131,34 +130,9 @@ def cache_folder() -> Path:
     return user_folder() / "weights"
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)  # results, which may be JSON, go to standard output
-
-
-def find_weights(text: str | os.PathLike[str], say: Callable[[str], object] = _to_stderr) -> Path:
-    """Return the weights file that a user means: a file, a run folder's best, or a name of the catalogue.
-
-    Raises UserError where it is none of these, or cannot be fetched. A file is not opened here.
-    """
-    path = Path(text)
-    folder = path.parent if path.name == "best.h5" else path
-    earlier = folder / ASIDE / "best.h5"
-    if earlier.is_file() and not (folder / "best.h5").exists():
-        raise UserError(
-            f"{folder} has no best.h5 yet: the run in it was to replace an earlier one, whose weights are "
-            f"in {earlier}; copy that file to another place and give the copy"
-        )
-    if path.is_dir():
-        if not (path / "best.h5").is_file():
-            raise UserError(f"{path} is not a run folder: it has no best.h5")
-        return path / "best.h5"
-    return pull(str(text), say=say) if is_name(text) else path
-
-
-def is_name(text: str | os.PathLike[str]) -> bool:
-    """Whether a text can only be meant as a name of the catalogue: it is no file or folder, nor like one."""
-    path = Path(text)
-    return not path.exists() and path.suffix != ".h5" and len(path.parts) == 1
+def to_stderr(line: str) -> None:
+    """Say something where it is no part of a result, which may be JSON on standard output."""
+    print(line, file=sys.stderr)
 
 
 def is_cached(entry: Entry) -> bool:
@@ -189,7 +163,7 @@ def pull(
     *,
     offline: bool = False,
     check: bool = False,
-    say: Callable[[str], object] = _to_stderr,
+    say: Callable[[str], object] = to_stderr,
 ) -> Path:
     """Return the weights file of a name of the catalogue, fetched and converted if it is not there yet.
 
@@ -403,12 +377,10 @@ def _convert(entry: Entry, source: Path, target: Path, say: Callable[[str], obje
 
 
 __all__ = [
-    "ASIDE",
     "Entry",
     "cache_folder",
     "catalogue",
-    "find_weights",
     "is_cached",
-    "is_name",
     "pull",
+    "to_stderr",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 from minitl.convert.pickles import TensorRecord
 from minitl.convert.source import StoredArray
 from minitl.errors import WeightsFileError
+from minitl.nn import is_counter
 from minitl.text import shown
 
 # Under these keys training programs put the weights, the first that is there is taken.
@@ -68,7 +69,7 @@ def find_state(content: Any, what: str, entry: str | None = None) -> FoundState:
     prefix = _common_prefix(tensors)
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     for name in list(tensors):
-        if name.split(".")[-1] == "num_batches_tracked":
+        if is_counter(name):
             del tensors[name]
             ignored[name] = "a counter that has no effect"
     return FoundState(tensors, "/".join(entries), prefix, ignored, beside)

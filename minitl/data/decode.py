@@ -34,7 +34,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError, features
 
-from minitl.data.folder import Sample
+from minitl.data.dataset import Sample
 from minitl.errors import UserError
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and a value of it

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from minitl.data.dataset import Dataset, Sample
 from minitl.data.decode import FORMATS, ImageError, decode_image
-from minitl.data.folder import Dataset, Sample
 from minitl.data.parts import PARTS, Problem
 from minitl.tasks import output_slices
 
@@ -133,7 +133,7 @@ def diagnose(
 
     problems: what was found wrong with its layout. input_side: what the network wants; much smaller pictures
     are reported; None for the usual one. workers: decoding threads.
-    progress: called with the number of pictures after each few.
+    progress: called with 1 after every picture.
     """
     tasks = _tasks(dataset)
     seen: list[_Seen] = []

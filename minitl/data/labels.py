@@ -16,12 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minitl.data.folder import Dataset, from_labels, list_inside, normal_form, scan
-from minitl.data.parts import Problem
+from minitl.data.dataset import Dataset, Sample, require_folder, safe_relative
+from minitl.data.drawing import draw_parts, notes_on_draw, require_fractions, samples_of
+from minitl.data.folder import scan
+from minitl.data.parts import PARTS, Problem, object_to
+from minitl.data.scanner import list_inside
 from minitl.data.table import LABEL, part_named, read_table
 from minitl.data.task_table import task_dataset
 from minitl.errors import OtherClassesError, UserError
 from minitl.tasks import Wanted
+from minitl.text import listed, normal_form
 
 
 class Label(NamedTuple):
@@ -83,6 +87,74 @@ def find_dataset(
     return from_labels(
         root, names, parts, **draw, seed=seed, classes=classes, notes=notes, problems=problems
     )
+
+
+def from_labels(
+    root: str | Path,
+    labels: Mapping[str, str],
+    parts: Mapping[str, str] | None = None,
+    *,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+    problems: list[Problem] | None = None,
+) -> Dataset:
+    """Make a dataset of class names that come from elsewhere: a table, or a pattern on file names.
+
+    labels: class name of each picture, keyed by the path relative to `root`. parts: "train", "val" or
+    "test", for those of which it is known; the others are split as by `scan`, unless there are parts of
+    that name already. classes, problems: as for `scan`; with classes, what has no part is `test`.
+    """
+    root = Path(root)
+    require_folder(root)
+    require_fractions(val_fraction, test_fraction)
+    open_part = "train" if classes is None else "test"
+    found: dict[str, dict[str, dict[str, str]]] = {open_part: {}}
+    for path, name in labels.items():
+        relative = safe_relative(path, "the labels")
+        if not (root / relative).is_file():
+            raise UserError(f"the labels name {path!r}, and there is no such file in {root}")
+        part = found.setdefault((parts or {}).get(path, open_part), {})
+        part.setdefault(normal_form(name), {})[relative] = relative
+    names = (
+        sorted({name for part in found.values() for name in part})
+        if classes is None
+        else [normal_form(name) for name in classes]
+    )
+    if len(names) < 2:
+        found_names = f"{len(names)} class(es) ({listed(names)})"
+        message = f"the labels of {root} name {found_names}; at least two are needed"
+        object_to(problems, "one-class", message)
+    drawn = draw_parts(found, val_fraction, test_fraction, seed) if classes is None else ()
+    train, val, test = (samples_of(found.get(part, {}), names) for part in PARTS)
+    if classes is None:
+        _require_training(root, names, train, val, problems)
+    said = [*notes, *notes_on_draw(drawn, (parts or {}).values(), seed)]
+    if not drawn:
+        return Dataset(root, names, train, val, test, notes=said)
+    return Dataset(root, names, train, val, test, seed, val_fraction, said, drawn=drawn)
+
+
+def _require_training(
+    root: Path,
+    names: list[str],
+    train: list[Sample],
+    val: list[Sample],
+    problems: list[Problem] | None,
+) -> None:
+    """Object where the given parts leave a class nothing to learn from, or nothing to judge."""
+    lacking = sorted(set(range(len(names))) - {sample.label for sample in train})
+    if lacking:
+        message = (
+            f"the labels of {root} leave no training picture for {listed(names[i] for i in lacking)}; "
+            "every class needs one"
+        )
+        object_to(problems, "empty-class", message)
+    if not val:
+        message = f"the labels of {root} leave no picture for validation; say which, or more"
+        object_to(problems, "no-validation", message)
 
 
 def read_labels(table: Path, root: Path) -> tuple[dict[str, Label], list[str]]:
@@ -152,4 +224,4 @@ def _require_known(said: Mapping[str, Label], classes: Sequence[str]) -> None:
             )
 
 
-__all__ = ["Label", "find_dataset", "labels_from_names", "read_labels"]
+__all__ = ["Label", "find_dataset", "from_labels", "labels_from_names", "read_labels"]

@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image
 
 from minitl.data.augment import Augmentation
+from minitl.data.dataset import Sample
 from minitl.data.decode import KEEP, decode_image
-from minitl.data.folder import Sample
 from minitl.data.preprocessing import Preprocessing
 
 PICTURES_PER_TASK = 4  # a small picture decodes in the time that handing over a task takes
@@ -71,6 +71,10 @@ class Loader:
 
     wait_seconds: how long the consumer has waited for batches so far. Where this is a good part of the
         time, decoding is what limits.
+
+    Raises ValueError for a batch size below 1, for no samples, for `drop_last` with fewer samples than a
+    batch, and for what must not be negative and is; while iterating, ImageError that names the file for a
+    picture that cannot be decoded, and ValueError for an epoch or batch that is not there.
     """
 
     def __init__(

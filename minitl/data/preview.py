@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from minitl.data.folder import Dataset, Sample
+from minitl.data.dataset import Dataset, Sample
 from minitl.data.loader import Loader
 
 MARGIN = 4

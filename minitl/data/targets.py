@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minitl.tasks import Task, target_slices
+from minitl.text import shown
 
 SEPARATOR = "|"  # between labels
 NONE = "-"  # in place of labels: it is known that there are none
@@ -53,27 +54,46 @@ def to_lists(targets: np.ndarray) -> list[list[float | None]]:
     return [[None if np.isnan(value) else float(value) for value in row] for row in targets]
 
 
-def from_lists(tasks: Sequence[Task], rows: Sequence[Any]) -> np.ndarray:
-    """Return the targets that `to_lists` gave. Raises ValueError for rows that do not fit the tasks."""
+def from_lists(tasks: Sequence[Task], rows: Sequence[Any], names: Sequence[str]) -> np.ndarray:
+    """Return the targets that `to_lists` gave. names: of the pictures that the rows are of.
+
+    Raises ValueError, naming picture and value, for a row that does not fit the tasks.
+    """
     width = sum(task.columns for task in tasks)
-    for row in rows:
+    for row, name in zip(rows, names, strict=True):
         fits = isinstance(row, list) and len(row) == width
         if not fits or not all(isinstance(value, float | int | None) for value in row):
-            raise ValueError(f"a row of targets must be {width} numbers or nulls")
+            raise ValueError(
+                f"the row of targets of {name!r} must be {width} numbers or nulls, not {shown(repr(row))}"
+            )
     given = [[np.nan if value is None else value for value in row] for row in rows]
     targets = np.array(given, np.float64).reshape(-1, width)
     for task, columns in zip(tasks, target_slices(tasks), strict=True):
         own = targets[:, columns]
-        known = own[~np.isnan(own).any(axis=1)]
-        most = {"classes": task.outputs - 1, "labels": 1, "number": np.inf}[task.kind]
-        whole = task.kind == "number" or (known == known.round()).all()
-        least = -np.inf if task.kind == "number" else 0
-        if not whole or not ((known >= least) & (known <= most)).all() or np.isinf(known).any():
-            raise ValueError(f"a target of the task {task.name!r} is out of range")
-        if np.isnan(own).any(axis=1).sum() != np.isnan(own).all(axis=1).sum():
-            raise ValueError(f"a target of the task {task.name!r} is known in part")
-    if np.isnan(targets).all(axis=1).any():
-        raise ValueError("nothing is known of a picture")
+        known = ~np.isnan(own)
+        if task.kind == "number":
+            wrong, fitting = np.isinf(own), "a finite number"
+        else:
+            most = task.outputs - 1 if task.kind == "classes" else 1
+            wrong = known & ~((own >= 0) & (own <= most) & (own == own.round()))
+            fitting = f"a whole number from 0 to {most}"
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"{own[row, column]:g}, a target of {names[row]!r}, is out of range: the task {task.name!r} "
+                f"takes {fitting}"
+            )
+        in_part = known.any(axis=1) & ~known.all(axis=1)
+        if in_part.any():
+            row = int(in_part.argmax())
+            raise ValueError(
+                f"{rows[row][columns]}, the targets of {names[row]!r} for the task {task.name!r}, are known "
+                "in part; it takes all of them or none"
+            )
+    nothing = np.isnan(targets).all(axis=1)
+    if nothing.any():
+        name = names[int(nothing.argmax())]
+        raise ValueError(f"nothing is known of {name!r}: all its targets are null")
     return targets
 
 

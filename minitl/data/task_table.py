@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitl.data.folder import Dataset, Sample, draw_parts, normal_form, notes_on_draw
+from minitl.data.dataset import Dataset, Sample
+from minitl.data.drawing import draw_parts, notes_on_draw
 from minitl.data.parts import PARTS
 from minitl.data.table import read_table
 from minitl.data.targets import NONE, SEPARATOR
 from minitl.errors import UserError
 from minitl.tasks import Task, Wanted, output_names, target_slices
-from minitl.text import listed
+from minitl.text import listed, normal_form
 
 # Names of one class or of labels; a number; None where it is not known.
 Answer = tuple[str, ...] | float | None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from minitl.data.dataset import Sample
 from minitl.data.decode import ImageError
-from minitl.data.folder import Sample
 from minitl.data.loader import Batch, Loader
 from minitl.data.preprocessing import Picture, Preprocessing
 from minitl.errors import UserError

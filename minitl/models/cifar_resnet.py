@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minitl import nn, ops
+from minitl import init, nn, ops
+from minitl.init import Rng
 from minitl.models.classifier import Classifier, Stage, preprocessing
-from minitl.models.resnet import Projection, Rng, conv
+from minitl.models.options import whole
+from minitl.models.resnet import Projection, conv
 from minitl.tensor import Tensor
 
 
@@ -63,9 +65,8 @@ class CifarResNet(Classifier):
         super().__init__(arch, options, preprocessing(resize=32, crop=32))
         if shortcut not in ("A", "B"):
             raise ValueError(f"{arch}: shortcut must be 'A' or 'B', not {shortcut!r}")
-        if not isinstance(width, int) or width < 1:
-            raise ValueError(f"{arch}: width must be a whole number of at least 1, not {width!r}")
-        rng = None if seed is None else np.random.default_rng(seed)
+        whole(width, "width", 1, 1024)
+        rng = init.generator(seed)
         self.conv1 = conv(3, width, 3, rng)
         self.bn1 = nn.BatchNorm2d(width)
         c = width

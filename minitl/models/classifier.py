@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from minitl import init, nn
 from minitl.models.options import whole
 from minitl.tasks import Task, from_dicts, output_names
@@ -173,7 +171,7 @@ class Classifier(nn.Module):
         """
         if not isinstance(hidden, list | tuple) or len(hidden) > MOST_HIDDEN:
             raise ValueError(f"head must be a list of at most {MOST_HIDDEN} widths; got {hidden!r}")
-        rng = None if seed is None else np.random.default_rng(seed)
+        rng = init.generator(seed)
         old = self.head
         size = (old if isinstance(old, nn.Linear) else next(iter(old))).weight.shape[1]
         new: nn.Module

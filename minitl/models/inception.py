@@ -11,15 +11,13 @@ and to bring them to that range itself; here that is part of the preprocessing, 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from minitl import nn, ops
+from minitl import init, nn, ops
+from minitl.init import Rng
 from minitl.models.classifier import Classifier, Stage, preprocessing, run_stages
 from minitl.models.options import changed, fraction, switch
 from minitl.shapes import Pair
 from minitl.tensor import Tensor
 
-Rng = np.random.Generator | None
 USUAL = {"auxiliary": False, "count_include_pad": True, "bn_eps": 1e-3, "dropout": 0.5}
 MIN_SIZE = 75  # pixels: with fewer the last maps are empty
 BRANCH = "Mixed_6e"  # the second head begins behind it
@@ -233,7 +231,7 @@ class InceptionV3(Classifier):
         }
         usual = preprocessing(342, 299) | {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
         super().__init__("inception_v3", changed(options, USUAL), usual)
-        rng = None if seed is None else np.random.default_rng(seed)
+        rng = init.generator(seed)
         make = Pieces(bn_eps, count_include_pad, rng)
         self.Conv2d_1a_3x3 = make.conv(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = make.conv(32, 32, 3)
@@ -302,7 +300,7 @@ class InceptionV3(Classifier):
         """Put freshly initialised heads for `num_classes` classes in place of the old ones."""
         super().replace_head(num_classes, seed=seed, hidden=hidden)
         if self.AuxLogits is not None:
-            rng = None if seed is None else np.random.default_rng([seed, 1])
+            rng = init.generator(None if seed is None else [seed, 1])
             self.AuxLogits.fc = nn.Linear(768, num_classes, rng=rng)
 
 

@@ -7,11 +7,9 @@ normalisation. Names are this project's, after torchvision's ResNet.
 
 from typing import Any
 
-import numpy as np
-
-from minitl import nn, ops
+from minitl import init, nn, ops
+from minitl.init import Rng
 from minitl.models.classifier import Classifier, Stage
-from minitl.models.resnet import Rng
 from minitl.tensor import Tensor
 
 BN_EPS = 1e-3
@@ -47,7 +45,7 @@ class MLPerfResNet8(Classifier):
         raw: dict[str, Any] = {"scale": 1.0, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
         usual = {"resize": 32, "crop": 32, "interpolation": "bilinear", "channel_order": "RGB"}
         super().__init__("mlperf_resnet8", {}, usual | raw)
-        rng = None if seed is None else np.random.default_rng(seed)
+        rng = init.generator(seed)
         self.conv1 = conv(3, 16, 3, rng)
         self.bn1 = nn.BatchNorm2d(16, eps=BN_EPS)
         self.layer1 = Block(16, 16, 1, rng)

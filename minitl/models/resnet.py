@@ -10,15 +10,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from minitl import nn, ops
+from minitl import init, nn, ops
+from minitl.init import Rng
 from minitl.models.classifier import Classifier, Stage, preprocessing
 from minitl.models.options import changed, fraction, switch, whole
 from minitl.shapes import Padding, same_padding
 from minitl.tensor import Tensor
-
-Rng = np.random.Generator | None
 
 
 @dataclass(frozen=True)
@@ -193,7 +190,7 @@ class ResNet(Classifier):
         interpolation = "bicubic" if style.deep_stem else "bilinear"
         super().__init__(arch, options, preprocessing(256, 224, interpolation))
         self.style = style
-        rng = None if seed is None else np.random.default_rng(seed)
+        rng = init.generator(seed)
         self.conv1: nn.Module = (
             DeepStem(style.deep_stem, style, rng)
             if style.deep_stem

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from minitl import nn, ops
+from minitl import init, nn, ops
+from minitl.init import Rng
 from minitl.models.classifier import Classifier, Stage, preprocessing
 from minitl.models.options import changed, fraction, switch
-from minitl.models.resnet import Rng
 from minitl.tensor import Tensor
 
 USUAL = {"stride_last": False, "zero_pool": False, "conv_bias": False, "bn_eps": 1e-5}
@@ -88,7 +88,7 @@ class ResNetV2(Classifier):
         super().__init__(arch, changed(options, USUAL), usual)
         # A 1x1 convolution of each channel by itself with 1, whose padding is a frame of zeros.
         self._frame = Tensor(np.ones((64, 1, 1, 1), np.float32)) if zero_pool else None
-        rng = None if seed is None else np.random.default_rng(seed)
+        rng = init.generator(seed)
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=conv_bias, rng=rng)
         c = 64
         for stage, depth in enumerate(depths):

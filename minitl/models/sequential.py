@@ -18,12 +18,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from minitl import nn
+from minitl import init, nn
+from minitl.init import Rng
 from minitl.models.classifier import Classifier, Stage, preprocessing
 from minitl.models.options import fraction, switch, whole
-from minitl.models.resnet import Rng
 from minitl.shapes import Padding, Padding2d, same_padding, window_output_shape
 
 MAX_LAYERS = 200
@@ -150,7 +148,7 @@ class SequentialCNN(Classifier):
         options = {"input": [height, width], "layers": [dict(layer) for layer in layers]}
         super().__init__("sequential", options, preprocessing(height, height))
         self.head_name = str(len(layers) - 1)
-        rng = None if seed is None else np.random.default_rng(seed)
+        rng = init.generator(seed)
         shape: Shape = (height, width, 3)
         parameters = 0
         for number, settings in enumerate(layers):

@@ -7,9 +7,7 @@ configurations A, B, D and E.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from minitl import nn, ops
+from minitl import init, nn, ops
 from minitl.models.classifier import Classifier, Stage, preprocessing
 from minitl.models.options import changed, fraction, whole
 from minitl.tensor import Tensor
@@ -50,7 +48,7 @@ class VGG(Classifier):
         whole(hidden, "hidden", 0, 65536)
         fraction(dropout, "dropout")
         fraction(bn_eps, "bn_eps")
-        rng = None if seed is None else np.random.default_rng(seed)
+        rng = init.generator(seed)
         layers: list[nn.Module] = []
         c = 3
         for depth, width in zip(DEPTHS[arch.removesuffix("_bn")], WIDTHS, strict=True):
@@ -85,7 +83,7 @@ class VGG(Classifier):
     def flatten_before_head(self) -> None:
         """Leave out the dense layers before the head; it is a new one of zeros then."""
         if self.head_name != "classifier":
-            self.classifier = nn.Linear(512 * 7 * 7, self.num_classes)
+            self.classifier = nn.Linear(512 * 7 * 7, self.num_classes, rng="zeros")
             self.head_name = "classifier"
             options = {k: v for k, v in self.arch_options.items() if k != "head"}
             self.arch_options = options | {"hidden": 0}

@@ -179,7 +179,10 @@ def batchnorm_relu(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return relu(batchnorm(x, ...)), computed in one pass; arguments as for `batchnorm`."""
+    """Return relu(batchnorm(x, ...)), of the shape of x, computed in one pass.
+
+    Arguments and errors are those of `batchnorm`.
+    """
     return _batchnorm(
         x, None, weight, bias, running_mean, running_var, training, momentum, eps, True
     )
@@ -197,9 +200,11 @@ def batchnorm_add_relu(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return relu(batchnorm(x, ...) + residual), computed in one pass.
+    """Return relu(batchnorm(x, ...) + residual), of the shape of x, computed in one pass.
 
-    residual: of the shape of x. The other arguments are as for `batchnorm`.
+    residual: of the shape and dtype of x. The other arguments are those of `batchnorm`.
+
+    Raises ValueError as `batchnorm`, and for a residual of another shape; TypeError for one of another dtype.
     """
     return _batchnorm(
         x, residual, weight, bias, running_mean, running_var, training, momentum, eps, True

@@ -9,7 +9,7 @@ from typing import Any, Self, get_args, get_origin
 
 import tomli_w
 
-from minitl.convert.pull import is_name
+from minitl.convert.locate import is_name
 from minitl.data.augment import Augmentation
 from minitl.device import check_precision, parse_device
 from minitl.errors import UserError

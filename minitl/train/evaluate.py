@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from minitl.convert.pull import find_weights
-from minitl.data.folder import Dataset, Sample, is_run, load_split
+from minitl import run_files
+from minitl.convert.locate import find_weights
+from minitl.data.dataset import Dataset, Sample, load_split
 from minitl.data.labels import find_dataset
 from minitl.data.parts import PARTS
 from minitl.data.preprocessing import Preprocessing
@@ -100,9 +101,9 @@ def _dataset(
     """
     run = run_or_weights if run_or_weights.is_dir() else run_or_weights.parent
     split = None
-    if run_or_weights.exists() and is_run(run):
-        config = Config.load(run / "config.toml")
-        split = _own_split(run / "split.json", data, Path(config.data))
+    if run_or_weights.exists() and run_files.is_run(run):
+        config = Config.load(run / run_files.SETTINGS)
+        split = _own_split(run / run_files.SPLIT, data, Path(config.data))
     if split is not None:
         follow_links = follow_links or config.follow_links
         if labels is None and label_from_name is None:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minitl import hdf5, models
-from minitl.data.folder import Dataset
+from minitl import hdf5, models, run_files
+from minitl.data.dataset import Dataset
 from minitl.device import Device
 from minitl.errors import UserError
 from minitl.files import write_atomically, write_json
@@ -72,8 +72,8 @@ def write_evidence(
 
     Raises UserError for a picture that can no longer be read. Activation maps are computed on the CPU.
     """
-    model = models.load_model(folder / "best.h5")
-    config = Config.load(folder / "config.toml")
+    model = models.load_model(folder / run_files.BEST)
+    config = Config.load(folder / run_files.SETTINGS)
     best = best_of(history)
     html = render(
         title=folder.resolve().name,
@@ -84,15 +84,15 @@ def write_evidence(
         history=history,
         judged=judged,
         seconds=seconds,
-        config=(folder / "config.toml").read_text(encoding="utf-8"),
+        config=(folder / run_files.SETTINGS).read_text(encoding="utf-8"),
         before=before,
     )
-    write_json(folder / "classes.json", dataset.classes)
-    write_atomically(folder / "curves.png", plots.curves(history))
+    write_json(folder / run_files.CLASSES, dataset.classes)
+    write_atomically(folder / run_files.CURVES, plots.curves(history))
     if not dataset.tasks:
         confusion = plots.confusion(judged[-1].metrics["confusion"], dataset.classes)
-        write_atomically(folder / "confusion.png", confusion)
-    write_atomically(folder / "report.html", html.encode("utf-8", "backslashreplace"))
+        write_atomically(folder / run_files.CONFUSION, confusion)
+    write_atomically(folder / run_files.REPORT, html.encode("utf-8", "backslashreplace"))
 
 
 def _origin(config: Config) -> str:
@@ -114,30 +114,32 @@ def report(
 
     Raises UserError for a folder that holds no run with a finished epoch, and for pictures that are gone.
     """
-    for name in ("config.toml", "split.json", "last.h5", "best.h5"):
+    for name in (run_files.SETTINGS, run_files.SPLIT, run_files.LAST, run_files.BEST):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder} is not the folder of a run with a finished epoch: {name} is missing"
             )
-    config = Config.load(folder / "config.toml")
+    config = Config.load(folder / run_files.SETTINGS)
     dataset = dataset_of_run(folder, config)
-    progress = hdf5.read(folder / "last.h5").progress
+    progress = hdf5.read(folder / run_files.LAST).progress
     if progress is None:
-        raise UserError(f"{folder / 'last.h5'} holds weights only, no history of a run")
+        raise UserError(f"{folder / run_files.LAST} holds weights only, no history of a run")
     where = prepare_device(device, precision, threads)
-    model = models.load_model(folder / "best.h5")
-    check_preprocessing(config.preprocessing, model, folder / "best.h5", folder / "config.toml")
+    model = models.load_model(folder / run_files.BEST)
+    check_preprocessing(
+        config.preprocessing, model, folder / run_files.BEST, folder / run_files.SETTINGS
+    )
     with where.computing(precision):
         judged = judge(model.to(where), dataset, workers, where, precision)
     history, before = progress["history"], progress.get("before")
     write_evidence(folder, dataset, history, judged, _seconds(folder), before)
-    return folder / "report.html"
+    return folder / run_files.REPORT
 
 
 def _seconds(folder: Path) -> dict[str, Any]:
     """Return what took how long, as the finished run noted it."""
     try:
-        noted = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["timing"]
+        noted = json.loads((folder / run_files.SUMMARY).read_text(encoding="utf-8"))["timing"]
         return {str(name): float(value) for name, value in noted.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}  # a run that was stopped early has no summary, and an older one no times

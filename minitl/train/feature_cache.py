@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitl.backend import kernel_sources, to_host
+from minitl.data.dataset import Sample
 from minitl.data.decode import decoder
-from minitl.data.folder import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile, write

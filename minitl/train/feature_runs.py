@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from minitl import models
-from minitl.convert.pull import find_weights
-from minitl.data.folder import Dataset, Sample
+from minitl.convert.locate import find_weights
+from minitl.data.dataset import Dataset, Sample
 from minitl.data.parts import PARTS
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.stamps import Stamp, stamps

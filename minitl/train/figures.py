@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minitl.data.folder import Dataset
+from minitl.data.dataset import Dataset
 from minitl.tasks import Task
 from minitl.text import printable
 from minitl.train.console import percent

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from minitl import models
+from minitl import models, run_files
 from minitl.device import get_device, parse_device
 from minitl.errors import InterruptedRunError, UserError
 from minitl.files import write_json
@@ -93,8 +93,8 @@ def _begin(config: Config, folder: Path) -> dict[str, Any]:
     say_model(model, config)
     set_aside(folder)
     try:
-        config.save(folder / "config.toml")
-        dataset.save_split(folder / "split.json")
+        config.save(folder / run_files.SETTINGS)
+        dataset.save_split(folder / run_files.SPLIT)
         model.to(device)
         optimizer = make_optimizer(model, config)
         average = WeightAverage(model, config.ema) if config.ema else None
@@ -125,7 +125,7 @@ def resume(
     Raises UserError for a folder without a run, or with one that lacks something, for another kind of device,
     and where pictures have changed and that was not accepted.
     """
-    config = Config.load(folder / "config.toml")
+    config = Config.load(folder / run_files.SETTINGS)
     if device is not None and parse_device(device).kind != parse_device(config.device).kind:
         raise UserError(
             f"--device {device}: this run began on {config.device}, where results have other last bits; "
@@ -318,7 +318,7 @@ def _judge_before(run: Run) -> dict[str, Any]:
 
 def _finish(run: Run) -> dict[str, Any]:
     """Judge the best epoch's weights, on the test part too where there is one."""
-    best = models.load_model(run.folder / "best.h5").to(run.device)
+    best = models.load_model(run.folder / run_files.BEST).to(run.device)
     summary: dict[str, Any] = {
         "model": best.arch,
         "device": run.config.device,
@@ -349,7 +349,7 @@ def _finish(run: Run) -> dict[str, Any]:
         run.clock.seconds.items(), key=lambda item: item[0] == _WAITING
     )  # it comes last
     summary["timing"] = {name: round(value, 3) for name, value in seconds}
-    write_json(run.folder / "summary.json", summary)
+    write_json(run.folder / run_files.SUMMARY, summary)
     for part in ("val", "test"):
         if part in summary:
             figures = summary[part]

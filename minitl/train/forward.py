@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from minitl.data.folder import Dataset, Sample
+from minitl.data.dataset import Dataset, Sample
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import CPU, Device, dtype_of

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minitl import nn, optim
-from minitl.data.folder import Dataset
+from minitl.data.dataset import Dataset
 from minitl.errors import UserError
 from minitl.models import Classifier
 from minitl.tensor import Tensor

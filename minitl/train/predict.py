@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minitl.data.folder import Sample, list_pictures
+from minitl.data.dataset import Sample
 from minitl.data.preprocessing import Preprocessing
+from minitl.data.scanner import list_pictures
 from minitl.data.views import ViewLoader, Views
 from minitl.train.batches import decoding_threads
 from minitl.train.computing import prepare_device

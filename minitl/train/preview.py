@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from minitl import models
-from minitl.convert.pull import find_weights
-from minitl.data.folder import Dataset
+from minitl.convert.locate import find_weights
+from minitl.data.dataset import Dataset
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.preview import contact_sheet, draw_sheet

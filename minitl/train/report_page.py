@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minitl.data.folder import Dataset, Sample
+from minitl.data.dataset import Dataset, Sample
 from minitl.data.parts import PARTS
 from minitl.models import Classifier
 from minitl.train import plots

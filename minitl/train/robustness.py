@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minitl.backend import Array
-from minitl.data.folder import Sample
+from minitl.data.dataset import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.views import ViewLoader
 from minitl.device import CPU, Device, dtype_of

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minitl import optim
-from minitl.data.folder import Dataset
+from minitl.data.dataset import Dataset
 from minitl.data.loader import Loader
 from minitl.data.preprocessing import Preprocessing
 from minitl.device import Device

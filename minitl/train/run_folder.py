@@ -7,17 +7,13 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from minitl.convert.pull import ASIDE
-from minitl.data.folder import RUNS
+from minitl import run_files
 from minitl.errors import UserError
+from minitl.run_files import ASIDE, RUN_FILES, RUNS
 
 if sys.platform != "win32":
     import fcntl
 
-RUN_FILES = (
-    *("config.toml", "split.json", "last.h5", "best.h5", "metrics.csv", "summary.json"),
-    *("report.html", "curves.png", "confusion.png", "classes.json"),
-)
 _SETTINGS = {"data", "epochs", "batch_size", "seed"}  # every config.toml of a run has had these
 
 
@@ -71,7 +67,7 @@ def refuse_to_replace_weights(folder: Path, weights: str | None) -> None:
     if weights is None:
         return
     path = Path(weights)
-    path = path / "best.h5" if path.is_dir() else path
+    path = path / run_files.BEST if path.is_dir() else path
     names = {path.resolve(), path.parent.resolve() / path.name}  # behind a link, or one itself
     places = [place.resolve() for place in (folder, folder / ASIDE)]
     if any(place / file in names for place in places for file in RUN_FILES):
@@ -131,14 +127,14 @@ def holds_run(folder: Path) -> bool:
     """Whether a folder holds a run: settings of ours, and another file that a run leaves."""
     if (folder / ASIDE).is_dir():
         return True
-    others = any((folder / file).is_file() for file in RUN_FILES if file != "config.toml")
+    others = any((folder / file).is_file() for file in RUN_FILES if file != run_files.SETTINGS)
     return others and _has_settings(folder)
 
 
 def _has_settings(folder: Path) -> bool:
     """Whether config.toml is there and ours: others use that name too."""
     try:
-        text = (folder / "config.toml").read_text(encoding="utf-8")
+        text = (folder / run_files.SETTINGS).read_text(encoding="utf-8")
         return tomllib.loads(text).keys() >= _SETTINGS
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         return False
@@ -154,8 +150,8 @@ def set_aside(folder: Path) -> None:
     They come back with `put_back`, and go for good with `forget_earlier`.
     """
     aside = folder / ASIDE
-    if aside.is_dir() and (folder / "config.toml").exists():
-        if (folder / "last.h5").exists():
+    if aside.is_dir() and (folder / run_files.SETTINGS).exists():
+        if (folder / run_files.LAST).exists():
             forget_earlier(folder)  # the run that is here has replaced it
         else:
             _delete_run(folder)  # the run that is here was killed before it saved anything

@@ -7,9 +7,9 @@ import io
 import sys
 from pathlib import Path
 
-from minitl import hdf5
+from minitl import hdf5, run_files
 from minitl.convert.golden import make_golden
-from minitl.data.folder import Dataset
+from minitl.data.dataset import Dataset
 from minitl.device import get_device
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile
@@ -33,7 +33,7 @@ from minitl.train.trained_model import dropouts, prepare_to_train
 
 def is_saved(folder: Path) -> bool:
     """Whether there is something to resume from."""
-    return (folder / "last.h5").exists()
+    return (folder / run_files.LAST).exists()
 
 
 def save_epoch(run: Run) -> None:
@@ -45,7 +45,7 @@ def save_epoch(run: Run) -> None:
 
     def write() -> None:
         if best is not None:
-            best.write(run.folder / "best.h5")
+            best.write(run.folder / run_files.BEST)
         _write_state(run.folder, state)
         _write_metrics(run.folder, metrics)
 
@@ -63,7 +63,7 @@ def _best(run: Run) -> hdf5.Prepared | None:
         return None
     with run.judged():
         best = to_weights_file(run.model, source=_source(run))
-        best.golden = make_golden(best, str(run.folder / "best.h5"))
+        best.golden = make_golden(best, str(run.folder / run_files.BEST))
         return hdf5.prepare(best)
 
 
@@ -84,7 +84,7 @@ def _state(run: Run) -> hdf5.Prepared:
 
 
 def _write_state(folder: Path, state: hdf5.Prepared) -> None:
-    state.write(folder / "last.h5")
+    state.write(folder / run_files.LAST)
     forget_earlier(folder)
 
 
@@ -99,7 +99,7 @@ def _metrics(run: Run) -> bytes:
 
 
 def _write_metrics(folder: Path, metrics: bytes) -> None:
-    write_atomically(folder / "metrics.csv", metrics)
+    write_atomically(folder / run_files.METRICS, metrics)
 
 
 def _source(run: Run) -> str:
@@ -125,11 +125,13 @@ def saved_run(config: Config, folder: Path, accept_changed: bool) -> Run:
         changed = feature_runs.changed_pictures(features)
     if changed and not accept_changed:
         raise _changed(folder, dataset, changed)
-    checkpoint = hdf5.read(folder / "last.h5")
+    checkpoint = hdf5.read(folder / run_files.LAST)
     if checkpoint.progress is None or checkpoint.optimizer is None:
         raise UserError(f"{folder / 'last.h5'} holds weights only, no state to resume from")
-    model = from_weights_file(checkpoint, str(folder / "last.h5"))
-    check_preprocessing(config.preprocessing, model, folder / "last.h5", folder / "config.toml")
+    model = from_weights_file(checkpoint, str(folder / run_files.LAST))
+    check_preprocessing(
+        config.preprocessing, model, folder / run_files.LAST, folder / run_files.SETTINGS
+    )
     prepare_to_train(model, config)
     if config.lr is None:
         raise UserError(f"{folder / 'config.toml'} does not say the lr; write the run's back")
@@ -182,12 +184,12 @@ def _note_changed(run: Run, changed: list[str]) -> None:
     )
     say(f"  {coloured('warning', 'yellow', sys.stdout)}: {printable(note)}")
     run.dataset = dataclasses.replace(run.dataset, notes=[*run.dataset.notes, note])
-    run.dataset.save_split(run.folder / "split.json")
+    run.dataset.save_split(run.folder / run_files.SPLIT)
 
 
 def _require_best(folder: Path, history: list[dict[str, float]]) -> None:
     """Raise UserError now rather than at the end of a run, where it lacks what it ends with."""
-    path = folder / "best.h5"
+    path = folder / run_files.BEST
     if not path.is_file():
         raise UserError(
             f"{path} is missing: the weights of epoch {best_of(history)['epoch']:.0f}, the best so far, "

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from minitl import nn
-from minitl.data.folder import Sample
+from minitl.data.dataset import Sample
 from minitl.data.preprocessing import Preprocessing
 from minitl.data.views import ViewLoader
 from minitl.device import CPU

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from minitl.data.folder import Dataset, load_split
+from minitl import run_files
+from minitl.data.dataset import Dataset, load_split
 from minitl.data.labels import find_dataset
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile
@@ -44,9 +45,9 @@ def dataset_of_run(folder: Path, config: Config) -> Dataset:
     if not root.is_dir():
         raise UserError(
             f"{root}, the folder of the pictures of {folder}, is not there; put it back, or write the place "
-            f"where it is now as data into {folder / 'config.toml'}"
+            f"where it is now as data into {folder / run_files.SETTINGS}"
         )
-    return load_split(folder / "split.json", root)
+    return load_split(folder / run_files.SPLIT, root)
 
 
 def refuse_idle_fractions(dataset: Dataset, val_fraction: float, test_fraction: float) -> None:

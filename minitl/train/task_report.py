@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minitl.data.folder import Dataset, Sample
+from minitl.data.dataset import Dataset, Sample
 from minitl.data.targets import value_in_words
 from minitl.models import Classifier
 from minitl.tasks import Task, output_slices, target_slices

@@ -3,8 +3,8 @@
 import numpy as np
 
 from minitl import models, nn
-from minitl.convert.pull import find_weights
-from minitl.data.folder import Dataset
+from minitl.convert.locate import find_weights
+from minitl.data.dataset import Dataset
 from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.models import Classifier

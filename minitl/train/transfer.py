@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from minitl import models
-from minitl.convert.pull import find_weights
+from minitl import models, run_files
+from minitl.convert.locate import find_weights
 from minitl.device import get_device
 from minitl.errors import InterruptedRunError
 from minitl.files import write_atomically, write_json
@@ -131,7 +131,7 @@ def _attacked(run: Path, config: Config, part: str, attack: Attack) -> float:
     samples = getattr(dataset, part)
     with Progress("attacking", len(samples)) as progress:
         found = under_attack(
-            models.load_model(run / "best.h5"),
+            models.load_model(run / run_files.BEST),
             samples,
             dataset.root,
             attack,

@@ -3,9 +3,9 @@
 import dataclasses
 import sys
 
+from minitl.data.dataset import Dataset
 from minitl.data.decode import check_images
 from minitl.data.doctor import COLOURS, quick_findings
-from minitl.data.folder import Dataset
 from minitl.errors import UserError
 from minitl.tasks import output_slices
 from minitl.text import coloured, listed, printable
