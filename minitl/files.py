@@ -80,7 +80,10 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
 
 
 def user_folder() -> Path:
-    """Return the folder for all that can be made or fetched again: $MINITL_CACHE, or the user's own."""
+    """Return the folder for weights and features that can be made or fetched again.
+
+    It is $MINITL_CACHE, or the user's own. Compiled kernels are always in the user's own.
+    """
     import platformdirs
 
     chosen = os.environ.get("MINITL_CACHE")

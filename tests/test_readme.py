@@ -35,7 +35,7 @@ def test_the_first_two_commands_are_the_demo_and_the_tests():
 def test_every_command_shown_is_understood(line):
     command = shlex.split(line, comments=True)
     if command[0] == "minitl":
-        assert callable(cli._parser().parse_args(command[1:]).run)
+        assert callable(cli.parsers()[0].parse_args(command[1:]).run)
 
 
 def test_what_it_links_to_and_shows_exists():
