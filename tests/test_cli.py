@@ -167,7 +167,9 @@ def test_the_option_is_named_whose_file_is_not_there(tmp_path, capsys):
         tmp_path / "none.txt",
     ]
     code = main([str(word) for word in command])
-    expect_error(capsys, code, f"--class-names {tmp_path / 'none.txt'}: No such file")
+    expect_error(
+        capsys, code, f"--class-names {tmp_path / 'none.txt'}: No such file", "check that path"
+    )
 
 
 @pytest.mark.parametrize(

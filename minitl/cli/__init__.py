@@ -124,7 +124,7 @@ def _explain(error: BaseException, options: argparse.Namespace, command: Command
         option = _given_as(error.filename, options, command)
         if option is None:
             return f"{reason}: {error.filename}"
-        return f"{option} {error.filename}: {reason}; give a file that can be read"
+        return f"{option} {error.filename}: {reason}; check that path"
     if isinstance(error, MemoryError):
         return f"out of memory; {_less_memory(command)}"
     return "interrupted"
