@@ -148,14 +148,18 @@ def show_finetune(name: str, group: Row) -> None:
     print(f"  minitl beside the faster script: {group['ratio']:.2f}x")
     if not group["same_pictures"]:
         print("  WRONG: the contenders did not have the same number of pictures")
-    word = "as good" if group["same_accuracy"] else "WORSE"
-    print(
-        f"  accuracy {word}: {group['accuracy_behind']:+.1%} behind it, standard deviation "
-        f"{group['accuracy_sd']:.1%}"
-    )
+    print(f"  {_accuracy_beside(group)}")
     timing = group["runs"]["minitl"][0]["timing"]
     parts = ", ".join(f"{what} {seconds:.1f}" for what, seconds in timing.items())
     print(f"  seconds of minitl's first run: {parts}")
+
+
+def _accuracy_beside(group: Row) -> str:
+    """Say how our accuracy compares with the faster script's, and whether that counts as worse."""
+    points = -100 * group["accuracy_behind"]
+    where = f"{abs(points):.1f} points {'above' if points > 0 else 'below'} the faster script"
+    word = "accuracy" if group["same_accuracy"] else "accuracy WORSE"
+    return f"{word}: {where} (sd {100 * group['accuracy_sd']:.1f})"
 
 
 def _ms(value: float) -> str:

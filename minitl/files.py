@@ -80,9 +80,9 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
 
 
 def user_folder() -> Path:
-    """Return the folder for fetched weights and computed features: $MINITL_CACHE, or the user's own.
+    """Return the folder for weights and features that can be made or fetched again.
 
-    Compiled kernels are elsewhere: see kernels/cpu/jit.py and kernels/cuda/compiler.py.
+    It is $MINITL_CACHE, or the user's own. Compiled kernels are always in the user's own.
     """
     import platformdirs
 

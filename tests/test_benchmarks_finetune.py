@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import minitl
-from benchmarks import finetune, rivals, torch_finetune
+from benchmarks import finetune, report, rivals, torch_finetune
 from minitl import models
 from minitl.data.preprocessing import Preprocessing
 from tests.test_finetune import write_pictures
@@ -108,6 +108,30 @@ def test_figures():
     assert not finetune.summary(runs)["same_accuracy"]
     runs["fast"][0]["pictures"] = [5, 3]
     assert not finetune.summary(runs)["same_pictures"]
+
+
+@pytest.mark.parametrize(
+    ("behind", "words"),
+    [
+        (-0.038, "  accuracy: 3.8 points above the faster script (sd 2.1)\n"),
+        (0.01, "  accuracy: 1.0 points below the faster script (sd 2.1)\n"),
+        (0.06, "  accuracy WORSE: 6.0 points below the faster script (sd 2.1)\n"),
+    ],
+)
+def test_accuracy_is_said_to_be_above_or_below(capsys, behind, words):
+    group = {
+        "task": {"frozen": True, "epochs": 1, "lr": 0.01},
+        "seeds": 1,
+        "contenders": [],
+        "ratio": 2.0,
+        "same_pictures": True,
+        "accuracy_behind": behind,
+        "accuracy_sd": 0.021,
+        "same_accuracy": behind <= 0.021,
+        "runs": {"minitl": [{"timing": {}}]},
+    }
+    report.show_finetune("resnet18", group)
+    assert words in capsys.readouterr().out
 
 
 def test_a_process_that_fails_is_named():

@@ -131,7 +131,9 @@ def conv_algorithm(setting):
 def make_arrays(case, dtype, seed=0, integers=False):
     """Return x, weight, bias and dy."""
     random = np.random.default_rng(seed)
-    y = reference.forward(np.zeros(case.x), np.zeros(case.weight), None, *case.geometry).shape
+    y = reference.conv2d_forward(
+        np.zeros(case.x), np.zeros(case.weight), None, *case.geometry
+    ).shape
     shapes = case.x, case.weight, (case.filters,), y
     if integers:
         return [random.integers(-4, 5, shape).astype(dtype) for shape in shapes]
@@ -149,10 +151,10 @@ def compute(case, x, weight, bias, dy):
 def expect(case, x, weight, bias, dy):
     """Return y, dx, dw, db by the reference."""
     return (
-        reference.forward(x, weight, bias, *case.geometry),
-        reference.dx(dy, weight, x.shape, *case.geometry),
-        reference.dw(dy, x, weight.shape, *case.geometry),
-        reference.db(dy),
+        reference.conv2d_forward(x, weight, bias, *case.geometry),
+        reference.conv2d_dx(dy, weight, x.shape, *case.geometry),
+        reference.conv2d_dw(dy, x, weight.shape, *case.geometry),
+        reference.conv2d_db(dy),
     )
 
 

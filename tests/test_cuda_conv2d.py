@@ -113,7 +113,7 @@ def in_every_order(gpu, compute):
 
 def operands(make, x_shape, weight_shape, *geometry):
     x, weight = make(1, *x_shape), make(2, *weight_shape)
-    dy = make(3, *reference.forward(x[..., :0], weight[:0, ..., :0], None, *geometry[:3], 1).shape[:3],
+    dy = make(3, *reference.conv2d_forward(x[..., :0], weight[:0, ..., :0], None, *geometry[:3], 1).shape[:3],
               weight_shape[0])  # fmt: skip
     return x, weight, dy
 
@@ -134,9 +134,9 @@ def three_products(gpu, kind, x, weight, dy, geometry):
 
 def expected_products(x, weight, dy, geometry):
     return (
-        reference.forward(x, weight, None, *geometry),
-        reference.dx(dy, weight, x.shape, *geometry),
-        reference.dw(dy, x, weight.shape, *geometry),
+        reference.conv2d_forward(x, weight, None, *geometry),
+        reference.conv2d_dx(dy, weight, x.shape, *geometry),
+        reference.conv2d_dw(dy, x, weight.shape, *geometry),
     )
 
 
@@ -313,7 +313,7 @@ def test_scale_shift_residual_and_relu(gpu, kind, case, residual):
     arrays = [activation(gpu, x, kind), parameter(gpu, weight, kind)]
     line = [gpu.cupy.asarray(a.astype(np.float64)) for a in (scale, shift)]
     added_ = activation(gpu, added, kind) if residual else None
-    plain = reference.forward(x, weight, None, *geometry)
+    plain = reference.conv2d_forward(x, weight, None, *geometry)
     linear = plain * scale + shift + (added if residual else 0)
     for relu, expected in ((False, linear), (True, np.maximum(linear, 0))):
         (y,) = in_every_order(
@@ -357,7 +357,7 @@ def test_statistics(gpu, kind, case):
     y, mean, var = in_every_order(
         gpu, lambda: conv2d.conv2d_statistics_forward(x_, weight_, *geometry)
     )
-    expected = reference.forward(x, weight, None, *geometry)
+    expected = reference.conv2d_forward(x, weight, None, *geometry)
     np.testing.assert_array_equal(y, of_type(expected, KINDS[kind]))
     exact = widened(y).reshape(-1, weight_shape[0])
     np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-6, atol=2e-7 * abs(exact).max())
@@ -402,7 +402,7 @@ def test_statistics_need_pictures(gpu):
 def test_bias_gradient(gpu, kind, rows, channels):
     dy = whole(3, 1, rows, 1, channels)
     (db,) = in_every_order(gpu, lambda: [conv2d.conv2d_db(activation(gpu, dy, kind))])
-    np.testing.assert_array_equal(db, reference.db(dy))
+    np.testing.assert_array_equal(db, reference.conv2d_db(dy))
 
 
 def shifted(gpu, x):
@@ -453,7 +453,7 @@ def test_memory_order_does_not_matter(gpu):
     )
     np.testing.assert_array_equal(dx.get(), expected_dx)
     np.testing.assert_array_equal(dw.get(), expected_dw)
-    np.testing.assert_array_equal(conv2d.conv2d_db(dy_).get(), reference.db(dy))
+    np.testing.assert_array_equal(conv2d.conv2d_db(dy_).get(), reference.conv2d_db(dy))
 
 
 def test_no_pictures(gpu, kind):

@@ -173,17 +173,16 @@ def test_an_attack_leaves_fewer_right(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    command = ["evaluate", "w.h5", "data", "--json", "--attack", "pgd", "--epsilon", "30"]
+    command = ["evaluate", "w.h5", "data", "--json", "--attack", "pgd:30"]
     assert main(command) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["attack"]["accuracy"] < figures["accuracy"]
     assert figures["attack"]["epsilon"] == 30 and figures["attack"]["images"] == 12
-    assert main(["evaluate", "w.h5", "data", "--epsilon", "1"]) == 1
-    assert "--attack" in capsys.readouterr().err
-    for epsilon in ("900", "0"):
-        assert main(["evaluate", "w.h5", "data", "--attack", "fgsm", "--epsilon", epsilon]) == 1
+    assert figures["attack"]["steps"] == 10
+    for attack, reason in (("fgsm:900", "at most 255"), ("fgsm:0", "at most 255"), ("l2", "fgsm")):
+        assert main(["evaluate", "w.h5", "data", "--attack", attack]) == 1
         error = capsys.readouterr().err
-        assert f"--epsilon {epsilon}" in error and "at most 255" in error and "step" not in error
+        assert f"--attack cannot be '{attack}'" in error and reason in error and "step" not in error
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")

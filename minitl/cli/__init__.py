@@ -9,7 +9,8 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from minitl import __version__
 from minitl.cli import (
@@ -31,7 +32,7 @@ from minitl.cli import (
     transfer_report,
 )
 from minitl.errors import InterruptedRunError, UserError
-from minitl.text import coloured
+from minitl.text import coloured, near_miss, printable
 
 COMMANDS = (
     *(finetune, preview, lr_find, evaluate, predict, report, transfer_report),
@@ -39,13 +40,31 @@ COMMANDS = (
     *(inspect, convert, export, pull, doctor, doctor_data),
 )
 
+# What others call our options, where the names are not alike.
+OTHER_NAMES = {
+    **dict.fromkeys(("--learning-rate", "--base-lr", "--blr"), "--lr"),
+    **dict.fromkeys(("--bs", "-b", "--batch"), "--batch-size"),
+    **dict.fromkeys(("--num-epochs", "--n-epochs", "-e"), "--epochs"),
+    **dict.fromkeys(("--wd", "--decay"), "--weight-decay"),
+    **dict.fromkeys(("--num-workers", "-j", "--jobs"), "--workers"),
+    **dict.fromkeys(("--model", "--pretrained", "--checkpoint"), "--weights"),
+    **dict.fromkeys(("--lr-scheduler", "--sched"), "--schedule"),
+    **dict.fromkeys(("--gpu", "--gpus"), "--device"),
+    **dict.fromkeys(("--amp", "--fp16", "--bf16"), "--precision"),
+    **dict.fromkeys(("--output", "--output-dir", "-o"), "--out"),
+    **dict.fromkeys(("--val-split", "--validation-split"), "--val-fraction"),
+    "--early-stopping": "--patience",
+    "--epsilon": "--attack",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code.
 
     0 good, 1 an error that was explained, 130 Ctrl-C, 141 where whoever read the output went away.
     """
-    options = _parser().parse_args(arguments)
+    parser, commands = parsers()
+    options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is spelled out
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -58,28 +77,91 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError, KeyboardInterrupt, MemoryError) as error:
         if options.debug:
             raise
-        print(f"{coloured('minitl:', 'red', sys.stderr)} {_explain(error)}", file=sys.stderr)
+        print(
+            f"{coloured('minitl:', 'red', sys.stderr)} {_explain(error, options, commands[options.command])}",
+            file=sys.stderr,
+        )
         return 130 if isinstance(error, KeyboardInterrupt | InterruptedRunError) else 1
 
 
-def _explain(error: BaseException) -> str:
+class Command(argparse.ArgumentParser):
+    """The arguments of one command, which itself says what it does not know."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read arguments; end the process with a message where some are not known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self._refuse(unknown)
+        return found, unknown
+
+    def options(self) -> dict[str, str]:
+        """Return the options, each with the name that its value has."""
+        return {name: action.dest for name, action in self._option_string_actions.items()}
+
+    def _refuse(self, unknown: Sequence[str]) -> NoReturn:
+        option = next((word for word in unknown if word.startswith("-")), None)
+        if option is None:
+            self._end(f"cannot do anything with {printable(' '.join(unknown))}")
+        option, names = option.partition("=")[0], self.options()
+        meant = near_miss(option, list(names)) or OTHER_NAMES.get(option)
+        self._end(
+            f"no option {printable(option)}; "
+            + (f"did you mean {meant}?" if meant in names else f"{self.prog} --help shows all")
+        )
+
+    def _end(self, message: str) -> NoReturn:
+        self.exit(2, f"{coloured(f'{self.prog}:', 'red', sys.stderr)} {message}\n")
+
+
+def _explain(error: BaseException, options: argparse.Namespace, command: Command) -> str:
+    """Return what happened and what to do about it, in the words of the command's own options."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        reason = error.strerror or str(error)
+        if error.filename is None:
+            return reason
+        option = _given_as(error.filename, options, command)
+        if option is None:
+            return f"{reason}: {error.filename}"
+        return f"{option} {error.filename}: {reason}; check that path"
     if isinstance(error, MemoryError):
-        return "out of memory; try a smaller --batch-size"
+        return f"out of memory; {_less_memory(command)}"
     return "interrupted"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _given_as(path: Any, options: argparse.Namespace, command: Command) -> str | None:
+    """Return the option that a file was given with, None where it was not."""
+    for option, name in command.options().items():
+        value = getattr(options, name, None)
+        if value is not None and str(value) == os.fsdecode(path):
+            return option
+    return None
+
+
+def _less_memory(command: Command) -> str:
+    has = command.options()
+    advice = {
+        "--pictures": "fewer --pictures or --columns",
+        "--micro-batch": "a smaller --micro-batch or --batch-size",
+        "--batch-size": "a smaller --batch-size",
+        "--workers": "fewer --workers",
+    }
+    lighter = next((f"try {words}, or " for option, words in advice.items() if option in has), "")
+    return f"{lighter}end other programs"
+
+
+def parsers() -> tuple[argparse.ArgumentParser, Mapping[str, Command]]:
+    """Return the parser of the whole command line, and those of its commands by name."""
     parser = argparse.ArgumentParser(
         prog="minitl",
         description="Transfer learning on your own pictures, on a GPU or a plain CPU.",
     )
     parser.add_argument("--version", action="version", version=f"minitl {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", dest="command", parser_class=Command
+    )
     for module in COMMANDS:
         command = module.add(commands)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+    return parser, commands.choices

@@ -1,6 +1,7 @@
 """Arguments that several commands have."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,23 @@ def add_threads(command: Any) -> None:
         type=count,
         metavar="N",
         help="threads that compute (default: all cores); results do not depend on it",
+    )
+
+
+def add_workers(
+    command: Any,
+    kind: Callable[[str], int] | None = None,
+    usual: str = "1 beside a CPU that computes, one for each core beside a GPU",
+) -> None:
+    """Add --workers, which is None or lacking unless given: then `decoding_threads` says how many.
+
+    kind: reads the number; the default is `count`. usual: how many there are unless it is given.
+    """
+    command.add_argument(
+        "--workers",
+        type=kind or count,
+        metavar="N",
+        help=f"threads that decode pictures ({usual}); results do not depend on it",
     )
 
 
@@ -60,7 +78,7 @@ def add_labels(command: Any) -> None:
     command.add_argument(
         "--label-from-name",
         metavar="REGEX",
-        help="a pattern on paths with a group (?P<label>...) and perhaps (?P<part>...)",
+        help="a regular expression that paths match, with a group (?P<label>...) and perhaps (?P<part>...)",
     )
 
 
@@ -69,7 +87,7 @@ def add_follow_links(command: Any) -> None:
     command.add_argument(
         "--follow-links",
         action="store_true",
-        help="take along what links that lead out of the folder point to (default: not)",
+        help="follow symbolic links that point outside DATA (default: leave them out)",
     )
 
 
@@ -79,7 +97,7 @@ def add_threshold(command: Any) -> None:
         "--threshold",
         type=share,
         metavar="X",
-        help="probability from which on a label is predicted, where pictures have several (0.5)",
+        help="probability above which a label counts as present, in multi-label tasks (0.5)",
     )
 
 
@@ -102,30 +120,19 @@ def count(text: str) -> int:
 
 
 def add_attack(command: Any) -> None:
-    """Add --attack and --epsilon; `make_attack` reads them."""
+    """Add --attack; `make_attack` reads it."""
     command.add_argument(
         "--attack",
-        choices=("fgsm", "pgd"),
-        help="judge pictures that are changed to mislead the network as well: by one step, or by "
-        "several; slow",
-    )
-    command.add_argument(
-        "--epsilon",
-        type=float,
-        metavar="X",
-        help="largest change of a value by --attack, of 255 (2)",
+        metavar="KIND:X",
+        help="judge also with pictures that are changed to mislead the network, each value by at most X of "
+        "255: pgd:2 (10 steps) or fgsm:4 (one); slow",
     )
 
 
 def make_attack(options: argparse.Namespace) -> Any:
-    """Return the Attack that is asked for, or None. Raises UserError for settings that cannot be."""
-    from minitl.train.attack import Attack
+    """Return the Attack that is asked for, or None. Raises UserError for one that cannot be."""
+    from minitl.train.attack import JUDGING_STEPS, Attack
 
     if options.attack is None:
-        if options.epsilon is not None:
-            raise UserError("--epsilon says how much --attack may change; give both")
         return None
-    try:
-        return Attack(options.attack, 2.0 if options.epsilon is None else options.epsilon)
-    except ValueError as error:
-        raise UserError(f"--epsilon {options.epsilon:g}: {error}") from None
+    return Attack.parse(options.attack, option="--attack", steps=JUDGING_STEPS)

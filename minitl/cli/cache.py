@@ -13,7 +13,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="list or empty the cache of features",
         description="What frozen layers computed is kept in the user's cache folder, or in the folder "
         "$MINITL_CACHE, so that later epochs and runs need not compute it again. It can be deleted at any "
-        "time.",
+        "time. Compiled kernels are always in the user's cache folder, which $XDG_CACHE_HOME moves on Linux.",
     )
     command.set_defaults(run=run)
     what = command.add_mutually_exclusive_group()

@@ -18,8 +18,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "programs and without executing anything. Format and network are told from the contents of SRC.",
     )
     command.set_defaults(run=run)
-    command.add_argument("source", metavar="SRC", type=Path)
-    command.add_argument("target", metavar="DST.h5", type=Path)
+    command.add_argument("source", metavar="SRC", type=Path, help="the file to convert")
+    command.add_argument("target", metavar="DST.h5", type=Path, help="the weights file to write")
     command.add_argument(
         "--arch", metavar="NAME", help="the network, such as resnet50 (default: recognised)"
     )
@@ -28,13 +28,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="such as stride_in_1x1=true; goes before what was recognised",
+        help="an option of the network, such as stride_in_1x1=true; overrides what was recognised",
     )
     command.add_argument(
         "--entry", metavar="KEY", help="what holds the weights in a checkpoint, such as model_ema"
     )
     command.add_argument(
-        "--new-head", type=int, metavar="N", help="put a random head for N classes"
+        "--new-head", type=int, metavar="N", help="replace the head by a random one for N classes"
     )
     command.add_argument(
         "--drop-unexpected",
@@ -45,16 +45,19 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--preprocessing",
         type=_preprocessing,
         metavar="NAME|JSON",
-        help="what is done to bytes: raw, unit, tf, torch or caffe; or what differs from the usual, such as "
+        help="how pixels are prepared: raw, unit, tf, torch or caffe; or what differs from the usual, as "
         """'{"resize": 232, "interpolation": "bicubic"}'""",
     )
     command.add_argument(
         "--class-names",
         type=Path,
         metavar="FILE|imagenet",
-        help="one name a line, in order; the word imagenet: the usual names and order of its 1000 classes",
+        help="a file with one class name a line, in order; or the word imagenet: the usual names and order "
+        "of its 1000 classes",
     )
-    command.add_argument("--license", metavar="TEXT", help="recorded in the file")
+    command.add_argument(
+        "--license", metavar="TEXT", help="licence of the weights, recorded in the file"
+    )
     command.add_argument(
         "--dry-run", action="store_true", help="say what would be written, and do not write"
     )

@@ -9,7 +9,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "doctor",
         help="check the GPU: what is missing, and whether it computes what the CPU does",
-        description="Exit status 0 only if the GPU works.",
+        description="Check the GPU: what is missing, and whether every kernel computes what the CPU does. "
+        "Exit status 0 only if the GPU works.",
     )
     command.set_defaults(run=run)
     command.add_argument(

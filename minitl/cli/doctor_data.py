@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitl.cli.arguments import add_follow_links, add_labels, count
+from minitl.cli.arguments import add_follow_links, add_labels, add_workers, count
 from minitl.cli.settings import add_tasks
 from minitl.errors import UserError
 
@@ -23,10 +23,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "doctor-data",
         help="look for broken, copied, mislabelled and missing pictures",
-        description="Look at every picture of DATA. Exit status 1 if something would make a result a lie.",
+        description="Look at every picture of DATA. Exit status 1 if something would make results invalid "
+        "(unreadable files, train/val leaks, conflicting labels).",
     )
     command.set_defaults(run=run)
-    command.add_argument("data", metavar="DATA", type=Path, help="as for finetune")
+    command.add_argument(
+        "data", metavar="DATA", type=Path, help="the image folder, as for finetune"
+    )
     add_labels(command)
     add_follow_links(command)
     add_tasks(command)
@@ -50,12 +53,16 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="share kept for validation if DATA has no val, as for finetune (0.2)",
     )
     command.add_argument(
-        "--test-fraction", type=float, default=0.0, metavar="X", help="the same for a test part (0)"
+        "--test-fraction",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="share set aside for test if DATA has no test part (0)",
     )
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the split (0)")
     command.add_argument(
-        "--workers", type=count, default=2, metavar="N", help="decoding threads (2)"
+        "--seed", type=int, default=0, metavar="N", help="random seed of the split (0)"
     )
+    add_workers(command, usual="one for each core")
     command.add_argument("--all", action="store_true", help="name every picture, not the first few")
     command.add_argument("--json", action="store_true", help="print everything as JSON")
     return command
@@ -64,6 +71,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
     from minitl.data.doctor import Diagnosis, diagnose, layout_findings
+    from minitl.data.loader import usable_cores
     from minitl.data.parts import Problem
     from minitl.train.console import Progress
 
@@ -82,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
             dataset,
             problems=problems,
             input_side=side,
-            workers=options.workers,
+            workers=options.workers or usable_cores(),
             progress=progress.update,
         )
     if options.json:

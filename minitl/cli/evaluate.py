@@ -13,7 +13,7 @@ from minitl.cli.arguments import (
     add_labels,
     add_threads,
     add_threshold,
-    count,
+    add_workers,
     make_attack,
 )
 
@@ -24,9 +24,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     """Declare the command and its arguments."""
     command: argparse.ArgumentParser = commands.add_parser(
         "evaluate",
-        help="judge a run or a weights file on an image folder",
+        help="judge a run or a weights file on labelled pictures",
         description="Judge a run or a weights file on labelled pictures. Where DATA is what the run was "
-        "trained on, its parts are those of the run.",
+        "trained on, its parts are those of the run, and the default judges what it did not train on.",
     )
     command.set_defaults(run=run)
     command.add_argument(
@@ -35,21 +35,20 @@ def add(commands: Any) -> argparse.ArgumentParser:
         type=Path,
         help="a run folder, a weights file or a name (minitl pull --list)",
     )
-    command.add_argument("data", metavar="DATA", type=Path)
     command.add_argument(
-        "--part", choices=("train", "val", "test", "all"), help="default: test, else val"
+        "data", metavar="DATA", type=Path, help="the image folder, as for finetune"
     )
     command.add_argument(
-        "--workers",
-        type=count,
-        metavar="N",
-        help="threads that decode pictures (1; with a GPU one for each core)",
+        "--part",
+        choices=("train", "val", "test", "all"),
+        help="part of DATA to judge (default: test, else val)",
+    )
+    add_workers(command)
+    command.add_argument(
+        "--skip-bad", action="store_true", help="leave out unreadable pictures (default: stop)"
     )
     command.add_argument(
-        "--skip-bad", action="store_true", help="go on without unreadable pictures"
-    )
-    command.add_argument(
-        "--tta", metavar="VIEWS", help="mean over views of each picture, as in minitl predict"
+        "--tta", metavar="VIEWS", help="average over views of each picture, as in minitl predict"
     )
     add_threshold(command)
     add_attack(command)

@@ -16,8 +16,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "programs. State dicts load unchanged into torchvision's and timm's networks.",
     )
     command.set_defaults(run=run)
-    command.add_argument("model", metavar="RUN_OR_WEIGHTS")
-    command.add_argument("target", metavar="OUT", type=Path)
+    command.add_argument(
+        "model",
+        metavar="RUN_OR_WEIGHTS",
+        help="a run folder, a weights file or a name (minitl pull --list)",
+    )
+    command.add_argument("target", metavar="OUT", type=Path, help="the file to write")
     command.add_argument(
         "--to",
         metavar="FORMAT",
@@ -27,7 +31,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--names",
         metavar="WHOSE",
         default="torchvision",
-        help="names of a state dict, where they differ: torchvision (default) or timm",
+        help="whose names a state dict gets, where they differ: torchvision (default) or timm",
     )
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     return command

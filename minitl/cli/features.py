@@ -10,7 +10,7 @@ from minitl.cli.arguments import (
     add_labels,
     add_overwrite,
     add_threads,
-    count,
+    add_workers,
     refuse_to_replace,
 )
 
@@ -26,13 +26,18 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command.set_defaults(run=run)
     command.add_argument("data", metavar="DATA", type=Path, help="the image folder")
     command.add_argument(
-        "--weights", metavar="FILE.h5|NAME", required=True, help="a file, a run folder or a name"
+        "--weights",
+        metavar="FILE.h5|NAME",
+        required=True,
+        help="the network: a weights file, a run folder or a name (minitl pull --list)",
     )
-    command.add_argument("--out", metavar="FILE.h5", type=Path, required=True, help="the new file")
+    command.add_argument(
+        "--out", metavar="FILE.h5", type=Path, required=True, help="the file to write"
+    )
     command.add_argument(
         "--cut",
         metavar="PART",
-        help="take what comes out of this part, as layer3 (the last before the head)",
+        help="take what comes out of this part, such as layer3 (the last one before the head)",
     )
     add_overwrite(command)
     command.add_argument(
@@ -43,14 +48,18 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="share kept for validation if DATA has no val (0.2)",
     )
     command.add_argument(
-        "--test-fraction", type=float, default=0.0, metavar="X", help="the same for a test part (0)"
+        "--test-fraction",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="share set aside for test if DATA has no test part (0)",
     )
     add_labels(command)
     add_follow_links(command)
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the split (0)")
     command.add_argument(
-        "--workers", type=count, default=1, metavar="N", help="threads that decode pictures (1)"
+        "--seed", type=int, default=0, metavar="N", help="random seed of the split (0)"
     )
+    add_workers(command)
     add_threads(command)
     add_device(command, device="cpu", precision="float32")
     return command
@@ -60,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
     from minitl.data.labels import find_dataset
     from minitl.text import printable
+    from minitl.train.batches import decoding_threads
     from minitl.train.feature_runs import extract
     from minitl.train.source import refuse_idle_fractions
 
@@ -81,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
         options.weights,
         options.out,
         cut=options.cut,
-        workers=options.workers,
+        workers=options.workers or decoding_threads(options.device),
         threads=options.threads,
         device=options.device,
         precision=options.precision,

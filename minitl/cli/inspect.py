@@ -16,7 +16,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "for weights of the catalogue (minitl pull --list).",
     )
     command.set_defaults(run=run)
-    command.add_argument("file", metavar="FILE.h5")
+    command.add_argument("file", metavar="FILE.h5", help="a weights file, a run folder or a name")
     command.add_argument("--keys", action="store_true", help="list every array")
     command.add_argument("--compare", metavar="OTHER.h5", help="show where the two files differ")
     command.add_argument(

@@ -6,14 +6,13 @@ from typing import Any
 
 from minitl.cli.arguments import add_overwrite, count, refuse_to_replace
 from minitl.cli.settings import (
-    add_augmentation,
-    add_batches,
-    add_computing,
-    add_model,
-    add_optimizer,
-    add_pictures,
-    add_recipe,
-    add_tasks,
+    add_course,
+    add_features,
+    add_schedule,
+    add_settings,
+    add_source,
+    config_of,
+    given_in,
 )
 
 
@@ -24,46 +23,36 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="find a learning rate for your pictures",
         description="Take some steps as minitl finetune would with the same options, at a learning rate "
         "that rises from far too small to far too large; draw the loss and suggest a rate. The weights "
-        "stay as they are.",
+        "stay as they are. Where parts have learning rates of their own, they keep their ratio to --lr.",
+        epilog="The schedule and the course of training (--epochs and the like) are accepted too, so that "
+        "options of minitl finetune can be reused as they are; they have no influence here.",
         usage="minitl lr-find DATA --weights FILE.h5|NAME [options of finetune] [--out FILE.png]",
         argument_default=argparse.SUPPRESS,
     )
     command.set_defaults(run=run, debug=False)
     what = command.add_argument_group("what to do")
-    what.add_argument("data", nargs="?", metavar="DATA", help="the image folder")
-    what.add_argument("--weights", metavar="FILE.h5|NAME", help="pretrained weights")
-    what.add_argument(
-        "--from-scratch", action="store_true", help="only the network of --weights, not its weights"
-    )
-    what.add_argument("--arch", metavar="NAME", help="without --weights: the network")
-    what.add_argument("--config", metavar="FILE.toml", help="settings of a run to start from")
-    add_recipe(what)
+    add_source(what)
+    add_features(what)
     what.add_argument(
         "--out", default=Path("lr.png"), type=Path, metavar="FILE.png", help="the drawing (lr.png)"
     )
     add_overwrite(what)
-    what.add_argument("--steps", type=count, default=100, metavar="N", help="at most (100)")
+    what.add_argument("--steps", type=count, default=100, metavar="N", help="steps, at most (100)")
     what.add_argument(
-        "--lowest", type=float, default=1e-6, metavar="X", help="the first rate (1e-6)"
+        "--lowest", type=float, default=1e-6, metavar="X", help="first learning rate (1e-6)"
     )
-    what.add_argument("--highest", type=float, default=10, metavar="X", help="the last one (10)")
-    add_model(command)
-    add_optimizer(command)
-    add_batches(command)
-    add_augmentation(command)
-    add_pictures(command)
-    add_tasks(command)
-    add_computing(command)
+    what.add_argument(
+        "--highest", type=float, default=10, metavar="X", help="last learning rate (10)"
+    )
+    add_settings(command, idle=(add_schedule, add_course))
     return command
 
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
-    from minitl.train.config import make_config
     from minitl.train.lr_finder import find_lr
 
-    given = {k: v for k, v in vars(options).items() if k not in ("run", "debug")}
+    given = given_in(options)
     out, *ramp = (given.pop(name) for name in ("out", "steps", "lowest", "highest"))
     refuse_to_replace(out, given.pop("overwrite"))
-    file = given.pop("config", None)
-    find_lr(make_config(file and Path(file), given), out, *ramp)
+    find_lr(config_of(given, options.command), out, *ramp)

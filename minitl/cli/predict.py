@@ -16,6 +16,7 @@ from minitl.cli.arguments import (
     add_follow_links,
     add_threads,
     add_threshold,
+    add_workers,
     count,
     share,
 )
@@ -41,28 +42,26 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument("images", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+")
     command.add_argument(
-        "--top", type=count, default=3, metavar="N", help="classes shown for each (3)"
+        "--top", type=count, default=3, metavar="N", help="classes shown for each picture (3)"
     )
     command.add_argument(
         "--tta",
         metavar="VIEWS",
-        help="mean over several views of each picture: flip (mirrored too), crops:5 (corners too), or both "
-        "with a comma; takes as many times as long",
+        help="test-time augmentation: average over views of each picture: flip (mirrored too), crops:5 "
+        "(corners too), or both as flip,crops:5; takes as many times as long",
     )
     command.add_argument(
         "--unknown-below",
         type=share,
         metavar="X",
-        help="call a picture unknown where the best class has a lower probability than this, 0 to 1",
+        help="call a picture unknown where its best class has a lower probability than this, 0 to 1 (never)",
     )
     add_threshold(command)
     command.add_argument(
-        "--skip-bad", action="store_true", help="go on without unreadable pictures"
+        "--skip-bad", action="store_true", help="leave out unreadable pictures (default: stop)"
     )
     add_follow_links(command)
-    command.add_argument(
-        "--workers", type=count, metavar="N", help="decoding threads (1; with a GPU, one per core)"
-    )
+    add_workers(command)
     add_threads(command)
     add_device(command, device="cpu", precision="float32")
     output = command.add_argument_group("output")
@@ -75,7 +74,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--out",
         metavar="FILE",
         type=Path,
-        help="write to a file, which appears when it is complete",
+        help="write to a file, which appears when it is complete (standard output)",
     )
     output.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     return command

@@ -16,7 +16,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "kept in the user's cache folder, or in the folder $MINITL_CACHE.",
     )
     command.set_defaults(run=run)
-    command.add_argument("name", metavar="NAME", nargs="?", help="such as resnet50.torchvision_v2")
+    command.add_argument(
+        "name", metavar="NAME", nargs="?", help="the weights, such as resnet50.torchvision_v2"
+    )
     command.add_argument("--list", action="store_true", help="list all names, with their licences")
     command.add_argument(
         "--offline",

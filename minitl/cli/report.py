@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minitl.cli.arguments import add_device, add_threads, count
+from minitl.cli.arguments import add_device, add_threads, add_workers
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -16,10 +16,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "and classes.json into its folder. The run's pictures must still be there.",
     )
     command.set_defaults(run=run)
-    command.add_argument("folder", metavar="RUN", type=Path)
-    command.add_argument(
-        "--workers", type=count, default=1, metavar="N", help="decoding threads (1)"
-    )
+    command.add_argument("folder", metavar="RUN", type=Path, help="the run folder")
+    add_workers(command)
     add_threads(command)
     add_device(command, device="cpu", precision="float32")
     return command
@@ -27,11 +25,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
+    from minitl.train.batches import decoding_threads
     from minitl.train.evidence import report
 
     page = report(
         options.folder,
-        workers=options.workers,
+        workers=options.workers or decoding_threads(options.device),
         threads=options.threads,
         device=options.device,
         precision=options.precision,

@@ -11,11 +11,17 @@ def add(commands: Any) -> argparse.ArgumentParser:
     """Declare the command and its arguments."""
     command: argparse.ArgumentParser = commands.add_parser(
         "serve",
-        help="a local web page and JSON endpoint: drop a picture, see classes",
-        description="Serve a model on this machine: a page, and POST /predict with a picture as the body.",
+        help="serve a local web page and JSON endpoint: drop a picture, see classes",
+        description="Serve a model on this machine: a page, and POST /predict with a picture as the body. "
+        "The address to open in a browser is printed. Needs pip install 'minitl[serve]'.",
     )
     command.set_defaults(run=run)
-    command.add_argument("model", metavar="RUN_OR_WEIGHTS", type=Path)
+    command.add_argument(
+        "model",
+        metavar="RUN_OR_WEIGHTS",
+        type=Path,
+        help="a run folder, a weights file or a name (minitl pull --list)",
+    )
     command.add_argument(
         "--host",
         default="127.0.0.1",

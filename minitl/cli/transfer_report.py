@@ -13,6 +13,7 @@ from minitl.cli.arguments import (
     add_follow_links,
     add_labels,
     add_threads,
+    add_workers,
     count,
     make_attack,
 )
@@ -32,13 +33,29 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     command.set_defaults(run=run)
     command.add_argument("data", metavar="DATA", help="as for finetune")
-    command.add_argument("--weights", metavar="FILE.h5|NAME", required=True)
-    command.add_argument("--epochs", type=count, default=10, metavar="N", help="of each run (10)")
+    command.add_argument(
+        "--weights",
+        metavar="FILE.h5|NAME",
+        required=True,
+        help="pretrained weights, as for finetune",
+    )
+    command.add_argument(
+        "--epochs", type=count, default=10, metavar="N", help="epochs of each run (10)"
+    )
     command.add_argument("--seeds", type=count, default=3, metavar="N", help="runs of each way (3)")
-    command.add_argument("--batch-size", type=count, default=16, metavar="N", help="(16)")
-    for way, rate in zip(RATES, ("0.05", "0.01", "0.001"), strict=True):
+    command.add_argument(
+        "--batch-size", type=count, default=16, metavar="N", help="pictures in a step (16)"
+    )
+    for way, rate, words in (
+        ("scratch", "0.05", "from scratch"),
+        ("frozen", "0.01", "of the head alone"),
+        ("finetuned", "0.001", "of all layers"),
+    ):
         command.add_argument(
-            f"--lr-{way}", type=float, metavar="X", help=f"learning rate of this way ({rate})"
+            f"--lr-{way}",
+            type=float,
+            metavar="X",
+            help=f"learning rate of the runs {words} ({rate})",
         )
     for name, kind in (
         ("augment", "store_false"),
@@ -51,13 +68,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
         )
     add_labels(command)
     add_follow_links(command)
-    command.add_argument(
-        "--workers", type=count, default=1, metavar="N", help="decoding threads (1)"
-    )
+    add_workers(command)
     add_attack(command)
     add_threads(command)
     add_device(command, device="cpu", precision="float32")
-    command.add_argument("--out", metavar="FOLDER", help="(default: runs/<name of DATA>-transfer)")
+    command.add_argument(
+        "--out", metavar="FOLDER", help="folder of the runs (default: runs/<name of DATA>-transfer)"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace the runs in FOLDER")
     command.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
     return command

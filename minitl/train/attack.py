@@ -23,6 +23,7 @@ from minitl.tensor import Tensor
 from minitl.train.batches import parts_of
 
 ATTACKS = ("fgsm", "pgd")
+JUDGING_STEPS, TRAINING_STEPS = 10, 7  # of PGD; the latter as Madry et al. train
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Attack:
 
     kind: str = "pgd"
     epsilon: float = 2.0
-    steps: int = 10
+    steps: int = JUDGING_STEPS
     step_size: float | None = None
     seed: int = 0
 
@@ -52,18 +53,20 @@ class Attack:
             raise ValueError(f"step_size must be above 0; got {self.step_size}")
 
     @classmethod
-    def parse(cls, text: str, seed: int = 0) -> Self:
-        """Read "pgd:2" or "fgsm:4", a kind and its epsilon, as `--adversarial` has them.
+    def parse(
+        cls, text: str, seed: int = 0, *, option: str = "--adversarial", steps: int = TRAINING_STEPS
+    ) -> Self:
+        """Read "pgd:2" or "fgsm:4", a kind and its epsilon, as `--adversarial` and `--attack` have them.
 
-        PGD then takes 7 steps, as Madry et al. do in training. Raises UserError for anything else.
+        steps: of PGD. Raises UserError for anything else, naming the option.
         """
         kind, colon, epsilon = text.partition(":")
         try:
-            return cls(kind, float(epsilon) if colon else 2.0, steps=7, seed=seed)
+            return cls(kind, float(epsilon) if colon else 2.0, steps=steps, seed=seed)
         except ValueError as error:
             raise UserError(
-                f"--adversarial cannot be {text!r} ({error}); write pgd:2 or fgsm:4, the kind and the "
-                "largest change of 255"
+                f"{option} cannot be {text!r} ({error}); write pgd:2 or fgsm:4, the kind and the largest "
+                "change of 255"
             ) from None
 
     def __call__(
@@ -123,4 +126,4 @@ def _gradient(model: Classifier, images: Array, labels: Array, at_once: int | No
             parameter.requires_grad = True
 
 
-__all__ = ["ATTACKS", "Attack"]
+__all__ = ["ATTACKS", "JUDGING_STEPS", "TRAINING_STEPS", "Attack"]

@@ -298,11 +298,14 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def make_config(
-    file: Path | None, given: dict[str, Any], settings: dict[str, Any] | None = None
+    file: Path | None,
+    given: dict[str, Any],
+    settings: dict[str, Any] | None = None,
+    command: str = "finetune",
 ) -> Config:
     """Combine a config.toml, if there is one, with the options given on the command line.
 
-    settings: to start from where there is no config.toml.
+    settings: to start from where there is no config.toml. command: whose options these are, for advice.
     """
     given = dict(given)
     for name in given.keys() & {"task", "task_weight", "lr_for"}:
@@ -316,9 +319,8 @@ def make_config(
     values = less_pointless(values, given)
     values |= given if recipe is None else settings_of(recipe, given) | given
     if "data" not in values:
-        raise UserError(
-            "give the image folder: minitl finetune DATA --weights FILE.h5 (or try --demo)"
-        )
+        demo = " (or try --demo)" if command == "finetune" else ""
+        raise UserError(f"give the image folder: minitl {command} DATA --weights FILE.h5{demo}")
     values.setdefault("workers", decoding_threads(values.get("device", "cpu")))
     if "weights" not in given and "arch" in given:
         values["weights"] = None

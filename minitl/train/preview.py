@@ -19,6 +19,7 @@ from minitl.train.console import say
 from minitl.train.mixing import mix
 from minitl.train.prepared_pictures import load_with_preprocessing
 from minitl.train.source import dataset_of
+from minitl.train.usable_data import without_bad_images
 
 NARROWEST = 150  # pixels that the shares of two classes take
 
@@ -30,6 +31,10 @@ def preview(config: Config, out: Path, pictures: int, columns: int) -> None:
     Raises UserError for bad data, weights or settings.
     """
     dataset = dataset_of(config)
+    if config.skip_bad:  # which pictures there are decides their order
+        dataset = without_bad_images(dataset, config)
+    if config.cached_views:  # further epochs show these again
+        columns = min(columns, config.cached_views)
     loader = Loader(
         dataset.train,
         dataset.root,

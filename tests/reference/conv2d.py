@@ -32,7 +32,7 @@ def _groups(x_channels, filters, groups):
         yield slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)
 
 
-def forward(x, weight, bias, stride, padding, dilation, groups):
+def conv2d_forward(x, weight, bias, stride, padding, dilation, groups):
     x, weight = _padded(x, padding), weight.astype(np.float64)
     windows = list(_windows(*x.shape[1:3], weight.shape[1:3], stride, dilation))
     y = np.zeros((len(x), windows[-1][0] + 1, windows[-1][1] + 1, len(weight)))
@@ -42,7 +42,7 @@ def forward(x, weight, bias, stride, padding, dilation, groups):
     return y if bias is None else y + bias
 
 
-def dx(dy, weight, x_shape, stride, padding, dilation, groups):
+def conv2d_dx(dy, weight, x_shape, stride, padding, dilation, groups):
     dy, weight = dy.astype(np.float64), weight.astype(np.float64)
     top, _, left, _ = padding
     result = _padded(np.zeros(x_shape), padding)
@@ -52,7 +52,7 @@ def dx(dy, weight, x_shape, stride, padding, dilation, groups):
     return result[:, top : top + x_shape[1], left : left + x_shape[2]]
 
 
-def dw(dy, x, weight_shape, stride, padding, dilation, groups):
+def conv2d_dw(dy, x, weight_shape, stride, padding, dilation, groups):
     x, dy = _padded(x, padding), dy.astype(np.float64)
     result = np.zeros(weight_shape)
     for p, q, rows, columns in _windows(*x.shape[1:3], weight_shape[1:3], stride, dilation):
@@ -61,5 +61,5 @@ def dw(dy, x, weight_shape, stride, padding, dilation, groups):
     return result
 
 
-def db(dy):
+def conv2d_db(dy):
     return dy.astype(np.float64).sum(axis=(0, 1, 2))

@@ -3,18 +3,18 @@
 import numpy as np
 
 
-def forward(x, weight, bias):
+def linear_forward(x, weight, bias):
     y = np.einsum("ni,oi->no", x.astype(np.float64), weight.astype(np.float64))
     return y if bias is None else y + bias
 
 
-def dx(dy, weight):
+def linear_dx(dy, weight):
     return np.einsum("no,oi->ni", dy.astype(np.float64), weight.astype(np.float64))
 
 
-def dw(dy, x):
+def linear_dw(dy, x):
     return np.einsum("no,ni->oi", dy.astype(np.float64), x.astype(np.float64))
 
 
-def db(dy):
+def linear_db(dy):
     return dy.astype(np.float64).sum(axis=0)
