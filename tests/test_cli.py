@@ -138,7 +138,7 @@ def test_how_many_threads_decode_is_said_by_the_device(name):
 
 def test_a_gpu_is_fed_by_as_many_threads_as_there_are_cores(monkeypatch):
     seen = []
-    monkeypatch.setattr(evidence, "report", lambda folder, workers, *rest: seen.append(workers))
+    monkeypatch.setattr(evidence, "report", lambda folder, *, workers, **rest: seen.append(workers))
     for more in ((), ("--device", "cuda"), ("--device", "cuda", "--workers", "3")):
         assert main(["report", "run", *more]) == 0
     assert seen == [1, usable_cores(), 3]
