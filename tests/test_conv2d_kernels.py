@@ -234,7 +234,7 @@ def test_nothing_is_written_beside_an_array(case, lanes, monkeypatch):
     ("x_shape", "weight_shape", "stride"),
     [  # y, and dx, of many pictures at a time
         ((1500, 836, 836, 3), (16, 1, 1, 3), 836),
-        ((1500, 400, 400, 3), (16, 1, 1, 3), 400),
+        ((1500, 400, 400, 16), (16, 1, 1, 16), 400),
     ],
 )
 def test_sets_of_pictures_beyond_32_bits_are_left_to_the_portable_path(

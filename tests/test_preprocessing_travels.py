@@ -10,7 +10,7 @@ from PIL import Image
 
 from minitl import hdf5, models, save_model
 from minitl.cli import main
-from minitl.convert import pull as pulling
+from minitl.convert import locate
 from minitl.convert.golden import self_test
 
 PREPROCESSING = {
@@ -148,7 +148,7 @@ def test_weights_by_name(data, weights, tmp_path, monkeypatch, capsys):
         asked.append(name)
         return weights
 
-    monkeypatch.setattr(pulling, "pull", pull)
+    monkeypatch.setattr(locate, "pull", pull)
     folder = tmp_path / "run"
     assert finetune(data, "--weights", "resnet18.torchvision_v1", "--out", folder) == 0
     settings = tomllib.loads((folder / "config.toml").read_text())

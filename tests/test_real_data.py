@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import json
 import lzma
+import os
 import shutil
 from pathlib import Path
 
@@ -67,12 +68,17 @@ def test_resnet18_knows_imagenet(resnet18):
 def test_finetuning_a_frozen_resnet18_on_sign_digits(resnet18, tmp_path):
     data = DATA / "images" / "signdigits"
     options = ["--freeze", "backbone", "--no-augment", "--lr", "0.01", "--epochs", "20"]
-    summary = finetune(tmp_path, data, "--weights", resnet18, *options)
+    summary = finetune(tmp_path, data, "--weights", resnet18, *options, "--no-report")
     assert summary["train_images"] == 400
     assert summary["val"]["accuracy"] >= 0.90
 
 
 # ------------------------------------------------------ the recipes, on photographs at 64 pixels
+
+
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+# The recipes are also tested on pictures that the tests make (test_recipes.py).
+thorough = pytest.mark.skipif(not THOROUGH, reason="takes long: HYPOTHESIS_PROFILE=thorough")
 
 
 def finetune(tmp_path, *options):
@@ -95,7 +101,7 @@ def small(resnet18, tmp_path_factory):
     ("recipe", "options", "accuracy"),
     [
         ("all-layers", ["--epochs", 2], 0.7),
-        ("frozen-mlp", ["--epochs", 5, "--lr", 0.001], 0.5),
+        pytest.param("frozen-mlp", ["--epochs", 5, "--lr", 0.001], 0.5, marks=thorough),
     ],
 )
 def test_recipes_on_sign_digits(small, tmp_path, recipe, options, accuracy):
@@ -104,6 +110,7 @@ def test_recipes_on_sign_digits(small, tmp_path, recipe, options, accuracy):
     assert finetune(tmp_path, data, *how, *options)["val"]["accuracy"] > accuracy
 
 
+@thorough
 def test_adamw_steps_with_labels_from_file_names(small, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -116,6 +123,7 @@ def test_adamw_steps_with_labels_from_file_names(small, tmp_path):
     assert summary["test"]["accuracy"] > summary["before"]["accuracy"] + 0.3
 
 
+@thorough
 def test_all_layers_on_blood_cells(small, tmp_path):
     """Classes of 12 to 124 pictures: better than to say the most frequent one each time."""
     data = DATA / "images" / "bccd_wbc"
