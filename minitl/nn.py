@@ -523,12 +523,19 @@ class Flatten(Module):
 class Dropout(Module):
     """Zero a share p of the values in training and scale the others by 1 / (1 - p).
 
+    seed: of the masks, 0 to 2^64 - 1. None: a fresh one, other masks in each run and in each layer. Layers
+        of one seed and one size drop the same places.
+
     The masks are a function of (seed, offset) alone; `offset` counts the values drawn so far.
+
+    Raises ValueError for a share outside [0, 1).
     """
 
-    def __init__(self, p: float = 0.5, *, seed: int = 0) -> None:
+    def __init__(self, p: float = 0.5, *, seed: int | None = None) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"dropout probability must be in [0, 1); got {p}")
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
         self.p, self.seed, self.offset = p, seed, 0
 
     def forward(self, x: Tensor) -> Tensor:
