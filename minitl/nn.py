@@ -62,11 +62,21 @@ class Module:
         return self.forward(x, *args, **options)
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
-        """Yield (name, module) for this module (name "") and everything inside it."""
+        """Yield (name, module) for this module (name "") and everything inside it.
+
+        Raises ValueError where two attributes make one name, as `a` and `a_` do.
+        """
         yield prefix, self
-        for name, value in vars(self).items():
+        attributes: dict[str, str] = {}  # by name
+        for attribute, value in vars(self).items():
             if isinstance(value, Module):
-                name = name.rstrip("_")
+                name = attribute.rstrip("_")
+                other = attributes.setdefault(name, attribute)
+                if other != attribute:
+                    raise ValueError(
+                        f"the attributes {other} and {attribute} of {type(self).__name__} would both be "
+                        f"named {name!r}, without the underscore; rename one"
+                    )
                 yield from value.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def _named_values(self, kind: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
@@ -177,6 +187,8 @@ class Module:
         problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
         if problems:
             raise ValueError("the weights do not fit this model; " + "; ".join(problems))
+        for name, parameter in self.named_parameters():
+            parameter._version += name in given
         for name, array in self._arrays():
             if name in given:
                 values = _from_file_layout(np.asarray(given[name], array.dtype))

@@ -304,6 +304,13 @@ def test_dropout_layer_draws_new_masks_in_training_only():
         nn.Dropout(1.5)
 
 
+def test_two_attributes_of_one_name_are_refused():
+    model = nn.Module()
+    model.train_, model.train__ = nn.Linear(2, 2), nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="train_ and train__ of Module would both be named 'train'"):
+        model.state_dict()
+
+
 def test_dropout_layers_without_a_seed_differ():
     a, b = nn.Dropout(0.5), nn.Dropout(0.5)
     x = minitl.tensor(np.ones((4, 512), np.float32))
