@@ -383,9 +383,7 @@ def _leaves_kept(op: Op, inputs: tuple[Tensor | None, ...]) -> list[tuple[Tensor
     """Return the leaves whose arrays the record keeps, with their versions: what is kept is not copied."""
     saved = {id(value) for value in op.__dict__.values()}
     return [
-        (t, t._version)
-        for t in inputs
-        if t is not None and t._op is None and id(t.data) in saved
+        (t, t._version) for t in inputs if t is not None and t._op is None and id(t.data) in saved
     ]
 
 

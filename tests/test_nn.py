@@ -307,7 +307,9 @@ def test_dropout_layer_draws_new_masks_in_training_only():
 def test_two_attributes_of_one_name_are_refused():
     model = nn.Module()
     model.train_, model.train__ = nn.Linear(2, 2), nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="train_ and train__ of Module would both be named 'train'"):
+    with pytest.raises(
+        ValueError, match="train_ and train__ of Module would both be named 'train'"
+    ):
         model.state_dict()
 
 

@@ -326,7 +326,9 @@ def test_seeds_are_checked():
     with pytest.raises(RuntimeError, match="needs no gradient"):
         constant(1.0).backward()
     for seed in (1.0, [1.0, 1.0]):
-        with pytest.raises(TypeError, match=f"is a {type(seed).__name__}; give a Tensor or an array"):
+        with pytest.raises(
+            TypeError, match=f"is a {type(seed).__name__}; give a Tensor or an array"
+        ):
             multiply(x, x).backward(seed)
     assert x.grad is None
 
@@ -368,7 +370,9 @@ def test_a_weight_changed_between_forward_and_backward_is_noticed(change):
         optimizer.step()
     else:
         model.load_state_dict({name: 2 * value for name, value in model.state_dict().items()})
-    with pytest.raises(RuntimeError, match=r"shape \(2, 4\) was changed.*run the forward pass again"):
+    with pytest.raises(
+        RuntimeError, match=r"shape \(2, 4\) was changed.*run the forward pass again"
+    ):
         b.backward()
     optimizer.zero_grad()
     ops.softmax_cross_entropy(model(x), labels).backward()

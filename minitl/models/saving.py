@@ -59,7 +59,7 @@ def from_weights_file(contents: WeightsFile, what: str) -> Classifier:
 
 
 def _fitting_model(contents: WeightsFile, what: str) -> Classifier:
-    """Make the network of zeros that a file's weights and class names are for; UserError if they do not fit."""
+    """Make the network, of zeros, that a file's weights and names are for; UserError if they do not fit."""
     from minitl.errors import UserError
     from minitl.hdf5 import check_state
 
@@ -98,9 +98,9 @@ def save_model(model: Classifier, path: str | PathLike[str], **extra: Any) -> No
         _fitting_model(contents, str(path))
     except UserError as error:
         raise UserError(
-            f"{error}\nNothing was written, as load_model could not read it. To give a model another head, call "
-            "model.replace_head(num_classes) and then set model.class_names; weights of any other module are "
-            "in model.state_dict()"
+            f"{error}\nNothing was written, as load_model could not read it. To give a model another head, "
+            "call model.replace_head(num_classes) before training it, and set model.class_names; what has "
+            "been trained is in model.state_dict()"
         ) from None
     hdf5.write(path, contents)
 
