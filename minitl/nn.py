@@ -62,11 +62,21 @@ class Module:
         return self.forward(x, *args, **options)
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
-        """Yield (name, module) for this module (name "") and everything inside it."""
+        """Yield (name, module) for this module (name "") and everything inside it.
+
+        Raises ValueError where two attributes make one name, as `a` and `a_` do.
+        """
         yield prefix, self
-        for name, value in vars(self).items():
+        attributes: dict[str, str] = {}  # by name
+        for attribute, value in vars(self).items():
             if isinstance(value, Module):
-                name = name.rstrip("_")
+                name = attribute.rstrip("_")
+                other = attributes.setdefault(name, attribute)
+                if other != attribute:
+                    raise ValueError(
+                        f"the attributes {other} and {attribute} of {type(self).__name__} would both be "
+                        f"named {name!r}, without the underscore; rename one"
+                    )
                 yield from value.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def _named_values(self, kind: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
@@ -177,6 +187,8 @@ class Module:
         problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
         if problems:
             raise ValueError("the weights do not fit this model; " + "; ".join(problems))
+        for name, parameter in self.named_parameters():
+            parameter._version += name in given
         for name, array in self._arrays():
             if name in given:
                 values = _from_file_layout(np.asarray(given[name], array.dtype))
@@ -523,12 +535,19 @@ class Flatten(Module):
 class Dropout(Module):
     """Zero a share p of the values in training and scale the others by 1 / (1 - p).
 
+    seed: of the masks, 0 to 2^64 - 1. None: a fresh one, other masks in each run and in each layer. Layers
+        of one seed and one size drop the same places.
+
     The masks are a function of (seed, offset) alone; `offset` counts the values drawn so far.
+
+    Raises ValueError for a share outside [0, 1).
     """
 
-    def __init__(self, p: float = 0.5, *, seed: int = 0) -> None:
+    def __init__(self, p: float = 0.5, *, seed: int | None = None) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"dropout probability must be in [0, 1); got {p}")
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
         self.p, self.seed, self.offset = p, seed, 0
 
     def forward(self, x: Tensor) -> Tensor:

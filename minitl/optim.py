@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minitl.backend import Array, array_module, assign, kernels_for, like, to_host
+from minitl.backend import Array, array_module, assign, is_on_gpu, kernels_for, like, to_host
 from minitl.changing_numbers import in_memory
 from minitl.tensor import Tensor
 
@@ -57,6 +57,10 @@ class _Flat:
 
         Usually that is the whole group. Their gradients then lie in `grad`.
         """
+        for p, (data, grad) in zip(self.parameters, self.views, strict=True):
+            _refuse_another_kind("parameter", p.data, data)
+            if p.grad is not None:
+                _refuse_another_kind("gradient", p.grad, grad)
         first: int | None = None
         for i, p in enumerate(self.parameters):
             data, grad = self.views[i]
@@ -84,6 +88,21 @@ class _Flat:
         for i in range(first, end):
             self.steps[i] += 1
         return self.steps[first]
+
+
+def _refuse_another_kind(what: str, given: Array, own: Array) -> None:
+    """Raise ValueError unless an array that somebody set is like the optimizer's own in its place."""
+    if given is own:
+        return
+    kinds = [
+        f"{array.dtype} {tuple(array.shape)} on the {'GPU' if is_on_gpu(array) else 'CPU'}"
+        for array in (given, own)
+    ]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"a {what} is {kinds[0]} now; when the optimizer was made the parameter was {kinds[1]}. Make "
+            "a new optimizer after astype(), to() or a change of shape"
+        )
 
 
 class Optimizer:
@@ -169,7 +188,11 @@ class Optimizer:
 
         As PyTorch's clip_grad_norm_. Squares are summed in float64 and always in the same order. Nothing
         waits for a GPU. A gradient that is not finite leaves NaNs, so that the next loss tells.
+
+        Raises ValueError unless `most` is finite and above 0, and as `step`.
         """
+        if not 0 < most < math.inf:  # NaN fails too
+            raise ValueError(f"clip_norm needs a finite number above 0; got {most}")
         flats = [flat for flat in self._flats if flat is not None]
         gradients = [
             flat.grad[flat.part(first, end)]
@@ -182,7 +205,8 @@ class Optimizer:
     def step(self) -> None:
         """Update each parameter that has a gradient; the others, and their state, stay as they are.
 
-        Raises RuntimeError for a gradient of a parameter that was frozen when it was given.
+        Raises RuntimeError for a gradient of a parameter that was frozen when it was given; ValueError
+        for a parameter or gradient that was given another shape, dtype or device since.
         """
         if any(p.grad is not None for p in self._frozen):
             raise RuntimeError(
@@ -195,6 +219,8 @@ class Optimizer:
                 lr = in_memory(partial(self._lr, group), np.float32)
                 for first, end in list(flat.runs()):
                     self._update(kernels_for(flat.data), flat, first, end, group | {"lr": lr})
+                    for p in flat.parameters[first:end]:
+                        p._version += 1
 
     def _lr(self, group: Group) -> float:
         return float(group["lr"] * self.lr_factor)

@@ -97,10 +97,15 @@ class Tensor:
     data: float32 or float64 array, NumPy's or CuPy's; on a GPU also bfloat16, held as uint16 (see
         `minitl.backend.BFLOAT16`). Pictures are N, H, W, C.
     grad: an array like `data` once `backward` has reached this tensor, if it is a leaf (not the result
-        of an operation) that requires a gradient; else None. Gradients of several calls add up.
+        of an operation) that requires a gradient; else None. Gradients of several calls add up. That
+        of a parameter with an optimizer lies in the optimizer's memory: copy what must outlive
+        `zero_grad()`, for the next `backward` writes over it.
+
+    A parameter that an optimizer's step or `load_state_dict` changes between forward and backward makes
+    backward raise, where it needs the former value. Writing into `data` by hand is not noticed.
     """
 
-    __slots__ = ("__weakref__", "_op", "data", "grad", "grad_buffer", "requires_grad")
+    __slots__ = ("__weakref__", "_op", "_version", "data", "grad", "grad_buffer", "requires_grad")
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
         kind = getattr(data, "dtype", type(data).__name__)
@@ -117,6 +122,7 @@ class Tensor:
         self.grad_buffer: Array | None = None
         self.requires_grad = requires_grad
         self._op: Op | None = None
+        self._version = 0  # counts changes in place of what backward may have kept
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -169,18 +175,32 @@ class Tensor:
 
     __radd__, __rmul__ = __add__, __mul__
 
+    # NumPy would take a tensor for one object without axes: its largest element would be number 0.
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        """Refuse: the numbers are `x.numpy()`."""
+        raise TypeError("a Tensor is not an array of NumPy's; for its numbers write x.numpy()")
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *_: object, **__: object) -> NoReturn:
+        """Refuse, also what compares or computes with an array: the numbers are `x.numpy()`."""
+        raise TypeError(
+            f"numpy.{ufunc.__name__} does not work on a Tensor; for its numbers write x.numpy(), for what "
+            "gradients flow through see minitl.ops"
+        )
+
     def __repr__(self) -> str:
         origin = f", op={type(self._op).__name__}" if self._op else ""
         needs = ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor(shape={self.shape}, dtype={dtype_name(self.dtype)}{needs}{origin})"
 
-    def backward(self, grad: Array | None = None) -> None:
+    def backward(self, grad: "Tensor | Array | None" = None) -> None:
         """Add the gradient of this tensor with respect to every leaf to the leaf's `grad`.
 
-        grad: seed gradient of this tensor's shape and dtype; may be left out for a single element.
+        grad: seed gradient of this tensor's shape and dtype, a tensor or an array on its device; may be
+            left out for a single element.
 
         Raises RuntimeError where no gradient can flow, after the records were freed by an earlier
-        call, or where the seed is missing; ValueError for a seed of another shape or dtype.
+        call, where a parameter has changed since the forward pass, or where the seed is missing;
+        TypeError for a seed that is no array, ValueError for one of another shape or dtype.
         """
         if not self.requires_grad:
             raise RuntimeError(
@@ -194,6 +214,18 @@ class Tensor:
                     "reduce it to a scalar loss first or pass backward(grad)"
                 )
             grad = like(self.data, np.ones(self.shape, self.dtype))
+        grad = grad.data if isinstance(grad, Tensor) else grad
+        grad = np.asarray(grad) if isinstance(grad, np.generic) else grad
+        if not isinstance(grad, np.ndarray) and not is_on_gpu(grad):
+            raise TypeError(
+                f"the seed gradient is a {type(grad).__name__}; give a Tensor or an array of shape "
+                f"{self.shape} and dtype {dtype_name(self.dtype)}"
+            )
+        if is_on_gpu(grad) != is_on_gpu(self.data):
+            raise TypeError(
+                "the seed gradient and the tensor are not on one device; make the seed with "
+                "minitl.tensor(seed, device=device)"
+            )
         if tuple(grad.shape) != self.shape or grad.dtype != self.dtype:
             raise ValueError(
                 f"the seed gradient has shape {tuple(grad.shape)} and dtype {grad.dtype}; "
@@ -252,6 +284,7 @@ class Op:
     dy_is_cut: bool = False
     _users: int = 0  # records that use the result and have not passed its gradient on
     _order: int
+    _kept: "list[tuple[Tensor, int]]"  # leaves whose values backward needs, with their versions
     _sources: "tuple[Op | Tensor | None, ...]"
 
     _counter: ClassVar = itertools.count()
@@ -288,6 +321,7 @@ class Op:
                 if isinstance(source, Op):
                     source._users += 1
             op._order = next(Op._counter)
+            op._kept = _leaves_kept(op, inputs)
             result.requires_grad = True
             result._op = op
         return result
@@ -299,6 +333,7 @@ class Op:
 
     def _free(self) -> None:
         self._sources = ()
+        self._kept = []
         for name in self.saves:
             self.__dict__.pop(name, None)
 
@@ -344,6 +379,14 @@ def _check_inputs(op: type[Op], inputs: tuple[Tensor | None, ...]) -> Tensor:
     return first
 
 
+def _leaves_kept(op: Op, inputs: tuple[Tensor | None, ...]) -> list[tuple[Tensor, int]]:
+    """Return the leaves whose arrays the record keeps, with their versions: what is kept is not copied."""
+    saved = {id(value) for value in op.__dict__.values()}
+    return [
+        (t, t._version) for t in inputs if t is not None and t._op is None and id(t.data) in saved
+    ]
+
+
 def _walk(last: Op, seed: Array) -> None:
     """Carry `seed` from the newest record down to the leaves."""
     gradients: dict[Op, Array] = {last: seed}
@@ -357,6 +400,13 @@ def _walk(last: Op, seed: Array) -> None:
                 f"backward() a second time through {type(op).__name__}: its saved values were freed by "
                 "the first call; run the forward pass again, or add the losses before one backward()"
             )
+        for leaf, version in op._kept:
+            if leaf._version != version:
+                raise RuntimeError(
+                    f"backward() through {type(op).__name__}: its weight of shape {leaf.shape} was changed "
+                    "after the forward pass, by an optimizer's step or load_state_dict(); call every "
+                    "backward() before the step, or run the forward pass again"
+                )
         first = op._sources[0]
         if op.finishes_dx and op.kernels.FUSES_DX and isinstance(first, Op):
             op.rest = gradients.pop(first, None)

@@ -165,6 +165,33 @@ def test_bad_labels_are_named():
         cross_entropy(Tensor(np.zeros(4, np.float32)), np.zeros(4, int))
 
 
+def test_pytorchs_tensors_are_labels_targets_and_weights():
+    x, labels = np.eye(3, dtype=np.float32), np.array([0, 2, 1])
+    weights = [1.0, 2.0, 3.0]
+    for loss, target, options in (
+        (ops.softmax_cross_entropy, labels, {"class_weights": np.array(weights)}),
+        (ops.sigmoid_binary_cross_entropy, x, {"pos_weight": np.array(weights)}),
+        (ops.mean_squared_error, x + 1, {}),
+    ):
+        expected = loss(Tensor(x), target, **options).item()
+        for make in (torch.tensor, list):
+            given = {name: make(weights) for name in options}
+            assert loss(Tensor(x), torch.tensor(target), **given).item() == expected
+        with pytest.raises(TypeError, match=r"Tensor of torch\..* cannot be read as an array"):
+            loss(Tensor(x), torch.tensor(target).to("meta"))
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_positive_weights_are_checked(weight):
+    logits, targets = Tensor(np.zeros((4, 3), np.float32)), np.ones((4, 3))
+    with pytest.raises(ValueError, match=f"pos_weight must be finite.* 1 has {weight}"):
+        ops.sigmoid_binary_cross_entropy(logits, targets, pos_weight=np.array([1, weight, 1]))
+    with pytest.raises(ValueError, match=f"pos_weight must be finite.* got {weight}"):
+        ops.sigmoid_binary_cross_entropy(logits, targets, pos_weight=weight)
+    with pytest.raises(TypeError, match="pos_weight must be numbers; got a str"):
+        ops.sigmoid_binary_cross_entropy(logits, targets, pos_weight="much")
+
+
 def test_other_errors_say_what_is_wrong():
     logits, labels = Tensor(np.zeros((4, 3), np.float32)), np.array([0, 1, 1, 2])
     with pytest.raises(ValueError, match="label_smoothing must be"):

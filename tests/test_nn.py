@@ -183,7 +183,7 @@ def test_loading_that_is_not_strict_says_what_it_left_out():
     [
         (torch.zeros(4, requires_grad=True), r"\.detach\(\)\.cpu\(\)"),
         (torch.zeros(4, dtype=torch.bfloat16), r"\.float\(\)"),
-        (minitl.tensor(np.zeros(4, np.float32)), "a Tensor of object"),
+        (minitl.tensor(np.zeros(4, np.float32)), r"write x\.numpy\(\)"),
         (list("abcd"), "a list of <U1"),
     ],
 )
@@ -302,6 +302,42 @@ def test_dropout_layer_draws_new_masks_in_training_only():
     assert layer.eval()(x) is x
     with pytest.raises(ValueError, match=r"1\.5"):
         nn.Dropout(1.5)
+
+
+def test_two_attributes_of_one_name_are_refused():
+    model = nn.Module()
+    model.train_, model.train__ = nn.Linear(2, 2), nn.Linear(2, 2)
+    with pytest.raises(
+        ValueError, match="train_ and train__ of Module would both be named 'train'"
+    ):
+        model.state_dict()
+
+
+def test_dropout_layers_without_a_seed_differ():
+    a, b = nn.Dropout(0.5), nn.Dropout(0.5)
+    x = minitl.tensor(np.ones((4, 512), np.float32))
+    assert not np.array_equal(a(x).numpy(), b(x).numpy())
+
+
+def test_each_dropout_of_a_network_has_masks_of_its_own_and_the_same_in_each_run():
+    def seeds(model):
+        return [m.seed for _, m in model.named_modules() if isinstance(m, nn.Dropout)]
+
+    dense, drop = {"type": "dense", "units": 4}, {"type": "dropout"}
+    layers = [{"type": "flatten"}, drop, dense, drop, dense, {**drop, "seed": 7}, dense]
+    model = models.create("sequential", input=[4, 4], layers=layers)
+    assert seeds(model) == [0, 1, 7]
+    assert model.arch_options["layers"] == layers
+    model.drop_before_head(0.5)
+    assert seeds(model) == [0, 1, 7, 3]
+
+    model = models.create("inception_v3", num_classes=3, seed=None)
+    assert seeds(model) == [0]
+    model.drop_before_head(0.5)
+    assert seeds(model) == [0, 1]
+    model = models.create("resnet18", num_classes=3, seed=None)
+    model.drop_before_head(0.5)
+    assert seeds(model) == [0]
 
 
 def test_every_layer_describes_its_result():

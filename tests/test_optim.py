@@ -162,6 +162,23 @@ def test_a_parameter_given_another_array_is_taken_back():
     assert _owner(ours[0].data) is _owner(ours[1].data)
 
 
+@pytest.mark.parametrize("of", ["data", "grad"])
+@pytest.mark.parametrize("act", [lambda o: o.step(), lambda o: o.clip_norm(1.0)])
+def test_a_parameter_of_another_kind_is_refused(of, act):
+    p = Tensor(np.ones((2, 2), np.float32), requires_grad=True)
+    optimizer = optim.SGD([p], lr=1.0)
+    p.grad = np.ones((2, 2), np.float32)
+    for given in (np.ones((2, 2)), np.ones((1, 2), np.float32)):
+        own = getattr(p, of)
+        setattr(p, of, given)
+        with pytest.raises(ValueError, match=r"Make a new optimizer after astype\(\)"):
+            act(optimizer)
+        assert getattr(p, of) is given
+        setattr(p, of, own)
+    optimizer.step()
+    np.testing.assert_array_equal(p.data, np.zeros((2, 2)))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_resuming_is_exact(case):
     name, options = CASES[case]
@@ -351,6 +368,13 @@ def test_clipping_without_gradients_does_nothing():
     p = Tensor(np.zeros(2, np.float32), requires_grad=True)
     optim.SGD([p]).clip_norm(1.0)
     assert p.grad is None
+
+
+@pytest.mark.parametrize("most", [-1.0, 0, math.nan, math.inf])
+def test_clipping_needs_a_norm(most):
+    p = Tensor(np.zeros(2, np.float32), requires_grad=True)
+    with pytest.raises(ValueError, match=f"finite number above 0; got {most}"):
+        optim.SGD([p]).clip_norm(most)
 
 
 def test_what_is_clipped_is_what_the_step_takes():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import minitl
-from minitl import hdf5, models
+from minitl import hdf5, models, nn
 from minitl.cli import main
 from minitl.errors import UserError
+from minitl.models.saving import to_weights_file
 
 
 @pytest.mark.parametrize(
@@ -87,9 +88,30 @@ def test_hostile_options_of_an_architecture_are_refused(tmp_path, options):
 def test_too_few_class_names_are_refused(tmp_path):
     model = models.cifar_resnet20(num_classes=3, width=4)
     model.class_names = ["ash"]
-    minitl.save_model(model, tmp_path / "m.h5")
+    hdf5.write(tmp_path / "m.h5", to_weights_file(model))
     with pytest.raises(UserError, match="1 class names for 3"):
         minitl.load_model(tmp_path / "m.h5")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        nn.Linear(16, 5),
+        nn.Linear(16, 3, bias=False),
+        nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)),
+        nn.Identity(),
+    ],
+)
+def test_a_model_that_could_not_be_loaded_is_not_written(tmp_path, head):
+    model = models.cifar_resnet20(num_classes=3, width=4)
+    model.class_names = ["ash", "birch", "cedar"]
+    model.linear = head
+    with pytest.raises(UserError, match=r"Nothing was written(?s:.*)model\.replace_head"):
+        minitl.save_model(model, tmp_path / "m.h5")
+    assert not list(tmp_path.iterdir())
+    model.linear = nn.Linear(16, 3)
+    minitl.save_model(model, tmp_path / "m.h5")
+    minitl.load_model(tmp_path / "m.h5")
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="no device files here")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minitl
-from minitl import detect_anomaly, no_grad, ops, tensor
+from minitl import detect_anomaly, nn, no_grad, ops, optim, tensor
 from minitl.ops.add import Add
 from minitl.tensor import Op, Tensor, record_uses
 
@@ -325,7 +325,69 @@ def test_seeds_are_checked():
         multiply(x, x).backward(np.ones(2, np.float32))
     with pytest.raises(RuntimeError, match="needs no gradient"):
         constant(1.0).backward()
+    for seed in (1.0, [1.0, 1.0]):
+        with pytest.raises(
+            TypeError, match=f"is a {type(seed).__name__}; give a Tensor or an array"
+        ):
+            multiply(x, x).backward(seed)
     assert x.grad is None
+
+
+def test_a_seed_may_be_a_tensor():
+    x = leaf(1.0, 2.0)
+    multiply(x, x).backward(constant(1.0, 10.0))
+    np.testing.assert_array_equal(x.grad, [2, 40])
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        np.argmax,
+        np.sum,
+        np.asarray,
+        lambda x: np.mean([x, x]),
+        lambda x: x.numpy() == x,
+        lambda x: x == x.numpy(),
+        lambda x: x.numpy() * x,
+        lambda x: np.float32(2) * x,
+    ],
+)
+def test_numpy_never_takes_a_tensor_for_one_object(compute):
+    with pytest.raises(TypeError, match=r"x\.numpy\(\)|has no operators"):
+        compute(constant(1.0, 3.0))
+    assert constant(1.0) != constant(1.0)  # as objects are
+
+
+@pytest.mark.parametrize("change", ["step", "load_state_dict"])
+def test_a_weight_changed_between_forward_and_backward_is_noticed(change):
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(nn.Linear(3, 4, rng=rng), nn.ReLU(), nn.Linear(4, 2, rng=rng))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    x, labels = minitl.tensor(rng.standard_normal((5, 3), dtype=np.float32)), np.arange(5) % 2
+    a, b = (ops.softmax_cross_entropy(model(x), labels) for _ in range(2))
+    if change == "step":
+        a.backward()
+        optimizer.step()
+    else:
+        model.load_state_dict({name: 2 * value for name, value in model.state_dict().items()})
+    with pytest.raises(
+        RuntimeError, match=r"shape \(2, 4\) was changed.*run the forward pass again"
+    ):
+        b.backward()
+    optimizer.zero_grad()
+    ops.softmax_cross_entropy(model(x), labels).backward()
+    optimizer.step()
+
+
+def test_a_change_of_what_backward_does_not_need_is_none():
+    rng = np.random.default_rng(0)
+    head = nn.Linear(3, 2, rng=rng)
+    optimizer = optim.SGD(head.parameters(), lr=0.1)
+    x, labels = minitl.tensor(rng.standard_normal((5, 3), dtype=np.float32)), np.arange(5) % 2
+    a, b = (ops.softmax_cross_entropy(head(x), labels) for _ in range(2))
+    a.backward()
+    optimizer.step()
+    b.backward()  # of a weight whose input needs no gradient only the input is kept
 
 
 def test_dtypes_are_never_mixed_silently():

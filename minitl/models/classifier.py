@@ -155,8 +155,13 @@ class Classifier(nn.Module):
         prefix = f"{self.head_name}."
         return {n: p for n, p in self.named_parameters() if not n.startswith(prefix)}
 
-    def drop_before_head(self, p: float, *, seed: int = 0) -> None:
-        """In training, zero a share p of what the last dense layer is given; see `nn.Dropout`."""
+    def drop_before_head(self, p: float, *, seed: int | None = None) -> None:
+        """In training, zero a share p of what the last dense layer is given; see `nn.Dropout`.
+
+        seed: None for the number of dropouts that the network has already; theirs are counted from 0.
+        """
+        if seed is None:
+            seed = sum(isinstance(module, nn.Dropout) for _, module in self.named_modules())
         *path, last = self.last_name.split(".")
         setattr(self._at(path), last, _DroppedLinear(self._at([*path, last]), p, seed))
 

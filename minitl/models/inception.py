@@ -250,7 +250,7 @@ class InceptionV3(Classifier):
         self.Mixed_7a = InceptionD(make, 768)
         self.Mixed_7b = InceptionE(make, 1280)
         self.Mixed_7c = InceptionE(make, 2048)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout, seed=0)
         self.fc = nn.Linear(2048, num_classes, rng=rng)
 
     @property

@@ -49,6 +49,17 @@ def empty_model(arch: str, options: Mapping[str, Any], what: str) -> Classifier:
 
 def from_weights_file(contents: WeightsFile, what: str) -> Classifier:
     """Make the model that a weights file describes; `what` names the file in errors."""
+    model = _fitting_model(contents, what)
+    model.load_state_dict(contents.state)
+    model.class_names = contents.class_names
+    model.preprocessing = contents.preprocessing
+    model.source, model.source_sha256 = contents.source, contents.source_sha256
+    model.license = contents.license
+    return model
+
+
+def _fitting_model(contents: WeightsFile, what: str) -> Classifier:
+    """Make the network, of zeros, that a file's weights and names are for; UserError if they do not fit."""
     from minitl.errors import UserError
     from minitl.hdf5 import check_state
 
@@ -67,11 +78,6 @@ def from_weights_file(contents: WeightsFile, what: str) -> Classifier:
             f"{what}: {len(names)} class names for {model.num_classes} classes; "
             "make it again with one name for each"
         )
-    model.load_state_dict(contents.state)
-    model.class_names = contents.class_names
-    model.preprocessing = contents.preprocessing
-    model.source, model.source_sha256 = contents.source, contents.source_sha256
-    model.license = contents.license
     return model
 
 
@@ -81,11 +87,22 @@ def save_model(model: Classifier, path: str | PathLike[str], **extra: Any) -> No
 
     extra: further fields of `hdf5.WeightsFile`, or others than the model's own, such as `source`.
 
-    Raises UserError where the file cannot be written.
+    Raises UserError where the file cannot be written, and, writing nothing, where `load_model` could not
+    read it: where layers are not those of the architecture any more, or class names not those of its head.
     """
     from minitl import hdf5
+    from minitl.errors import UserError
 
-    hdf5.write(path, to_weights_file(model, **extra))
+    contents = to_weights_file(model, **extra)
+    try:
+        _fitting_model(contents, str(path))
+    except UserError as error:
+        raise UserError(
+            f"{error}\nNothing was written, as load_model could not read it. To give a model another head, "
+            "call model.replace_head(num_classes) before training it, and set model.class_names; what has "
+            "been trained is in model.state_dict()"
+        ) from None
+    hdf5.write(path, contents)
 
 
 def load_model(path: str | PathLike[str]) -> Classifier:

@@ -99,7 +99,7 @@ def _batchnorm(s: dict[str, Any], shape: Shape, rng: Rng) -> Made:
 
 
 def _dropout(s: dict[str, Any], shape: Shape, rng: Rng) -> Made:
-    seed = whole(s["seed"], "seed", 0, 1 << 32)
+    seed = None if s["seed"] is None else whole(s["seed"], "seed", 0, 1 << 32)
     return nn.Dropout(fraction(s["p"], "p"), seed=seed), shape
 
 
@@ -107,7 +107,7 @@ NEEDED = object()  # in place of a setting's usual value: it must be given
 _WINDOW = {"kernel": NEEDED, "stride": None, "padding": 0}
 # Type of layer: what makes it, and its settings with their usual values. kernel and stride are a number or
 # [rows, columns]; padding is "same" (TensorFlow's), a number or [[top, bottom], [left, right]]; a stride of
-# null is 1 for a convolution and the kernel for a pooling.
+# null is 1 for a convolution and the kernel for a pooling, a seed of null the number of dropouts before.
 KINDS: dict[str, tuple[Callable[[dict[str, Any], Shape, Rng], Made], dict[str, Any]]] = {
     "conv": (_conv, {"channels": NEEDED, **_WINDOW, "groups": 1, "bias": True}),
     "dense": (_dense, {"units": NEEDED, "bias": True}),
@@ -115,7 +115,7 @@ KINDS: dict[str, tuple[Callable[[dict[str, Any], Shape, Rng], Made], dict[str, A
     "avgpool": (_avgpool, _WINDOW | {"count_include_pad": True}),
     "global_avgpool": (lambda s, shape, rng: (nn.GlobalAvgPool2d(), _picture(shape)[2:]), {}),
     "batchnorm": (_batchnorm, {"eps": 1e-5}),
-    "dropout": (_dropout, {"p": 0.5, "seed": 0}),
+    "dropout": (_dropout, {"p": 0.5, "seed": None}),
     "relu": (lambda s, shape, rng: (nn.ReLU(), shape), {}),
     "flatten": (lambda s, shape, rng: (nn.Flatten(), (math.prod(shape),)), {}),
 }
@@ -150,7 +150,7 @@ class SequentialCNN(Classifier):
         self.head_name = str(len(layers) - 1)
         rng = init.generator(seed)
         shape: Shape = (height, width, 3)
-        parameters = 0
+        parameters = dropouts = 0
         for number, settings in enumerate(layers):
             try:
                 layer, shape = _made(settings, shape, rng)
@@ -159,6 +159,10 @@ class SequentialCNN(Classifier):
                 _bound(math.prod(shape), MAX_VALUES, "values")
             except ValueError as error:
                 raise ValueError(f"layer {number}: {error}") from None
+            if isinstance(layer, nn.Dropout):
+                if settings.get("seed") is None:
+                    layer.seed = dropouts
+                dropouts += 1
             setattr(self, str(number), layer)
 
     def stages(self) -> list[Stage]:

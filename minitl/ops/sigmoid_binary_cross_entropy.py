@@ -6,7 +6,7 @@ logits, targets: any shape, the same      pos_weight: broadcast against them    
 import numpy as np
 
 from minitl.backend import Array, is_on_gpu, like, real
-from minitl.ops.mean_squared_error import check_target
+from minitl.ops.mean_squared_error import as_array, as_weights, check_target
 from minitl.tensor import Op, Tensor
 
 
@@ -43,23 +43,27 @@ def sigmoid_binary_cross_entropy(
 
     logits: any shape. targets: an array of that shape, values 0 to 1; on the GPU already, of the
         loss's dtype, they are not looked at.
-    pos_weight: how much a positive target counts against a negative one; an array that broadcasts to
-        the logits, (K,) for one weight for each of K answers.
+    pos_weight: how much a positive target counts against a negative one; an array or list that
+        broadcasts to the logits, (K,) for one weight for each of K answers, finite and not negative. One
+        that is on the GPU already is not looked at.
 
-    Raises TypeError for targets that are no numbers, ValueError for shapes that do not fit each other
-    and for targets outside 0 .. 1.
+    Raises TypeError for targets that are no numbers, ValueError for shapes that do not fit each other,
+    for targets outside 0 .. 1 and for a weight that is none.
     """
-    given, targets = targets, check_target("sigmoid_binary_cross_entropy: targets", targets, logits)
+    name = "sigmoid_binary_cross_entropy: targets"
+    given = as_array(name, targets)
+    targets = check_target(name, given, logits)
     if not is_on_gpu(given):
         _check_range(given)
     if pos_weight is not None:
-        shape = tuple(pos_weight.shape if is_on_gpu(pos_weight) else np.shape(pos_weight))
+        pos_weight = as_weights("pos_weight", pos_weight)
+        shape = tuple(pos_weight.shape)
         if shape != logits.shape[logits.ndim - len(shape) :]:
             raise ValueError(
                 f"pos_weight must have the shape of the logits' last axes, {logits.shape}; got {shape}"
             )
         if not is_on_gpu(pos_weight):
-            pos_weight = like(logits.data, np.asarray(pos_weight, real(logits.dtype)))
+            pos_weight = like(logits.data, pos_weight.astype(real(logits.dtype)))
     return SigmoidBinaryCrossEntropy.apply(logits, targets=targets, pos_weight=pos_weight)
 
 

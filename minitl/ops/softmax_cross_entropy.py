@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minitl.backend import Array, is_on_gpu, like, real
+from minitl.ops.mean_squared_error import as_array, as_weights
 from minitl.tensor import Op, Tensor
 
 
@@ -51,13 +52,14 @@ def softmax_cross_entropy(
 ) -> Tensor:
     """Return the mean over the batch of -log softmax(logits)[label], as PyTorch's `cross_entropy`.
 
-    logits: (N, K). labels: integer array (N,) with values 0 .. K - 1.
+    logits: (N, K). labels: integer array (N,), or tensor of PyTorch on the CPU, with values 0 .. K - 1.
         Labels and class weights that are on the GPU already are not looked at, so that nothing waits for
         it: they are int64, and of the loss's dtype, and their values must be right.
     label_smoothing: this share of each label, 0 to 1, is spread over all K classes alike
         (Szegedy et al., "Rethinking the Inception architecture", 2015).
-    class_weights: (K,), not negative, and above 0 for some label of the batch. Each class's term counts so
-        much; the sum over the batch is then divided by the sum of the labels' weights.
+    class_weights: (K,), an array or list, finite, not negative, and above 0 for some label of the batch.
+        Each class's term counts so much; the sum over the batch is then divided by the sum of the labels'
+        weights.
 
     Raises TypeError for labels that are no integers, ValueError for shapes that do not fit each other
     and for values out of range; the first bad label is named.
@@ -69,25 +71,20 @@ def softmax_cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in 0 .. 1; got {label_smoothing}")
     if class_weights is not None:
+        class_weights = as_weights("class_weights", class_weights)
         if tuple(class_weights.shape) != (k,):
             raise ValueError(
                 f"class_weights must have shape ({k},), one for each class; "
                 f"got {tuple(class_weights.shape)}"
             )
         if not is_on_gpu(class_weights):
-            _check_class_weights(class_weights, None if is_on_gpu(labels) else labels)
+            _refuse_no_weight(class_weights, None if is_on_gpu(labels) else labels)
             class_weights = like(logits.data, class_weights.astype(real(logits.dtype)))
     options: dict[str, Any] = {"class_weights": class_weights, "label_smoothing": label_smoothing}
     return SoftmaxCrossEntropy.apply(logits, labels=labels, **options)
 
 
-def _check_class_weights(class_weights: Array, labels: Array | None) -> None:
-    bad = np.flatnonzero(~(np.isfinite(class_weights) & (class_weights >= 0)))
-    if bad.size:
-        raise ValueError(
-            f"class_weights must be finite and not negative; "
-            f"class {bad[0]} has {class_weights[bad[0]]}"
-        )
+def _refuse_no_weight(class_weights: Array, labels: Array | None) -> None:
     counted = class_weights if labels is None else class_weights[labels]
     if not counted.any():
         raise ValueError(
@@ -98,6 +95,7 @@ def _check_class_weights(class_weights: Array, labels: Array | None) -> None:
 
 def check_labels(labels: Array, n: int, classes: int) -> Array:
     """Return the labels as int64, or raise an error that names what is wrong with them."""
+    labels = as_array("labels", labels)
     kind = getattr(labels, "dtype", None)
     if kind is None or kind.kind not in "iu":
         raise TypeError(
