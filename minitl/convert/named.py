@@ -28,7 +28,7 @@ def from_safetensors(path: Path, data: bytes, request: Request) -> Source:
     """Read a safetensors file; one that minitl exported says itself what it is."""
     arrays, texts = read_safetensors(path, data)
     own = _own_words(texts, path)
-    if own and request.arch is None:
+    if own and request.arch in (None, own["arch"]):
         options = own["arch_options"] | dict(request.arch_options)
         request = Request(own["arch"], options, request.entry)
     source = _source(arrays, path, request, lambda array: array)
