@@ -112,6 +112,22 @@ def test_all_element_types(path, form, protocol):
 
 
 @pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "lazy",
+    [
+        torch._neg_view(torch.ones(3)),
+        torch.ones(3, dtype=torch.complex64).conj(),
+        torch.ones(3, dtype=torch.complex64).conj().imag,
+    ],
+    ids=["negative", "conjugate", "both"],
+)
+def test_tensors_negated_or_conjugated_in_name_only_are_refused(path, form, lazy):
+    refused(save({"a": lazy}, path, form), "resolve_conj().resolve_neg()")
+    resolved = lazy.resolve_conj().resolve_neg()
+    assert same(resolved, read_all(save({"a": resolved}, path, form))[("a",)])
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_element_types_without_a_storage_of_their_own(path, form):
     tensors = [torch.arange(5).to(t) for t in (torch.uint16, torch.uint32, torch.uint64)]
     found = read_all(save(tensors, path, form))

@@ -132,10 +132,19 @@ def _counts(values: Any, what: str) -> tuple[int, ...]:
     return values  # type: ignore[no-any-return]
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> TensorRecord:
-    """Stand for torch._utils._rebuild_tensor and _rebuild_tensor_v2 (requires_grad, hooks follow)."""
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any = None,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> TensorRecord:
+    """Stand for torch._utils._rebuild_tensor, which has the first four, and _rebuild_tensor_v2."""
     if not isinstance(storage, Storage) or storage.dtype is None:
         raise PickleError("a tensor has no storage")
+    _refuse_lazy(metadata)
     return _checked_tensor(storage, storage.dtype, offset, shape, stride)
 
 
@@ -147,12 +156,26 @@ def _tensor_v3(
     grad: Any,
     hooks: Any,
     dtype: Any,
-    *rest: Any,
+    metadata: Any = None,
 ) -> TensorRecord:
     """Stand for torch._utils._rebuild_tensor_v3, whose storage holds bytes."""
     if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
         raise PickleError("a tensor has no storage or no element type")
+    _refuse_lazy(metadata)
     return _checked_tensor(storage, dtype.name, offset, shape, stride)
+
+
+def _refuse_lazy(metadata: Any) -> None:
+    """Refuse a tensor that PyTorch has negated or conjugated in name only: its storage holds other numbers."""
+    if metadata is None:
+        return
+    if type(metadata) is not dict:
+        raise PickleError("what a tensor says of itself is no dict")
+    if metadata.get("neg") or metadata.get("conj"):
+        raise PickleError(
+            "a tensor is stored as the negative or conjugate of what it stands for; in PyTorch, save "
+            "{name: tensor.resolve_conj().resolve_neg() for name, tensor in state.items()}"
+        )
 
 
 def _checked_tensor(
