@@ -128,6 +128,22 @@ def test_tensors_negated_or_conjugated_in_name_only_are_refused(path, form, lazy
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_attributes_of_a_tensor_are_left(path, form, tmp_path):
+    kinds = {
+        "tensor": torch.arange(6.0).reshape(2, 3).T,
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "unsigned": torch.tensor([1, 2], dtype=torch.uint16),
+    }
+    for tensor in kinds.values():
+        tensor.tag = "x"
+    found = read_all(save(kinds, path, form))
+    assert all(same(tensor, found[(name,)]) for name, tensor in kinds.items())
+    kinds["tensor"].tag = Attack(open, str(tmp_path / "flag"), "w")
+    refused(save(kinds, path, form), "run code")
+    assert not (tmp_path / "flag").exists()
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_element_types_without_a_storage_of_their_own(path, form):
     tensors = [torch.arange(5).to(t) for t in (torch.uint16, torch.uint32, torch.uint64)]
     found = read_all(save(tensors, path, form))
@@ -303,6 +319,22 @@ BAD_PROGRAMS = {
     "call with too much": global_("torch", "Size") + b"(K\x01K\x02tR.",
     "tensor without storage": global_("torch._utils", "_rebuild_tensor_v2")
     + b"(K\x01K\x02K\x03K\x04tR.",
+    "call of a tensor's type": global_("torch", "Tensor") + b"(K\x01tR.",
+    "tensor of any function": global_("torch._tensor", "_rebuild_from_type_v2")
+    + b"("
+    + global_("collections", "OrderedDict")
+    + global_("torch", "Tensor")
+    + b")}tR.",
+    "tensor of any type": global_("torch._tensor", "_rebuild_from_type_v2")
+    + b"("
+    + global_("torch._utils", "_rebuild_tensor_v2")
+    + global_("torch", "Size")
+    + b")}tR.",
+    "tensor in itself": global_("torch._tensor", "_rebuild_from_type_v2")
+    + b"("
+    + global_("torch._tensor", "_rebuild_from_type_v2")
+    + global_("torch", "Tensor")
+    + b")}tR.",
     "call of a storage type": global_("torch", "FloatStorage") + b"(K\x01tR.",
     "append to a tuple": b")K\x01a.",
     "fill a list": b"]K\x01K\x02s.",
@@ -409,6 +441,7 @@ _PIECES = [
     ),
     *(global_("collections", n) for n in ("OrderedDict", "Counter", "defaultdict")),
     *(global_("torch._utils", n) for n in ("_rebuild_tensor_v2", "_rebuild_parameter")),
+    *(global_("torch", "Tensor"), global_("torch._tensor", "_rebuild_from_type_v2")),
     *(global_("torch", n) for n in ("FloatStorage", "Size", "float32")),
     *(global_(*n) for n in (("os", "system"), ("builtins", "set"), ("argparse", "Namespace"))),
     b"X\x07\x00\x00\x00storage",

@@ -196,6 +196,14 @@ def _parameter(data: Any, *rest: Any) -> TensorRecord:
     return data
 
 
+def _from_type(function: Any, kind: Any, arguments: Any, state: Any) -> TensorRecord:
+    """Stand for torch._tensor._rebuild_from_type_v2: a tensor with attributes, which are left."""
+    of_tensor = isinstance(function, Name) and function.name in _TENSOR_CALLS
+    if not of_tensor or not isinstance(kind, Name) or kind.name not in _TENSOR_TYPES:
+        raise PickleError("a tensor with attributes is of an unknown kind")
+    return _call(function, arguments)  # type: ignore[no-any-return]
+
+
 def _dict(items: Any = (), *rest: Any) -> dict[Any, Any]:
     """Stand for OrderedDict and Counter: nothing, a dict (not copied), or pairs."""
     if type(items) is dict:
@@ -218,12 +226,19 @@ def _size(values: Any = ()) -> tuple[int, ...]:
     return _counts(values, "torch.Size")
 
 
-_CALLS: dict[str, Callable[..., Any]] = {
+_TENSOR_CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+# Arguments of _rebuild_from_type_v2; never called themselves.
+_TENSOR_TYPES = {"torch.Tensor", "torch.nn.parameter.Parameter"}
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    **_TENSOR_CALLS,
+    "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch.Size": _size,
     "collections.OrderedDict": _dict,
     "collections.Counter": _dict,
@@ -263,7 +278,7 @@ _UNREAD = {
 
 def _look_up(module: str, name: str) -> Any:
     full = f"{module}.{name}"
-    if full in _CALLS or full in _UNREAD:
+    if full in _CALLS or full in _UNREAD or full in _TENSOR_TYPES:
         return Name(full)
     if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGE_DTYPES:
         return Name(f"torch.{name}")
