@@ -396,6 +396,29 @@ def test_what_minitl_exported_says_itself_what_it_is(path, tmp_path):
         assert array.tobytes() == after.state[name].tobytes(), name
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("class_names", "[1, 2, 3]", "class_names must be a list of text"),
+        ("class_names", "[[1], [2], [3]]", "class_names must be a list of text"),
+        ("class_names", '{"a": 1}', "class_names must be a list"),
+        ("arch_options", "[]", "arch_options must be a dict"),
+        ("preprocessing", '{"scale": NaN}', "preprocessing cannot be stored"),
+        ("preprocessing", "{", "Expecting"),
+        ("license", "M\0IT", "license must be text"),
+        ("arch", "", "arch is empty"),
+    ],
+)
+def test_broken_words_of_an_exported_file_are_refused(path, tmp_path, name, text, words):
+    described = {"arch": "cifar_resnet20", "license": "", "preprocessing": "{}"}
+    described |= {"arch_options": '{"shortcut": "B", "width": 4}', "class_names": "null"}
+    safetensors.torch.save_file(cifar_state(), path, described)
+    assert convert(path, tmp_path / "w.h5").complete
+    safetensors.torch.save_file(cifar_state(), path, described | {name: text})
+    with pytest.raises(WeightsFileError, match=rf"broken words \({words}.*export it again"):
+        convert(path, tmp_path / "x.h5")
+
+
 def test_a_head_of_several_layers_comes_back(tmp_path):
     model = models.create("cifar_resnet20", num_classes=2, seed=1, head=[8])
     models.save_model(model, tmp_path / "m.h5")
