@@ -722,6 +722,18 @@ def test_wrappers_and_prefixes(wrapper, prefix):
     assert found.beside == ([] if wrapper is None else ["epoch"])
 
 
+def test_the_mean_of_weights_is_converted(path, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    averaged.update_parameters(model)
+    found = find_state(read_torch(save({"model_ema": averaged.state_dict()}, path)).content, "w")
+    assert list(found.tensors) == ["0.weight", "0.bias"] and found.prefix == "module."
+    assert found.ignored == {"n_averaged": "a counter that has no effect"}
+    state = {f"module.{name}": tensor for name, tensor in cifar_state().items()}
+    save({"n_averaged": torch.tensor(7)} | state, path)
+    assert convert(path, tmp_path / "w.h5").complete
+
+
 def test_a_prefix_that_only_some_names_have_stays():
     found = find_state({"module.a": record(1), "b": record(1)}, "w.pth")
     assert list(found.tensors) == ["module.a", "b"] and found.prefix == ""
