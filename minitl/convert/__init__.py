@@ -80,8 +80,9 @@ def convert(
     arch, arch_options: the network, as for `minitl.models.create`; None to recognise it by its weights,
         and options given then go before what was recognised. The number of classes is read off the weights,
         unless the options say tasks.
-    class_names: name of each output; tasks name theirs. preprocessing: the fields that differ from what the file says, or
-        else from what is usual for the network; or the name of one of `presets.PRESETS`.
+    class_names: name of each output; tasks name theirs.
+    preprocessing: the fields that differ from what the file says, or else from what is usual for the network;
+        or the name of one of `presets.PRESETS`.
     source, license: recorded; the source is the file's name if None.
     entry: the checkpoint's key that holds the weights, as "model_ema"; None to look for it.
     new_head: leave the file's head out, if it has one, and put a random one for so many classes.

@@ -166,7 +166,7 @@ def _tensor_v3(
 
 
 def _refuse_lazy(metadata: Any) -> None:
-    """Refuse a tensor that PyTorch has negated or conjugated in name only: its storage holds other numbers."""
+    """Refuse a tensor that PyTorch has negated or conjugated in name only: other numbers are stored."""
     if metadata is None:
         return
     if type(metadata) is not dict:

@@ -56,8 +56,10 @@ def to_lists(targets: np.ndarray) -> list[list[float | None]]:
 
 
 def _as_float(value: float | None) -> float:
+    if value is None:
+        return math.nan
     try:
-        return math.nan if value is None else float(value)
+        return float(value)
     except OverflowError:  # a whole number beyond float64, which fits no task
         return math.inf if value > 0 else -math.inf
 
