@@ -9,6 +9,7 @@ import pytest
 import minitl
 from minitl import hdf5, models
 from minitl.cli import main
+from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 
 
@@ -83,6 +84,14 @@ def test_hostile_options_of_an_architecture_are_refused(tmp_path, options):
     hdf5.write(tmp_path / "m.h5", contents)
     with pytest.raises(UserError, match=r"m\.h5"):
         minitl.load_model(tmp_path / "m.h5")
+
+
+def test_whole_numbers_beyond_float64_are_refused():
+    with pytest.raises(ValueError, match="bn_eps must be a number from 0"):
+        models.create("resnet18", seed=None, bn_eps=10**400)
+    usual = models.cifar_resnet20(width=4).preprocessing
+    with pytest.raises(UserError, match="scale"):
+        Preprocessing.from_dict(usual | {"scale": 10**400})
 
 
 def test_a_head_that_is_none_in_a_file_is_refused(tmp_path):
