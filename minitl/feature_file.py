@@ -17,6 +17,7 @@ batch, never all of them. Files appear whole or not at all and are never changed
 """
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,10 +29,11 @@ import numpy as np
 
 from minitl.errors import UserError
 from minitl.files import replaced_atomically
+from minitl.text import one_line
 
 FORMAT, FORMAT_VERSION = "minitl features", "1"
 KEY_BYTES = 32
-_MAX_TEXT = 16 << 20
+_NUMBERS = ("labels", "sizes", "times")  # the columns that are no texts
 # What h5py raises on a damaged file, depending on the byte that is wrong.
 _DAMAGE = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError, MemoryError)
 
@@ -106,21 +108,20 @@ class FeatureFile:
             with h5py.File(self.path, "r", locking="best-effort") as file:
                 if file.attrs.get("format") != FORMAT.encode():
                     raise UserError(f"{path} is no file of features; make one with minitl features")
-                version = bytes(file.attrs["format_version"]).decode()
+                version = _text(file, "format_version")
                 if version != FORMAT_VERSION:
                     raise UserError(
                         f"{path} has version {version[:20]!r} of the features format; this release reads "
                         f"version {FORMAT_VERSION}"
                     )
-                self.about: dict[str, Any] = json.loads(bytes(file.attrs["about"]).decode())
-                self.keys = self._small(file["keys"], "|u1", (KEY_BYTES,))
-                self._checksums = self._small(file["checksums"], "<u4", ())
-                self._features = self._mapped(file["features"])
+                self.about: dict[str, Any] = json.loads(_text(file, "about"))
+                self.keys = self._small(file, "keys", "|u1", (KEY_BYTES,))
+                self._checksums = self._small(file, "checksums", "<u4", ())
+                self._features = self._mapped(_dataset(file, "features"))
         except UserError:
             raise
         except _DAMAGE as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} is damaged ({reason}); make it again") from error
+            raise self._damaged(one_line(error)) from error
         if not isinstance(self.about, dict) or not (
             len(self.keys) == len(self._checksums) == len(self._features) > 0
         ):
@@ -143,38 +144,64 @@ class FeatureFile:
         return rows
 
     def column(self, name: str) -> np.ndarray | list[str]:
-        """Return labels, paths, parts or class_names: what is said of each row or class.
+        """Return labels, sizes or times, (N,) int64; or paths, parts or class_names, (N,) or (C,) texts.
 
-        Raises UserError for a file without.
+        Raises UserError for a file without, or whose column is not that.
         """
         try:
             with h5py.File(self.path, "r", locking="best-effort") as file:
-                values = file[name][()]
-        except _DAMAGE:
-            raise UserError(
-                f"{self.path} has no {name}; it was not made by minitl features, make one"
-            ) from None
-        if values.dtype.kind == "S":
-            return [value.decode("utf-8", "surrogateescape") for value in values]
-        return np.asarray(values)
+                if name not in file:
+                    raise UserError(
+                        f"{self.path} has no {name}; it was not made by minitl features, make one"
+                    )
+                values = self._small(file, name, "<i8" if name in _NUMBERS else "S", ())
+        except UserError:
+            raise
+        except _DAMAGE as error:
+            raise self._damaged(one_line(error)) from error
+        if name != "class_names" and len(values) != len(self):
+            raise self._damaged(f"{name} has {len(values)} entries for {len(self)} rows")
+        if name in _NUMBERS:
+            return values
+        return [value.decode("utf-8", "surrogateescape") for value in values]
 
-    def _small(self, dataset: Any, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-        size = int(np.prod(dataset.shape, dtype=np.int64)) * dataset.dtype.itemsize
-        if dataset.dtype != np.dtype(kind) or dataset.shape[1:] != shape:
-            raise ValueError(f"{dataset.name} has shape {dataset.shape}, {dataset.dtype}")
-        if size > self.path.stat().st_size:
-            raise ValueError(f"{dataset.name} claims more than the file holds")
+    def _damaged(self, reason: str) -> UserError:
+        return UserError(f"{self.path} is damaged ({reason}); make it again")
+
+    def _small(self, file: h5py.File, name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array of rows of this shape. kind: its type, or "S" for texts of any fixed length."""
+        dataset = _dataset(file, name)
+        fits = dataset.dtype.kind == "S" if kind == "S" else dataset.dtype == np.dtype(kind)
+        if not fits or len(dataset.shape) != 1 + len(shape) or dataset.shape[1:] != shape:
+            raise ValueError(f"{name} has shape {dataset.shape}, {dataset.dtype}")
+        if math.prod(dataset.shape) * dataset.dtype.itemsize > self.path.stat().st_size:
+            raise ValueError(f"{name} claims more than the file holds")
         return np.asarray(dataset[()])
 
     def _mapped(self, dataset: Any) -> np.ndarray:
         """Return the features as memory that the system reads from the file where it is asked for."""
         offset = dataset.id.get_offset()
-        size = int(np.prod(dataset.shape, dtype=np.int64)) * 4
+        size = math.prod(dataset.shape) * 4
         if dataset.dtype != np.dtype("<f4") or offset is None or dataset.external:
             raise ValueError("features are not float32 in one piece")
         if offset + size > self.path.stat().st_size:
             raise ValueError("features are cut off")
         return np.memmap(self.path, "<f4", "r", offset, dataset.shape)
+
+
+def _text(file: h5py.File, name: str) -> str:
+    """Return a text of fixed length that the file has as an attribute."""
+    value = file.attrs[name]
+    if not isinstance(value, bytes):  # bytes(number) would be so many zeros
+        raise ValueError(f"{name} is no text")
+    return value.decode()
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    found = file[name]
+    if not isinstance(found, h5py.Dataset) or found.shape is None:
+        raise ValueError(f"{name} is no array")
+    return found
 
 
 __all__ = ["KEY_BYTES", "FeatureFile", "write"]

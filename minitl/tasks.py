@@ -11,6 +11,7 @@ What is known of a picture is a row of targets: the class's number for `classes`
 """
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,9 @@ class Task:
         for name in ("mean", "std", "weight"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or (name != "mean" and value <= 0):
+            # Not math.isfinite: a whole number may be beyond float64.
+            finite = number and abs(value) <= sys.float_info.max
+            if not finite or (name != "mean" and value <= 0):
                 raise ValueError(f"the task {self.name!r} cannot have the {name} {str(value)[:80]}")
 
     @property

@@ -396,6 +396,29 @@ def test_what_minitl_exported_says_itself_what_it_is(path, tmp_path):
         assert array.tobytes() == after.state[name].tobytes(), name
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("class_names", "[1, 2, 3]", "class_names must be a list of text"),
+        ("class_names", "[[1], [2], [3]]", "class_names must be a list of text"),
+        ("class_names", '{"a": 1}', "class_names must be a list"),
+        ("arch_options", "[]", "arch_options must be a dict"),
+        ("preprocessing", '{"scale": NaN}', "preprocessing cannot be stored"),
+        ("preprocessing", "{", "Expecting"),
+        ("license", "M\0IT", "license must be text"),
+        ("arch", "", "arch is empty"),
+    ],
+)
+def test_broken_words_of_an_exported_file_are_refused(path, tmp_path, name, text, words):
+    described = {"arch": "cifar_resnet20", "license": "", "preprocessing": "{}"}
+    described |= {"arch_options": '{"shortcut": "B", "width": 4}', "class_names": "null"}
+    safetensors.torch.save_file(cifar_state(), path, described)
+    assert convert(path, tmp_path / "w.h5").complete
+    safetensors.torch.save_file(cifar_state(), path, described | {name: text})
+    with pytest.raises(WeightsFileError, match=rf"broken words \({words}.*export it again"):
+        convert(path, tmp_path / "x.h5")
+
+
 def test_a_head_of_several_layers_comes_back(tmp_path):
     model = models.create("cifar_resnet20", num_classes=2, seed=1, head=[8])
     models.save_model(model, tmp_path / "m.h5")
@@ -404,6 +427,49 @@ def test_a_head_of_several_layers_comes_back(tmp_path):
     assert report.complete and report.arch_options["head"] == [8]
     for name, array in hdf5.read(tmp_path / "m.h5").state.items():
         assert array.tobytes() == hdf5.read(tmp_path / "back.h5").state[name].tobytes(), name
+
+
+TASKS = [
+    {"name": "kind", "kind": "classes", "classes": ["cat", "dog"], "weight": 1.0},
+    {"name": "tags", "kind": "labels", "classes": ["red", "round"], "weight": 0.5},
+    {"name": "age", "kind": "number", "weight": 1.0, "mean": 3.0, "std": 2.0},
+]
+
+
+@pytest.mark.parametrize("arch", [None, "cifar_resnet20"])
+def test_several_tasks_come_back(path, tmp_path, arch):
+    model = models.create("cifar_resnet20", seed=1, tasks=TASKS)
+    models.save_model(model, tmp_path / "m.h5")
+    export(tmp_path / "m.h5", path)
+    convert(path, tmp_path / "back.h5", arch=arch)
+    back = models.load_model(tmp_path / "back.h5")
+    assert back.tasks == model.tasks and len(back.tasks) == 3
+    assert back.class_names == model.class_names
+    for name, array in model.state_dict().items():
+        assert array.tobytes() == back.state_dict()[name].tobytes(), name
+
+
+def test_tasks_said_of_anybodys_weights(tmp_path):
+    model = models.create("cifar_resnet20", seed=1, num_classes=5)
+    models.save_model(model, tmp_path / "m.h5")
+    export(tmp_path / "m.h5", tmp_path / "m.pth")
+    convert(tmp_path / "m.pth", tmp_path / "back.h5", arch_options={"tasks": TASKS})
+    back = models.load_model(tmp_path / "back.h5")
+    names = ["kind: cat", "kind: dog", "tags: red", "tags: round", "age"]
+    assert [task.name for task in back.tasks] == ["kind", "tags", "age"]
+    assert back.class_names == names
+    with pytest.raises(ConversionError, match="2 misshapen"):
+        convert(tmp_path / "m.pth", tmp_path / "x.h5", arch_options={"tasks": TASKS[:2]})
+    with pytest.raises(UserError, match="tasks name the outputs"):
+        convert(
+            tmp_path / "m.pth",
+            tmp_path / "x.h5",
+            arch_options={"tasks": TASKS},
+            class_names=list("abcde"),
+        )
+    convert(tmp_path / "m.pth", tmp_path / "x.h5", arch_options={"tasks": TASKS}, new_head=3)
+    plain = models.load_model(tmp_path / "x.h5")
+    assert plain.tasks == () and plain.num_classes == 3 and plain.class_names is None
 
 
 def test_export_warns_of_what_other_libraries_networks_do_not_have(tmp_path, capsys):

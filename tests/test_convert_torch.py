@@ -112,6 +112,38 @@ def test_all_element_types(path, form, protocol):
 
 
 @pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "lazy",
+    [
+        torch._neg_view(torch.ones(3)),
+        torch.ones(3, dtype=torch.complex64).conj(),
+        torch.ones(3, dtype=torch.complex64).conj().imag,
+    ],
+    ids=["negative", "conjugate", "both"],
+)
+def test_tensors_negated_or_conjugated_in_name_only_are_refused(path, form, lazy):
+    refused(save({"a": lazy}, path, form), "resolve_conj().resolve_neg()")
+    resolved = lazy.resolve_conj().resolve_neg()
+    assert same(resolved, read_all(save({"a": resolved}, path, form))[("a",)])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_attributes_of_a_tensor_are_left(path, form, tmp_path):
+    kinds = {
+        "tensor": torch.arange(6.0).reshape(2, 3).T,
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "unsigned": torch.tensor([1, 2], dtype=torch.uint16),
+    }
+    for tensor in kinds.values():
+        tensor.tag = "x"
+    found = read_all(save(kinds, path, form))
+    assert all(same(tensor, found[(name,)]) for name, tensor in kinds.items())
+    kinds["tensor"].tag = Attack(open, str(tmp_path / "flag"), "w")
+    refused(save(kinds, path, form), "run code")
+    assert not (tmp_path / "flag").exists()
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_element_types_without_a_storage_of_their_own(path, form):
     tensors = [torch.arange(5).to(t) for t in (torch.uint16, torch.uint32, torch.uint64)]
     found = read_all(save(tensors, path, form))
@@ -287,6 +319,22 @@ BAD_PROGRAMS = {
     "call with too much": global_("torch", "Size") + b"(K\x01K\x02tR.",
     "tensor without storage": global_("torch._utils", "_rebuild_tensor_v2")
     + b"(K\x01K\x02K\x03K\x04tR.",
+    "call of a tensor's type": global_("torch", "Tensor") + b"(K\x01tR.",
+    "tensor of any function": global_("torch._tensor", "_rebuild_from_type_v2")
+    + b"("
+    + global_("collections", "OrderedDict")
+    + global_("torch", "Tensor")
+    + b")}tR.",
+    "tensor of any type": global_("torch._tensor", "_rebuild_from_type_v2")
+    + b"("
+    + global_("torch._utils", "_rebuild_tensor_v2")
+    + global_("torch", "Size")
+    + b")}tR.",
+    "tensor in itself": global_("torch._tensor", "_rebuild_from_type_v2")
+    + b"("
+    + global_("torch._tensor", "_rebuild_from_type_v2")
+    + global_("torch", "Tensor")
+    + b")}tR.",
     "call of a storage type": global_("torch", "FloatStorage") + b"(K\x01tR.",
     "append to a tuple": b")K\x01a.",
     "fill a list": b"]K\x01K\x02s.",
@@ -393,6 +441,7 @@ _PIECES = [
     ),
     *(global_("collections", n) for n in ("OrderedDict", "Counter", "defaultdict")),
     *(global_("torch._utils", n) for n in ("_rebuild_tensor_v2", "_rebuild_parameter")),
+    *(global_("torch", "Tensor"), global_("torch._tensor", "_rebuild_from_type_v2")),
     *(global_("torch", n) for n in ("FloatStorage", "Size", "float32")),
     *(global_(*n) for n in (("os", "system"), ("builtins", "set"), ("argparse", "Namespace"))),
     b"X\x07\x00\x00\x00storage",
@@ -671,6 +720,18 @@ def test_wrappers_and_prefixes(wrapper, prefix):
     assert (found.prefix, found.entry) == (prefix, wrapper or "")
     assert list(found.ignored) == ["bn.num_batches_tracked"]
     assert found.beside == ([] if wrapper is None else ["epoch"])
+
+
+def test_the_mean_of_weights_is_converted(path, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    averaged.update_parameters(model)
+    found = find_state(read_torch(save({"model_ema": averaged.state_dict()}, path)).content, "w")
+    assert list(found.tensors) == ["0.weight", "0.bias"] and found.prefix == "module."
+    assert found.ignored == {"n_averaged": "a counter that has no effect"}
+    state = {f"module.{name}": tensor for name, tensor in cifar_state().items()}
+    save({"n_averaged": torch.tensor(7)} | state, path)
+    assert convert(path, tmp_path / "w.h5").complete
 
 
 def test_a_prefix_that_only_some_names_have_stays():

@@ -191,6 +191,54 @@ def test_the_settings_of_a_run_on_features_refuse_the_same(features, pictures, t
     assert all(np.array_equal(best[0][n], other[n]) for other in best[1:] for n in best[0])
 
 
+def _rewritten(path, name, **made):
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        if made:
+            file.create_dataset(name, **made)
+        else:
+            file.create_group(name)
+
+
+@pytest.mark.parametrize("name", ["keys", "checksums", "features", "paths", "labels"])
+@pytest.mark.parametrize("made", [{}, {"dtype": "f4"}], ids=["group", "scalar"])
+def test_what_is_no_array_is_damage(features, tmp_path, capsys, name, made):
+    _, path = features()
+    _rewritten(path, name, **made and {**made, "shape": ()})
+    code = finetune(tmp_path / "run", "--features", path)
+    expect_error(capsys, code, f"f.h5 is damaged ({name}")
+
+
+@pytest.mark.parametrize("name", ["format_version", "about"])
+def test_numbers_in_place_of_words_are_damage(features, name):
+    _, path = features()
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = np.int64(1 << 40)
+    with pytest.raises(UserError, match=f"damaged .{name} is no text"):
+        FeatureFile(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "words"),
+    [
+        ("labels", {"shape": (1 << 28,), "dtype": "<i8", "chunks": (1 << 20,)}, "claims more"),
+        ("class_names", {"shape": (1 << 28,), "dtype": "S8", "chunks": (1 << 20,)}, "claims more"),
+        ("keys", {"shape": (1 << 59, 32), "dtype": "u1", "chunks": (1, 32)}, "claims more"),
+        ("labels", {"data": np.zeros(38, "<i8")}, "38 entries for 39 rows"),
+        ("labels", {"data": np.full(39, np.nan)}, "float64"),
+        ("labels", {"data": np.zeros((39, 1), "<i8")}, "shape"),
+        ("paths", {"data": ["a"] * 39}, "paths has shape"),  # of variable length
+        ("paths", {"data": np.zeros(39, "<i8")}, "paths has shape"),
+        ("parts", {"data": np.array([b"train"] * 40)}, "40 entries for 39 rows"),
+    ],
+)
+def test_columns_of_another_kind_or_size_are_damage(features, name, made, words):
+    _, path = features()
+    _rewritten(path, name, **made)
+    with pytest.raises(UserError, match=rf"f\.h5 is damaged \(.*{words}.*; make it again"):
+        FeatureFile(path).column(name)
+
+
 def test_damaged_files_are_refused(features, tmp_path):
     _, path = features()
     content = path.read_bytes()

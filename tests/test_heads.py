@@ -126,7 +126,7 @@ def test_what_is_no_head(text):
         parse_head(text)
 
 
-@pytest.mark.parametrize("head", [[0], ["8"], 8, [True], [8] * 9, [70000]])
+@pytest.mark.parametrize("head", [[0], ["8"], 8, [True], [8] * 9, [70000], None, 0, False, ""])
 def test_files_with_heads_that_cannot_be(head):
     with pytest.raises(ValueError, match="head"):
         models.create("cifar_resnet20", seed=None, head=head)

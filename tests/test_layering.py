@@ -30,7 +30,7 @@ ALLOWED = {
     "run_files": set(),
     "files": {"errors"},
     "hdf5": {"errors", "files", "text"},
-    "feature_file": {"errors", "files"},
+    "feature_file": {"errors", "files", "text"},
     "tasks": {"errors", "text"},
     "data": {"errors", "files", "run_files", "text", "tasks"},
     "weights": set(),  # where the shipped files are

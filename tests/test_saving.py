@@ -1,5 +1,6 @@
 """Models to weights files and back."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import minitl
 from minitl import hdf5, models, nn
 from minitl.cli import main
+from minitl.data.preprocessing import Preprocessing
 from minitl.errors import UserError
 from minitl.models.saving import to_weights_file
 
@@ -83,6 +85,40 @@ def test_hostile_options_of_an_architecture_are_refused(tmp_path, options):
     hdf5.write(tmp_path / "m.h5", contents)
     with pytest.raises(UserError, match=r"m\.h5"):
         minitl.load_model(tmp_path / "m.h5")
+
+
+def test_whole_numbers_beyond_float64_are_refused():
+    with pytest.raises(ValueError, match="bn_eps must be a number from 0"):
+        models.create("resnet18", seed=None, bn_eps=10**400)
+    usual = models.cifar_resnet20(width=4).preprocessing
+    with pytest.raises(UserError, match="scale"):
+        Preprocessing.from_dict(usual | {"scale": 10**400})
+
+
+def test_a_head_that_is_none_in_a_file_is_refused(tmp_path):
+    model = models.cifar_resnet20(num_classes=3, width=4)
+    model.arch_options["head"] = None
+    minitl.save_model(model, tmp_path / "m.h5")
+    with pytest.raises(UserError, match=r"m\.h5: head must be a list .* got None"):
+        minitl.load_model(tmp_path / "m.h5")
+
+
+@pytest.mark.parametrize("hidden", [[], [8]])
+@pytest.mark.parametrize("rows, width", [(4_000_000, 0), (1 << 40, 0), (0, None), (300, 9)])
+def test_a_head_of_another_shape_is_not_made(tmp_path, hidden, rows, width):
+    model = models.create("cifar_resnet20", num_classes=3, width=4, head=hidden)
+    last = f"{model.last_name}.weight"
+    right = model.state_dict()[last].shape[1]
+    shape = (rows, right if width is None else width)
+    state = model.state_dict() | {last: np.zeros(shape, "f")}
+    hdf5.write(tmp_path / "m.h5", hdf5.WeightsFile(model.arch, state, model.arch_options))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=rf"m\.h5.*\n.*misshapen.*\n.*{last}: has \({rows}"):
+            minitl.load_model(tmp_path / "m.h5")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_too_few_class_names_are_refused(tmp_path):

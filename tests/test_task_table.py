@@ -272,6 +272,7 @@ def test_a_column_may_have_an_equals_sign():
      ([{"name": "a", "kind": "labels", "classes": [1]}], "'a' has 1 among its labels"),
      ([{"name": "a", "kind": "labels", "classes": "ab"}], "'a' must be a list of names, not 'ab'"),
      ([{"name": "a", "kind": "number", "mean": float("nan")}], "'a' cannot have the mean nan"),
+     ([{"name": "a", "kind": "number", "mean": 10**400}], "'a' cannot have the mean 1000"),
      ([{"name": "a", "kind": "number", "std": True}], "'a' cannot have the std True"),
      ([{"name": "a", "kind": "number", "classes": ["x"]}], "'a'.* 1 names; .*none"),
      ([{"name": "a", "kind": "number", "x": 1}], "'x': 1"),
@@ -294,3 +295,12 @@ def test_descriptions_come_back():
     np.testing.assert_equal(
         from_lists(tasks, json.loads(json.dumps(to_lists(targets))), ["p", "q"]), targets
     )
+
+
+@pytest.mark.parametrize("sign, shown", [(1, "inf"), (-1, "-inf")])
+def test_targets_beyond_float64_are_out_of_range(sign, shown):
+    value = sign * 10**400
+    tasks = (Task("a", "classes", ("x", "y")), Task("b", "number"))
+    for row in ([value, None], [0, value]):
+        with pytest.raises(ValueError, match=rf"{shown}, a target of 'q', is out of range"):
+            from_lists(tasks, [[0, 1], row], ["p", "q"])

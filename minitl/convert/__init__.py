@@ -25,6 +25,7 @@ from minitl.convert.source import Request, Source, StoredArray
 from minitl.convert.state import PREFIXES, find_state
 from minitl.convert.torch_files import TorchFile, read_bytes, read_torch
 from minitl.errors import UserError, WeightsFileError
+from minitl.tasks import output_names
 from minitl.text import shown
 
 if TYPE_CHECKING:
@@ -77,9 +78,11 @@ def convert(
     src: a file of torch.save with a state dict in it, a safetensors file, or a model or weights of Keras;
         which one is told from its contents. dst: the weights file to write.
     arch, arch_options: the network, as for `minitl.models.create`; None to recognise it by its weights,
-        and options given then go before what was recognised. The number of classes is read off the weights.
-    class_names: name of each output. preprocessing: the fields that differ from what the file says, or
-        else from what is usual for the network; or the name of one of `presets.PRESETS`.
+        and options given then go before what was recognised. The number of classes is read off the weights,
+        unless the options say tasks.
+    class_names: name of each output; tasks name theirs.
+    preprocessing: the fields that differ from what the file says, or else from what is usual for the network;
+        or the name of one of `presets.PRESETS`.
     source, license: recorded; the source is the file's name if None.
     entry: the checkpoint's key that holds the weights, as "model_ema"; None to look for it.
     new_head: leave the file's head out, if it has one, and put a random one for so many classes.
@@ -102,6 +105,8 @@ def convert(
     model = _network(found, new_head, "--arch" if arch else str(src), len(data))
     report = _matched(model, found, src, new_head, drop_unexpected)
     names = found.class_names if class_names is None and new_head is None else class_names
+    if model.tasks:
+        names = _names_of_tasks(model, class_names)
     if names is not None:
         _check_class_names(names, model.num_classes, src)
     report.preprocessing, report.preprocessing_from = _preprocessing(preprocessing, found, model)
@@ -142,6 +147,17 @@ def _unnamed(model: "Classifier") -> str:
     return f"not named; --class-names FILE names them{usual}"
 
 
+def _names_of_tasks(model: "Classifier", asked: Sequence[str] | None) -> list[str]:
+    """Return the names that the tasks give the outputs; UserError where others were asked for."""
+    names = output_names(model.tasks)
+    if asked is not None and list(asked) != names:
+        raise UserError(
+            f"class names were given, but tasks name the outputs of {model.arch} themselves: "
+            f"{shown(', '.join(names))}; leave --class-names out"
+        )
+    return names
+
+
 def _check_class_names(names: Sequence[str], num_classes: int, src: Path) -> None:
     """Raise UserError for names that are too few, too many, or do not tell the classes apart."""
     if len(names) != num_classes:
@@ -159,7 +175,10 @@ def _check_class_names(names: Sequence[str], num_classes: int, src: Path) -> Non
 
 
 def _network(found: Source, new_head: int | None, what: str, size: int) -> "Classifier":
-    """Make the network with a head as wide as the file's (of `size` bytes), or as asked for."""
+    """Make the network with a head as wide as the file's (of `size` bytes), or as asked for.
+
+    Tasks say the number of outputs themselves: their head stays, unless another is asked for.
+    """
     from minitl.models.saving import empty_model
 
     model = empty_model(found.arch, found.arch_options, what)
@@ -167,6 +186,8 @@ def _network(found: Source, new_head: int | None, what: str, size: int) -> "Clas
         if not 1 <= new_head <= 1_000_000:
             raise UserError(f"--new-head {new_head}: give the number of classes, at least 1")
         model.replace_head(new_head)
+        return model
+    if model.tasks:
         return model
     hidden = model.arch_options.get("head", ())
     head = found.arrays.get(f"{model.last_name}.weight")

@@ -12,6 +12,7 @@ from minitl.convert.source import Request, Source, StoredArray
 from minitl.convert.state import find_state
 from minitl.convert.torch_files import read_torch
 from minitl.errors import WeightsFileError
+from minitl.text import one_line
 
 
 def from_torch(path: Path, data: bytes, request: Request) -> Source:
@@ -28,7 +29,7 @@ def from_safetensors(path: Path, data: bytes, request: Request) -> Source:
     """Read a safetensors file; one that minitl exported says itself what it is."""
     arrays, texts = read_safetensors(path, data)
     own = _own_words(texts, path)
-    if own and request.arch is None:
+    if own and request.arch in (None, own["arch"]):
         options = own["arch_options"] | dict(request.arch_options)
         request = Request(own["arch"], options, request.entry)
     source = _source(arrays, path, request, lambda array: array)
@@ -43,22 +44,20 @@ def from_safetensors(path: Path, data: bytes, request: Request) -> Source:
 
 def _own_words(texts: Mapping[str, str], path: Path) -> dict[str, Any] | None:
     """Return what an exported file says about itself, in the terms of weights/README.md."""
-    kinds: dict[str, Any] = {
-        "arch_options": dict,
-        "preprocessing": dict,
-        "class_names": (list, type(None)),
-    }
-    if not texts.keys() >= {"arch", "license", *kinds}:
+    from minitl import hdf5
+
+    described = ("arch_options", "preprocessing", "class_names")
+    if not texts.keys() >= {"arch", "license", *described}:
         return None
+    own: dict[str, Any] = {"arch": texts["arch"], "license": texts["license"]}
     try:
-        own: dict[str, Any] = {name: json.loads(texts[name]) for name in kinds}
-        if not all(isinstance(own[name], kind) for name, kind in kinds.items()):
-            raise ValueError
-    except (ValueError, RecursionError):
+        own |= {name: json.loads(texts[name]) for name in described}
+        hdf5.attributes(hdf5.WeightsFile(state={}, **own))  # what a weights file can say
+    except (ValueError, TypeError, RecursionError) as error:
         raise WeightsFileError(
-            f"{path} describes itself in broken words; export it again"
+            f"{path} describes itself in broken words ({one_line(error)}); export it again"
         ) from None
-    return own | {"arch": texts["arch"], "license": texts["license"]}
+    return own
 
 
 def _source(

@@ -132,10 +132,19 @@ def _counts(values: Any, what: str) -> tuple[int, ...]:
     return values  # type: ignore[no-any-return]
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> TensorRecord:
-    """Stand for torch._utils._rebuild_tensor and _rebuild_tensor_v2 (requires_grad, hooks follow)."""
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any = None,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> TensorRecord:
+    """Stand for torch._utils._rebuild_tensor, which has the first four, and _rebuild_tensor_v2."""
     if not isinstance(storage, Storage) or storage.dtype is None:
         raise PickleError("a tensor has no storage")
+    _refuse_lazy(metadata)
     return _checked_tensor(storage, storage.dtype, offset, shape, stride)
 
 
@@ -147,12 +156,26 @@ def _tensor_v3(
     grad: Any,
     hooks: Any,
     dtype: Any,
-    *rest: Any,
+    metadata: Any = None,
 ) -> TensorRecord:
     """Stand for torch._utils._rebuild_tensor_v3, whose storage holds bytes."""
     if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
         raise PickleError("a tensor has no storage or no element type")
+    _refuse_lazy(metadata)
     return _checked_tensor(storage, dtype.name, offset, shape, stride)
+
+
+def _refuse_lazy(metadata: Any) -> None:
+    """Refuse a tensor that PyTorch has negated or conjugated in name only: other numbers are stored."""
+    if metadata is None:
+        return
+    if type(metadata) is not dict:
+        raise PickleError("what a tensor says of itself is no dict")
+    if metadata.get("neg") or metadata.get("conj"):
+        raise PickleError(
+            "a tensor is stored as the negative or conjugate of what it stands for; in PyTorch, save "
+            "{name: tensor.resolve_conj().resolve_neg() for name, tensor in state.items()}"
+        )
 
 
 def _checked_tensor(
@@ -171,6 +194,14 @@ def _parameter(data: Any, *rest: Any) -> TensorRecord:
     if not isinstance(data, TensorRecord):
         raise PickleError("a parameter without a tensor")
     return data
+
+
+def _from_type(function: Any, kind: Any, arguments: Any, state: Any) -> TensorRecord:
+    """Stand for torch._tensor._rebuild_from_type_v2: a tensor with attributes, which are left."""
+    of_tensor = isinstance(function, Name) and function.name in _TENSOR_CALLS
+    if not of_tensor or not isinstance(kind, Name) or kind.name not in _TENSOR_TYPES:
+        raise PickleError("a tensor with attributes is of an unknown kind")
+    return _call(function, arguments)  # type: ignore[no-any-return]
 
 
 def _dict(items: Any = (), *rest: Any) -> dict[Any, Any]:
@@ -195,12 +226,19 @@ def _size(values: Any = ()) -> tuple[int, ...]:
     return _counts(values, "torch.Size")
 
 
-_CALLS: dict[str, Callable[..., Any]] = {
+_TENSOR_CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+# Arguments of _rebuild_from_type_v2; never called themselves.
+_TENSOR_TYPES = {"torch.Tensor", "torch.nn.parameter.Parameter"}
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    **_TENSOR_CALLS,
+    "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch.Size": _size,
     "collections.OrderedDict": _dict,
     "collections.Counter": _dict,
@@ -240,7 +278,7 @@ _UNREAD = {
 
 def _look_up(module: str, name: str) -> Any:
     full = f"{module}.{name}"
-    if full in _CALLS or full in _UNREAD:
+    if full in _CALLS or full in _UNREAD or full in _TENSOR_TYPES:
         return Name(full)
     if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGE_DTYPES:
         return Name(f"torch.{name}")

@@ -14,6 +14,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "model_ema")
 # These come before every name where the network was wrapped: by DataParallel, in a larger module, by
 # torch.compile.
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
+# Beside the prefixed names in torch.optim.swa_utils.AveragedModel: how many weights it is the mean of.
+_AVERAGED = "n_averaged"
 
 _MAX_DEPTH = 4
 
@@ -60,7 +62,9 @@ def find_state(content: Any, what: str, entry: str | None = None) -> FoundState:
     tensors: dict[str, Any] = {}
     ignored: dict[str, str] = {}
     for name, value in content.items():
-        if isinstance(name, str) and isinstance(value, Array):
+        if name == _AVERAGED:
+            ignored[name] = "a counter that has no effect"
+        elif isinstance(name, str) and isinstance(value, Array):
             tensors[name] = value
         else:
             ignored[str(name)] = "not a tensor"

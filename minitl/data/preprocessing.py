@@ -10,6 +10,7 @@ Resizing is Pillow's, which averages over all the pixels that go into one (antia
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -233,7 +234,11 @@ def _height_width(image: Picture) -> tuple[int, int]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return (
+        abs(value) <= sys.float_info.max
+    )  # not math.isfinite: a whole number may be beyond float64
 
 
 def _is_numbers(value: Any, count: int) -> bool:

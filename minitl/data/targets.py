@@ -3,6 +3,7 @@
 targets: (N, columns of all tasks) float64; NaN where something is not known
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,15 @@ def to_lists(targets: np.ndarray) -> list[list[float | None]]:
     return [[None if np.isnan(value) else float(value) for value in row] for row in targets]
 
 
+def _as_float(value: float | None) -> float:
+    if value is None:
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond float64, which fits no task
+        return math.inf if value > 0 else -math.inf
+
+
 def from_lists(tasks: Sequence[Task], rows: Sequence[Any], names: Sequence[str]) -> np.ndarray:
     """Return the targets that `to_lists` gave. names: of the pictures that the rows are of.
 
@@ -66,7 +76,7 @@ def from_lists(tasks: Sequence[Task], rows: Sequence[Any], names: Sequence[str])
             raise ValueError(
                 f"the row of targets of {name!r} must be {width} numbers or nulls, not {shown(repr(row))}"
             )
-    given = [[np.nan if value is None else value for value in row] for row in rows]
+    given = [[_as_float(value) for value in row] for row in rows]
     targets = np.array(given, np.float64).reshape(-1, width)
     for task, columns in zip(tasks, target_slices(tasks), strict=True):
         own = targets[:, columns]

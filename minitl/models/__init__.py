@@ -146,7 +146,7 @@ def create(
         model = ARCHITECTURES[arch](seed=seed, **options)
     except TypeError as error:
         raise ValueError(f"{arch} does not take these options: {options} ({error})") from None
-    if hidden:
+    if hidden or not isinstance(hidden, list | tuple):  # what is no list is refused there
         model.replace_head(model.num_classes, seed=seed, hidden=hidden)
     if tasks:
         model.set_tasks(tasks)

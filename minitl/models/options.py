@@ -1,6 +1,5 @@
 """Checks of what an architecture is told about itself: options come from files that others made."""
 
-import math
 from typing import Any
 
 
@@ -23,7 +22,7 @@ def switch(value: Any, name: str) -> bool:
 def fraction(value: Any, name: str) -> float:
     """Return `value` if it is a number from 0 up to, not including, 1; ValueError otherwise."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value < 1:
+    if not number or not 0 <= value < 1:
         raise ValueError(f"{name} must be a number from 0 up to below 1, not {_short(value)}")
     return float(value)
 

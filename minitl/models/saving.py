@@ -64,11 +64,18 @@ def _fitting_model(contents: WeightsFile, what: str) -> Classifier:
     from minitl.hdf5 import check_state
 
     model = empty_model(contents.arch, contents.arch_options, what)
-    head = contents.state.get(f"{model.last_name}.weight")
+    last = f"{model.last_name}.weight"
+    head, width = contents.state.get(last), model.state_dict()[last].shape[1]
+    # Tasks say the number of outputs themselves. A head of another width or of no rows would be made as large
+    # as the file says, not as it is; check_state refuses it.
     if (
-        head is not None and head.ndim == 2 and not model.tasks
-    ):  # tasks say the number of outputs themselves
-        model.replace_head(len(head), hidden=contents.arch_options.get("head", ()))
+        head is not None
+        and head.ndim == 2
+        and len(head)
+        and head.shape[1] == width
+        and not model.tasks
+    ):
+        model.replace_head(len(head), seed=None, hidden=model.arch_options.get("head", ()))
     check_state(
         {name: array.shape for name, array in model.state_dict().items()}, contents.state, what
     )
