@@ -97,11 +97,12 @@ def small(resnet18, tmp_path_factory):
     return path
 
 
+@thorough
 @pytest.mark.parametrize(
     ("recipe", "options", "accuracy"),
     [
         ("all-layers", ["--epochs", 2], 0.7),
-        pytest.param("frozen-mlp", ["--epochs", 5, "--lr", 0.001], 0.5, marks=thorough),
+        ("frozen-mlp", ["--epochs", 5, "--lr", 0.001], 0.5),
     ],
 )
 def test_recipes_on_sign_digits(small, tmp_path, recipe, options, accuracy):
