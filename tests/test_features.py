@@ -130,6 +130,20 @@ def test_features_of_other_pictures_are_refused(features, pictures, tmp_path, ca
     assert main([*resumed, "--accept-changed"]) == 0
 
 
+def test_a_run_is_not_resumed_on_another_split(features, tmp_path, capsys, monkeypatch):
+    _, file = features("--seed", 0)
+    content = file.read_bytes()
+    interrupt_in_epoch(monkeypatch, 2)
+    assert finetune(tmp_path / "run", "--features", file) == 130
+    monkeypatch.undo()
+    assert features("--seed", 1, "--overwrite")[0] == 0
+    capsys.readouterr()
+    resumed = ["finetune", "--resume", str(tmp_path / "run"), "--accept-changed"]
+    expect_error(capsys, main(resumed), file, "other parts", "--seed")
+    file.write_bytes(content)
+    assert main(resumed) == 0
+
+
 def test_files_without_dates_are_compared_by_content(features, pictures, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
