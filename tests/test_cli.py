@@ -58,7 +58,7 @@ def test_other_names_lead_to_options_that_there_are():
 
 @pytest.mark.parametrize("name", ["lr-find", "preview"])
 def test_the_settings_of_training_are_those_of_finetune(name):
-    about_runs = {"--resume", "--accept-changed", "--demo", "--features"}
+    about_runs = {"--resume", "--accept-changed", "--demo"}
     assert COMMANDS["finetune"].options().keys() - COMMANDS[name].options().keys() <= about_runs
 
 
@@ -124,6 +124,14 @@ def test_a_preview_leaves_out_what_the_run_leaves_out(tmp_path, capsys, pictures
     assert "red/0.png" in capsys.readouterr().out
 
 
+def test_a_preview_takes_features_as_the_run_does(tmp_path, capsys, pictures, weights):
+    file, out = tmp_path / "f.h5", tmp_path / "p.png"
+    command = ["features", str(pictures), "--weights", str(weights), "--out", str(file)]
+    assert main(command) == 0
+    assert main(["preview", "--features", str(file), "--out", str(out)]) == 0
+    assert out.is_file()
+
+
 @pytest.mark.parametrize("name", ["finetune", "lr-find", "preview"])
 def test_the_command_that_lacks_its_pictures_is_named(capsys, name):
     expect_error(capsys, main([name]), f"minitl {name} DATA")
@@ -179,6 +187,7 @@ def test_the_option_is_named_whose_file_is_not_there(tmp_path, capsys):
         (["predict", "w.h5", "a.png"], "fewer --workers"),
         (["preview", "data"], "fewer --pictures"),
         (["finetune", "data"], "a smaller --micro-batch or --batch-size"),
+        (["finetune", "--resume", "run"], "out of memory; try fewer --workers"),
     ],
 )
 def test_advice_about_memory_names_options_that_the_command_has(

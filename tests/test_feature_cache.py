@@ -24,7 +24,7 @@ from minitl.device import CPU
 from minitl.errors import UserError
 from minitl.train import feature_cache
 from minitl.train.config import Config
-from minitl.train.feature_cache import FeatureCache, describe, open_cache
+from minitl.train.feature_cache import FeatureCache, clear, describe, kept, open_cache
 from minitl.train.features import FEATURE_BATCH, Features, frozen_stages
 from tests.test_finetune import expect_error, write_pictures, write_weights
 
@@ -184,6 +184,28 @@ def test_a_changed_file_is_computed_anew_and_no_other(model, pictures, tmp_path,
     assert (kept != before).any(axis=1).sum() == 1
 
 
+def test_a_picture_replaced_meanwhile_is_not_kept(model, pictures, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    replaced, other = (data / scan(data).train[number].path for number in (0, -1))
+    content, original = replaced.read_bytes(), FeatureCache.keys_of
+
+    def keys_of(*arguments):
+        keys = original(*arguments)
+        replaced.write_bytes(other.read_bytes())
+        return keys
+
+    monkeypatch.setattr(FeatureCache, "keys_of", keys_of)
+    with pytest.raises(UserError, match=f"{replaced.name} was replaced"):
+        rows(features_of(model, data, tmp_path / "c"))
+    monkeypatch.undo()
+    assert not list((tmp_path / "c").rglob("*.*"))
+    replaced.write_bytes(content)
+    assert np.array_equal(
+        rows(features_of(model, data, tmp_path / "c")), rows(features_of(model, data))
+    )
+
+
 def test_other_weights_cut_preprocessing_and_numbers_share_nothing(
     model, pictures, tmp_path, capsys
 ):
@@ -332,6 +354,52 @@ def test_two_processes_may_write_at_once(tmp_path):
     assert not len(cache.missing(keys))
     assert np.array_equal(cache.rows(keys), np.ones((50, 3), np.float32))
     assert not [path for path in cache.folder.iterdir() if path.suffix != ".h5"]
+
+
+def test_clearing_does_not_end_the_run_of_another_process(tmp_path):
+    keys = np.arange(4, dtype=np.uint8).repeat(32).reshape(4, 32)
+    said = []
+
+    def cleared_meanwhile():
+        yield np.ones((2, 3), np.float32)
+        clear(tmp_path, said.append)
+        yield np.ones((2, 3), np.float32)
+
+    cache = FeatureCache(tmp_path, {"cut": "x"})
+    cache.add(keys, (3,), cleared_meanwhile())
+    assert "stay" in said[0]
+    assert np.array_equal(cache.rows(keys), np.ones((4, 3), np.float32))
+    leftover = cache.folder / ".a.h5.00.tmp"
+    leftover.write_bytes(b"half")
+    os.utime(leftover, (0, 0))
+    assert clear(tmp_path, said.append) > 4
+    assert not cache.folder.exists()
+
+
+def test_files_that_are_deleted_meanwhile_are_not_counted_and_said(tmp_path, monkeypatch):
+    keys = np.arange(4, dtype=np.uint8).repeat(32).reshape(4, 32)
+    cache = FeatureCache(tmp_path, {"cut": "x"})
+    write = feature_file.write
+
+    def written_and_cleared(*arguments):
+        write(*arguments)
+        clear(tmp_path, str)
+
+    monkeypatch.setattr("minitl.train.feature_cache.write", written_and_cleared)
+    with pytest.raises(UserError, match="gone; is the cache being cleared"):
+        cache.add(keys, (3,), iter([np.ones((4, 3), np.float32)]))
+    monkeypatch.undo()
+    cache.add(keys, (3,), iter([np.ones((4, 3), np.float32)]))
+    is_file = Path.is_file
+
+    def gone_after_a_look(path):
+        found = is_file(path)
+        if path.parent == cache.folder:
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", gone_after_a_look)
+    assert [one.bytes for one in kept(tmp_path)] == [0]
 
 
 def test_an_interruption_leaves_no_half_file(tmp_path):

@@ -130,6 +130,40 @@ def test_features_of_other_pictures_are_refused(features, pictures, tmp_path, ca
     assert main([*resumed, "--accept-changed"]) == 0
 
 
+def test_a_run_is_not_resumed_on_another_split(features, tmp_path, capsys, monkeypatch):
+    _, file = features("--seed", 0)
+    content = file.read_bytes()
+    interrupt_in_epoch(monkeypatch, 2)
+    assert finetune(tmp_path / "run", "--features", file) == 130
+    monkeypatch.undo()
+    assert features("--seed", 1, "--overwrite")[0] == 0
+    capsys.readouterr()
+    resumed = ["finetune", "--resume", str(tmp_path / "run"), "--accept-changed"]
+    expect_error(capsys, main(resumed), file, "other parts", "--seed")
+    file.write_bytes(content)
+    assert main(resumed) == 0
+
+
+def test_a_run_is_judged_by_the_labels_its_features_came_with(features, pictures, tmp_path, capsys):
+    """They stand in no class folders, or in others of the same names."""
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    turned = {"red": "green", "green": "blue", "blue": "red"}
+    paths = [path.relative_to(data).as_posix() for path in sorted(data.rglob("*.png"))]
+    table = tmp_path / "l.csv"
+    lines = [f"{path},{turned[path.split('/')[0]]}" for path in paths]
+    table.write_text("\n".join(["path,label", *lines]))
+    _, file = features("--labels", table, data=data)
+    assert finetune(tmp_path / "run", "--features", file, "--no-report") == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), str(data), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    expected = json.loads((tmp_path / "run" / "summary.json").read_text())["val"]
+    assert figures["own_split"] and figures["part"] == "val"
+    assert figures["confusion"] == expected["confusion"]
+    assert figures["accuracy"] == expected["accuracy"]
+
+
 def test_files_without_dates_are_compared_by_content(features, pictures, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
@@ -237,6 +271,12 @@ def test_columns_of_another_kind_or_size_are_damage(features, name, made, words)
     _rewritten(path, name, **made)
     with pytest.raises(UserError, match=rf"f\.h5 is damaged \(.*{words}.*; make it again"):
         FeatureFile(path).column(name)
+
+
+def test_a_seed_below_0_is_refused(features, capsys):
+    with pytest.raises(SystemExit):
+        features("--seed", -1)
+    assert "'-1' is not 0 or a positive number" in capsys.readouterr().err
 
 
 def test_damaged_files_are_refused(features, tmp_path):

@@ -275,6 +275,18 @@ def test_runs_among_the_pictures_are_no_class(options, tmp_path, weights, monkey
         expect_error(capsys, main([str(a) for a in command]), "'later' has no pictures")
 
 
+@pytest.mark.parametrize("out", ["run", "sets/run", "train/run", "."])
+def test_a_run_folder_among_the_classes_is_refused(out, tmp_path, weights, capsys):
+    data = write_pictures(tmp_path / "data" / "train", per_class=4)
+    data = data.parent if out.startswith("train") else data
+    command = ["finetune", data, "--weights", weights, "--epochs", 1, "--out", data / out]
+    words = ("is not empty",) if out == "." else (data / out, "among the class folders", "--out")
+    expect_error(capsys, main([str(a) for a in command]), *words)
+    assert not list(data.rglob("run"))
+    inside = data.parent / "elsewhere" if out == "." else data / "runs" / "a"
+    assert main([str(a) for a in (*command, "--out", inside)]) == 0
+
+
 def test_a_settings_file_may_name_places_from_where_the_user_stands(
     tmp_path, weights, monkeypatch, capsys
 ):
@@ -686,6 +698,15 @@ def test_a_run_folder_that_cannot_be_made_is_named(run, capsys, tmp_path):
     expect_error(capsys, run(out="file/run")[0], tmp_path / "file" / "run", "--out")
 
 
+def test_a_run_folder_that_cannot_be_written_to_is_named_at_once(
+    run, capsys, tmp_path, monkeypatch
+):
+    (tmp_path / "run").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    expect_error(capsys, run()[0], "cannot write into", tmp_path / "run", "choose another --out")
+
+
 def test_only_runs_are_overwritten(run, tmp_path, capsys):
     _, inner = run("--epochs", 1, out="runs/first")
     before = files_of(inner)
@@ -870,6 +891,19 @@ def test_the_demo_compares_with_training_from_scratch(tmp_path, capsys):
     assert transfer["pretrained_test_accuracy"] > transfer["scratch_test_accuracy"]
     assert "What transfer bought" in capsys.readouterr().out
     assert (folder / "finetuned" / "best.h5").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_early_end_of_the_demo_does_not_stand_in_its_way(tmp_path, capsys, monkeypatch, number):
+    folder = tmp_path / "new" / "demo"
+    command = ["finetune", "--demo", "--out", str(folder), "--epochs", "2", "--no-report"]
+    interrupt_in_epoch(monkeypatch, number)
+    assert main(command) == 130
+    monkeypatch.undo()
+    said = capsys.readouterr().err
+    assert f"--demo --out {folder} --overwrite" in said and "finetune --resume" not in said
+    assert (tmp_path / "new").exists() == (number > 0)
+    assert main([*command, "--overwrite"]) == 0
 
 
 def test_the_demo_takes_no_settings_file(tmp_path, capsys):

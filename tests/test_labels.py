@@ -71,6 +71,12 @@ def test_columns_may_come_in_any_order_with_others_between(folder, tmp_path):
     }
 
 
+def test_names_of_columns_may_hold_separators(folder, tmp_path):
+    text = '"path";"label";"of it, in words, as ""said"", so"\na b.png;cat;x\nsub/c.png;dog;y\n'
+    said, _ = read_labels(write(tmp_path / "l.csv", text), folder)
+    assert [label.name for label in said.values()] == ["cat", "dog"]
+
+
 def test_windows_and_whole_paths(folder, tmp_path):
     text = f"path,label\nsub\\c.png,dog\n{folder.absolute() / 'ü.png'},cat\n"
     assert set(read_labels(write(tmp_path / "l.csv", text), folder)[0]) == {"sub/c.png", "ü.png"}
@@ -143,6 +149,7 @@ FAULTS = {
     "path,label,part\na b.png,cat,trian\n": ["line 2", "trian"],
     'path,label\n"a b.png"x,cat\n': ["line 2", "quotes"],
     'path,label\n"a b.png,cat\n': ["line 2", "quotes"],
+    f"path,label\na b.png,cat\n{'long ' * 1000},dog\n": ["line 3", "no picture 'long long", "..."],
 }
 
 

@@ -179,6 +179,35 @@ def test_what_is_given_overrides_an_earlier_run_s_settings(tmp_path):
     assert (gradual.freeze, gradual.freeze_until) == (("none",), None)
 
 
+def test_settings_that_exclude_those_of_an_earlier_run_replace_them(tmp_path):
+    file = tmp_path / "config.toml"
+    common = {"data": "d", "weights": "w.h5"}
+
+    def with_options(earlier, **given):
+        Config(**common, **earlier).save(file)
+        return make_config(file, given)
+
+    gradual = {"unfreeze_schedule": ("head:0",)}
+    assert with_options(gradual, freeze=("backbone",)).unfreeze_schedule == ()
+    assert with_options(gradual, freeze_until="layer2").unfreeze_schedule == ()
+    table = {"labels": "l.csv", "task": ("a=number",), "task_weight": ("a=2",)}
+    named = with_options(table, label_from_name="(?P<label>.)")
+    assert (named.labels, named.task, named.task_weight) == (None, (), ())
+    assert with_options({"label_from_name": "x"}, labels="l.csv").label_from_name is None
+    views = {"cached_views": 2, "freeze": ("backbone",)}
+    for given in ({"feature_cache": "off"}, {"augment": False}, {"mixup": 0.2}, {"cutmix": 1.0}):
+        assert with_options(views, **given).cached_views == 0
+    assert with_options(views, adversarial="pgd:2").cached_views == 0
+    assert with_options(views, feature_cache="dir").cached_views == 2
+    assert with_options({"mixup": 0.2, "freeze": ("backbone",)}, cached_views=2).mixup == 0
+    on_features = {"features": "f.h5", "freeze": ("backbone",), "augment": False}
+    mixed = {"mixup": 0.2, "cutmix": 1.0}
+    for earlier in (gradual, table, views, mixed, {"adversarial": "pgd:2"}, {"from_scratch": True}):
+        config = with_options(earlier, **on_features)
+        usual = Config(**common, **on_features)
+        assert all(getattr(config, name) == getattr(usual, name) for name in earlier)
+
+
 def test_recipes_name_settings_that_there_are():
     for name, recipe in RECIPES.items():
         config = make_config(None, {"data": "d", "weights": "w.h5", "recipe": name})

@@ -85,7 +85,7 @@ def test_pages_of_other_sites_cannot_use_it(client) -> None:
     # What a browser sends after another site's name was pointed at this machine.
     answer = client.get("/model", headers={"Host": "evil.example"})
     assert answer.status_code == 403 and "evil.example" in answer.json["error"]
-    for host in ("localhost:8000", "127.0.0.1:8000", "[::1]:8000", "localhost"):
+    for host in ("localhost:8000", "127.0.0.1:8000", "[::1]:8000", "localhost", "LOCALHOST:80"):
         assert client.get("/model", headers={"Host": host}).status_code == 200
     assert client.get("/model").headers["X-Content-Type-Options"] == "nosniff"
 

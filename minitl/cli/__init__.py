@@ -126,7 +126,7 @@ def _explain(error: BaseException, options: argparse.Namespace, command: Command
             return f"{reason}: {error.filename}"
         return f"{option} {error.filename}: {reason}; check that path"
     if isinstance(error, MemoryError):
-        return f"out of memory; {_less_memory(command)}"
+        return f"out of memory; {_less_memory(options, command)}"
     return "interrupted"
 
 
@@ -139,8 +139,9 @@ def _given_as(path: Any, options: argparse.Namespace, command: Command) -> str |
     return None
 
 
-def _less_memory(command: Command) -> str:
-    has = command.options()
+def _less_memory(options: argparse.Namespace, command: Command) -> str:
+    resumed = getattr(options, "resume", None) is not None
+    has = [f"--{name}" for name in finetune.RESUMABLE] if resumed else list(command.options())
     advice = {
         "--pictures": "fewer --pictures or --columns",
         "--micro-batch": "a smaller --micro-batch or --batch-size",

@@ -119,6 +119,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """Read a number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or a positive number")
+    return int(text)
+
+
 def add_attack(command: Any) -> None:
     """Add --attack; `make_attack` reads it."""
     command.add_argument(

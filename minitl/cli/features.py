@@ -12,6 +12,7 @@ from minitl.cli.arguments import (
     add_threads,
     add_workers,
     refuse_to_replace,
+    seed,
 )
 
 
@@ -57,7 +58,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     add_labels(command)
     add_follow_links(command)
     command.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="random seed of the split (0)"
+        "--seed", type=seed, default=0, metavar="N", help="random seed of the split (0)"
     )
     add_workers(command)
     add_threads(command)

@@ -51,7 +51,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Carry the command out."""
-    from minitl.train.demo import demo
+    from minitl.train.demo import RUNS_INSIDE, demo
     from minitl.train.finetune import finetune, resume
     from minitl.train.run_folder import prepare_folder
 
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     if given.pop("demo", False):
         if "config" in given:
             raise UserError("--demo brings its own settings; leave --config out")
-        demo(prepare_folder(out, "demo", overwrite, ("finetuned", "scratch")), **given)
+        demo(prepare_folder(out, "demo", overwrite, RUNS_INSIDE), **given)
         return
     config = config_of(given, options.command)
     name = Path(config.data).resolve().name

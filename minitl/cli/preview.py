@@ -9,6 +9,7 @@ from minitl.cli.settings import (
     SETTINGS,
     add_augmentation,
     add_batches,
+    add_features,
     add_pictures,
     add_settings,
     add_source,
@@ -37,6 +38,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command.set_defaults(run=run, debug=False)
     what = command.add_argument_group("what to show")
     add_source(what)
+    add_features(what)
     what.add_argument(
         "--out",
         default=Path("preview.png"),

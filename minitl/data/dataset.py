@@ -134,7 +134,8 @@ def load_split(path: str | Path, root: str | Path, *, missing_ok: bool = False) 
     twice, or, unless missing_ok, names pictures that are gone.
     """
     path, root = Path(path), Path(root)
-    require_folder(root)
+    if not missing_ok:
+        require_folder(root)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

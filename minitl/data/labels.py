@@ -21,11 +21,11 @@ from minitl.data.drawing import draw_parts, notes_on_draw, require_fractions, sa
 from minitl.data.folder import scan
 from minitl.data.parts import PARTS, Problem, object_to
 from minitl.data.scanner import list_inside
-from minitl.data.table import LABEL, part_named, read_table
+from minitl.data.table import LABEL, is_picture, part_named, read_table
 from minitl.data.task_table import task_dataset
 from minitl.errors import OtherClassesError, UserError
 from minitl.tasks import Wanted
-from minitl.text import listed, normal_form
+from minitl.text import listed, normal_form, shown
 
 
 class Label(NamedTuple):
@@ -114,8 +114,10 @@ def from_labels(
     found: dict[str, dict[str, dict[str, str]]] = {open_part: {}}
     for path, name in labels.items():
         relative = safe_relative(path, "the labels")
-        if not (root / relative).is_file():
-            raise UserError(f"the labels name {path!r}, and there is no such file in {root}")
+        if not is_picture(root / relative):
+            raise UserError(
+                f"the labels name {shown(repr(path))}, and there is no such file in {root}"
+            )
         part = found.setdefault((parts or {}).get(path, open_part), {})
         part.setdefault(normal_form(name), {})[relative] = relative
     names = (

@@ -8,6 +8,7 @@ order mark, as spreadsheet programs write them. In the column part stand train, 
 
 import codecs
 import csv
+import errno
 import io
 import os
 import re
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 from minitl.data.parts import part_of
 from minitl.errors import UserError
+from minitl.text import shown
 
 SEPARATORS = ",;\t"
 # Names of a column as people write them, without regard to case, spaces and underscores; the first is ours
@@ -30,6 +32,8 @@ LABEL = ("label", "labels", "class", "classname", "category", "target")
 PART = ("part", "split", "subset")
 # What some spreadsheet programs write, or want, above the header.
 _SEPARATOR_LINE = re.compile(r'"?sep=(?P<separator>[^\w\s"]|\t)"?[,;\t]*(?=\r|\n|$)')
+
+_QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
 class Row(NamedTuple):
@@ -65,7 +69,8 @@ def read_table(table: Path, root: Path, columns: Mapping[str, Sequence[str]], us
         text = text[separator_line.end() :]  # the end of the line stays: lines keep their numbers
         separator = separator_line["separator"]
     else:
-        separator = max(SEPARATORS, key=(text.splitlines() or [""])[0].count)
+        header_line = _QUOTED.sub("", (text.splitlines() or [""])[0])
+        separator = max(SEPARATORS, key=header_line.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: dict[str, Row] = {}
     try:
@@ -186,9 +191,21 @@ def _inside(text: str, root: Path, place: str) -> str:
             path = (
                 path.relative_to(root.absolute()) if path.is_relative_to(root.absolute()) else path
             )
-        if not path.is_absolute() and ".." not in path.parts and (root / path).is_file():
+        if not path.is_absolute() and ".." not in path.parts and is_picture(root / path):
             return path.as_posix()
-    raise UserError(f"{place}: there is no picture {text!r} in {root}; paths are relative to DATA")
+    raise UserError(
+        f"{place}: there is no picture {shown(repr(text))} in {root}; paths are relative to DATA"
+    )
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is there; a text that can be no path, such as one too long, names none."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def part_named(text: str, place: str) -> str:
@@ -199,4 +216,4 @@ def part_named(text: str, place: str) -> str:
     return part
 
 
-__all__ = ["LABEL", "PART", "PATH", "Row", "Table", "part_named", "read_table"]
+__all__ = ["LABEL", "PART", "PATH", "Row", "Table", "is_picture", "part_named", "read_table"]

@@ -62,7 +62,7 @@ def make_app(model: Classifier, title: str, hosts: tuple[str, ...] | None = LOOP
         name = request.host.rpartition(":")[0] or request.host
         if request.host.endswith("]"):
             name = request.host
-        if hosts is not None and name not in hosts:
+        if hosts is not None and name.lower() not in map(str.lower, hosts):
             return jsonify(error=f"this server does not answer to the name {name!r}"), 403
         return None
 

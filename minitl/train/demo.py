@@ -4,17 +4,23 @@ The weights were pretrained on drawings made by a formula (weights/README.md). T
 same pictures and the same number of steps are then used twice: from these weights, and from scratch.
 """
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from minitl.data.digits import write_digits
+from minitl.errors import InterruptedRunError
 from minitl.files import write_json
 from minitl.train.config import make_config
 from minitl.train.console import percent, say
 from minitl.train.contradictions import refuse_given
 from minitl.train.finetune import finetune
+from minitl.train.run_folder import holds_run
 from minitl.weights import STROKES
 
+RUNS_INSIDE = ("finetuned", "scratch")
 LABELS_PER_CLASS = 10
 # The best for each on other splits (python -m minitl.weights.transfer --tune).
 LR_PRETRAINED, LR_FROM_SCRATCH = 0.02, 0.1
@@ -30,7 +36,8 @@ _BROUGHT = (
 def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
     """Fine-tune on the digits, then train the same network from scratch; return both in a summary.
 
-    Raises UserError for options that contradict this, before anything is written.
+    Raises UserError for options that contradict this, before anything is written. Where it ends before a run
+    was saved, nothing is left of it.
     """
     reason = "--demo brings its own DATA, with labels and parts, --weights and settings, and compares with "
     reason += "training from scratch, where all layers train"
@@ -53,12 +60,13 @@ def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
     pretrained = make_config(None, overrides, settings)
     settings |= {"from_scratch": True, "lr": LR_FROM_SCRATCH}
     from_scratch = make_config(None, overrides, settings)
-    say(f"writing scikit-learn's handwritten digits to {data} as an image folder")
-    write_digits(data, labels_per_class=LABELS_PER_CLASS)
-    say("\n1. fine-tuning the pretrained network")
-    tuned = finetune(pretrained, folder / "finetuned")
-    say("\n2. the same network from scratch, same pictures, same steps")
-    scratch = finetune(from_scratch, folder / "scratch")
+    with _ending(folder, data):
+        say(f"writing scikit-learn's handwritten digits to {data} as an image folder")
+        write_digits(data, labels_per_class=LABELS_PER_CLASS)
+        say("\n1. fine-tuning the pretrained network")
+        tuned = finetune(pretrained, folder / RUNS_INSIDE[0])
+        say("\n2. the same network from scratch, same pictures, same steps")
+        scratch = finetune(from_scratch, folder / RUNS_INSIDE[1])
     summary = {
         **tuned,
         "transfer": {
@@ -77,3 +85,27 @@ def demo(folder: Path, **overrides: Any) -> dict[str, Any]:
         f"Try it: minitl predict {folder / 'finetuned'} {data / 'test' / '7'}/*.png"
     )
     return summary
+
+
+@contextlib.contextmanager
+def _ending(folder: Path, data: Path) -> Iterator[None]:
+    """Where the block ends early, take the digits away that it wrote if no run is there to keep them for.
+
+    They would stand in the way of another try. Raises InterruptedRunError with what continues both runs.
+    """
+    there = [path for path in (data, folder, *folder.parents) if path.exists()]
+    try:
+        yield
+    except BaseException as error:
+        if data not in there and not any(holds_run(folder / run) for run in RUNS_INSIDE):
+            shutil.rmtree(data, ignore_errors=True)
+            for path in (folder, *folder.parents):
+                if path not in there:
+                    with contextlib.suppress(OSError):  # it holds something, or is gone
+                        path.rmdir()
+        if isinstance(error, KeyboardInterrupt | InterruptedRunError):
+            raise InterruptedRunError(
+                "interrupted; a demo is two runs, and --resume continues one alone; begin it again with: "
+                f"minitl finetune --demo --out {folder} --overwrite"
+            ) from None
+        raise

@@ -97,7 +97,7 @@ def _dataset(
     """Return the pictures to judge a model on, and the split of its run where these are its own pictures.
 
     Their parts are then those of the split; what is not in it keeps the part it has. Labels are then found
-    as in the run, unless something else is given.
+    as in the run, unless something else is given; of a run on features, the split alone has them.
     """
     run = run_or_weights if run_or_weights.is_dir() else run_or_weights.parent
     split = None
@@ -107,6 +107,8 @@ def _dataset(
     if split is not None:
         follow_links = follow_links or config.follow_links
         if labels is None and label_from_name is None:
+            if config.features is not None and split.classes == model.class_names:
+                return split, split
             labels, label_from_name = config.labels, config.label_from_name
     if model.tasks:
         dataset = _task_dataset(model, data, labels, label_from_name)
@@ -200,7 +202,7 @@ def evaluate(
     "test" or "all"; None takes test, else val. A folder without parts is all "test", but for the one that
     the run was trained on (or a copy of it): there the parts are those of the run, and so are labels unless
     they are given; what is not in the run's split (new, or left out as unreadable) keeps its part, and does
-    not decide which part None takes.
+    not decide which part None takes. Of a run on features, the pictures are those of its split alone.
     workers decode pictures; threads compute (None: one for each core). device, precision: as for `finetune`.
     labels, label_from_name, follow_links: as for `find_dataset`.
     views: judge the mean over several views of each picture. skip_bad: leave out unreadable pictures.

@@ -10,10 +10,13 @@ Folders hold files that appear whole and never change (see feature_file.py), so 
 may use the cache at once. Two that compute the same at the same time both add a file; one of them is read.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -34,6 +37,7 @@ from minitl.train.config import AUTO, OFF, Config
 from minitl.train.console import say
 
 FILE_BYTES = 256 << 20  # of a file, about: what an interruption can cost
+LEFTOVER_SECONDS = 24 * 3600  # an unfinished file of this age is nobody's any more
 OF_HEAD = ("num_classes", "head", "tasks")  # options that say nothing of what lies before the head
 
 
@@ -127,8 +131,24 @@ class FeatureCache:
     def add(self, keys: np.ndarray, shape: tuple[int, ...], batches: Iterator[np.ndarray]) -> None:
         """Store rows that come in batches, in the order of the keys (N, 32).
 
-        Raises UserError where the disk is full; files that were complete by then stay.
+        Raises UserError where the disk is full; files that were complete by then stay. Also where another
+        process has deleted them since.
         """
+        rows = max(1, FILE_BYTES // _row_bytes(shape))
+        rest = Rebatched(batches)
+        for start in range(0, len(keys), rows):
+            part = keys[start : start + rows]
+            self._make_folder()  # each time: whoever clears the cache removes empty folders
+            path = self.folder / f"{secrets.token_hex(8)}.h5"
+            write(path, self.about, part, shape, rest.take(len(part)))
+        self._look()
+        if len(self.missing(keys)):
+            raise UserError(
+                f"features just written to {self.folder} are gone; is the cache being cleared? Start again "
+                "after that"
+            )
+
+    def _make_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -136,13 +156,6 @@ class FeatureCache:
                 f"cannot make the folder {self.folder} for features ({error.strerror}); choose another "
                 "with --feature-cache DIR, or do without: --no-feature-cache"
             ) from None
-        rows = max(1, FILE_BYTES // _row_bytes(shape))
-        rest = Rebatched(batches)
-        for start in range(0, len(keys), rows):
-            part = keys[start : start + rows]
-            path = self.folder / f"{secrets.token_hex(8)}.h5"
-            write(path, self.about, part, shape, rest.take(len(part)))
-        self._look()
 
     def room(self, rows: int, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return the bytes that so many rows take, and those that are free."""
@@ -216,7 +229,6 @@ def kept(folder: Path) -> list[Kept]:
     """Return what a cache folder holds, the latest first."""
     found = []
     for inner in sorted(_folders(folder)):
-        files = [path for path in inner.iterdir() if path.is_file()]
         about: dict[str, Any] = {}
         pictures = 0
         for path in inner.glob("*.h5"):
@@ -225,26 +237,42 @@ def kept(folder: Path) -> list[Kept]:
             except UserError:
                 continue
             about, pictures = file.about, pictures + len(file)
-        stats = [path.stat() for path in files]
+        stats = [found for _, found in _files(inner)]
         size, used = sum(s.st_size for s in stats), max((s.st_mtime for s in stats), default=0.0)
         found.append(Kept(inner, about, pictures, size, used))
     return sorted(found, key=lambda one: -one.used)
 
 
 def clear(folder: Path, tell: Callable[[str], object]) -> int:
-    """Delete everything that a cache folder holds and nothing else; return how many bytes that were."""
+    """Delete everything that a cache folder holds and nothing else; return how many bytes that were.
+
+    What another process is writing stays.
+    """
     freed = 0
+    young = time.time() - LEFTOVER_SECONDS
     for one in kept(folder):
-        for path in one.folder.iterdir():
+        for path, stat in _files(one.folder):
             # Whole files, and what a killed process left behind.
-            if path.suffix in (".h5", ".tmp"):
+            if path.suffix == ".h5" or (path.suffix == ".tmp" and stat.st_mtime < young):
                 path.unlink(missing_ok=True)
-        freed += one.bytes
-        if not any(one.folder.iterdir()):
-            one.folder.rmdir()
-        else:
-            tell(f"{one.folder} holds files of others, which stay")
+                freed += stat.st_size
+        with contextlib.suppress(FileNotFoundError):  # another process clears as well
+            if not any(one.folder.iterdir()):
+                one.folder.rmdir()
+            else:
+                tell(f"{one.folder} holds files of others, or unfinished ones, which stay")
     return freed
+
+
+def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """Return the files in a folder; not those that another process deletes meanwhile."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    found.append((path, path.stat()))
+    return found
 
 
 def _folders(folder: Path) -> list[Path]:

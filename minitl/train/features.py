@@ -10,7 +10,7 @@ whatever the batch size of training.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -18,9 +18,11 @@ import numpy as np
 from minitl import models, nn
 from minitl.backend import Array
 from minitl.data.loader import Batch, Loader
+from minitl.data.stamps import Stamp, stamps
 from minitl.device import Device
 from minitl.errors import UserError
 from minitl.models import Classifier
+from minitl.text import printable
 from minitl.train.batches import on_device
 from minitl.train.console import Progress, say
 from minitl.train.feature_cache import FeatureCache, Rebatched
@@ -79,11 +81,13 @@ class Features:
     def prepare(self, quietly: bool = False) -> None:
         """Compute what the cache lacks; say so, and unless `quietly` also that it lacks nothing.
 
-        Raises UserError where the disk has no room for varied pictures; without room for others, they are
-        computed in each epoch.
+        Raises UserError where a picture is replaced meanwhile, and where the disk has no room for varied
+        pictures; without room for others, they are computed in each epoch.
         """
         if self._cache is None or self._keys is not None:
             return
+        # Before the digests: a picture that changes in between then looks changed, not the other way round.
+        files = stamps(self._loader.root, (sample.path for sample in self._loader.samples))
         keys = self._make_keys()
         missing = [self._cache.missing(view) for view in keys]
         count = sum(map(len, missing))
@@ -101,8 +105,8 @@ class Features:
             with Progress(f"features, {self._label}", count) as progress:
                 for view, indices in enumerate(missing):
                     if len(indices):
-                        rows = _counted(self._computed(view, indices), progress)
-                        self._cache.add(keys[view, indices], shape, rows)
+                        rows = self._unchanged(self._computed(view, indices), indices, files)
+                        self._cache.add(keys[view, indices], shape, _counted(rows, progress))
         elif not quietly:
             say(f"  features behind {self._cache.about['cut']}, {self._label}: all kept already")
         self._keys = keys
@@ -158,6 +162,26 @@ class Features:
         with self._inference:
             for start, batch in zip(range(0, len(chosen), FEATURE_BATCH), inputs, strict=True):
                 yield self._run(batch.x)[: len(chosen) - start]
+
+    def _unchanged(
+        self, parts: Iterator[np.ndarray], chosen: np.ndarray, before: Mapping[str, Stamp]
+    ) -> Iterator[np.ndarray]:
+        """Pass features on where their pictures are still the files that the keys were made of.
+
+        Raises UserError for others: the cache would keep them for the content that was there before.
+        """
+        root, done = self._loader.root, 0
+        for part in parts:
+            paths = [self._loader.samples[i].path for i in chosen[done : done + len(part)]]
+            now = stamps(root, paths)
+            changed = [path for path in paths if now.get(path) != before.get(path)]
+            if changed:
+                raise UserError(
+                    f"{printable(str(root / changed[0]))} was replaced while its features were computed; "
+                    "start again once nothing writes to the pictures"
+                )
+            yield part
+            done += len(part)
 
     def _run(self, x: Array) -> np.ndarray:
         was_training = self._model.training

@@ -51,6 +51,7 @@ from minitl.train.run_folder import (
     clear_leftovers,
     forget_earlier,
     put_back,
+    refuse_among_classes,
     refuse_to_replace_weights,
     set_aside,
 )
@@ -75,6 +76,8 @@ def finetune(config: Config, folder: Path) -> dict[str, Any]:
     weights are of the run to be replaced.
     """
     refuse_to_replace_weights(folder, config.weights)
+    if config.features is None and config.labels is None and config.label_from_name is None:
+        refuse_among_classes(folder, Path(config.data))
     with claimed(folder):
         return _begin(config, folder)
 

@@ -54,8 +54,18 @@ BELONGING = {
     "optimizer": ("lr", "lr_for", "momentum", "nesterov", "weight_decay"),
     "schedule": ("gamma", "step_epochs", "plateau_patience"),
     "unfreeze_schedule": ("freeze", "freeze_until"),
+    "freeze": ("unfreeze_schedule",),
+    "freeze_until": ("unfreeze_schedule",),
     **dict.fromkeys(_VARIATIONS, ("augment",)),
-    "augment": _VARIATIONS,
+    "augment": (*_VARIATIONS, "cached_views"),
+    "cached_views": ("mixup", "cutmix", "adversarial"),
+    **dict.fromkeys(("mixup", "cutmix", "adversarial"), ("cached_views",)),
+    "labels": ("label_from_name",),
+    "label_from_name": ("labels", "task", "task_weight"),
+    "features": (
+        *("from_scratch", "freeze_until", "unfreeze_schedule", "cached_views"),
+        *("mixup", "cutmix", "adversarial", "labels", "label_from_name", "task", "task_weight"),
+    ),
 }
 
 
@@ -77,6 +87,8 @@ def less_pointless(settings: dict[str, Any], given: dict[str, Any]) -> dict[str,
         if option in given and given[option] != settings.get(option)
         for other in others
     }
+    if given.get("feature_cache") == "off":  # another folder leaves the views as they are
+        pointless.add("cached_views")
     return {option: value for option, value in settings.items() if option not in pointless}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minitl import run_files
+from minitl.data.parts import part_of
 from minitl.errors import UserError
 from minitl.run_files import ASIDE, RUN_FILES, RUNS
 
@@ -77,6 +78,26 @@ def refuse_to_replace_weights(folder: Path, weights: str | None) -> None:
         )
 
 
+def refuse_among_classes(folder: Path, data: Path) -> None:
+    """Raise UserError where a new run's folder would be taken for a class of the pictures in a folder.
+
+    A run that is there already is passed by, and so are hidden folders and the usual one of runs.
+    """
+    new = [path for path in (folder, *folder.parents) if _is_nothing_yet(path)]
+    if not new or new[-1].name == RUNS or new[-1].name.startswith("."):
+        return
+    beside, root = new[-1].resolve().parent, data.resolve()
+    if beside == root or (beside.parent == root and part_of(beside.name)):
+        raise UserError(
+            f"--out {folder} lies among the class folders of {data}, where it would be taken for one of "
+            "them; choose another --out"
+        )
+
+
+def _is_nothing_yet(path: Path) -> bool:
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Make a run's folder, and keep it from the runs of other processes for the block.
@@ -92,6 +113,8 @@ def claimed(folder: Path) -> Iterator[None]:
         raise UserError(
             f"cannot make the run folder {folder}: {error.strerror}; choose another --out"
         ) from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write into the run folder {folder}; choose another --out")
     try:
         with _locked(folder):
             yield

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from minitl import hdf5, run_files
 from minitl.convert.golden import make_golden
-from minitl.data.dataset import Dataset
+from minitl.data.dataset import Dataset, load_split
+from minitl.data.parts import PARTS
 from minitl.device import get_device
 from minitl.errors import UserError
 from minitl.feature_file import FeatureFile
@@ -122,6 +123,7 @@ def saved_run(config: Config, folder: Path, accept_changed: bool) -> Run:
     else:
         features = FeatureFile(config.features)
         dataset = feature_runs.dataset_from_features(features)
+        _require_split(folder, features, dataset)
         changed = feature_runs.changed_pictures(features)
     if changed and not accept_changed:
         raise _changed(folder, dataset, changed)
@@ -164,6 +166,23 @@ def saved_run(config: Config, folder: Path, accept_changed: bool) -> Run:
     if history:
         _write_metrics(folder, _metrics(run))  # it may have been killed before that
     return run
+
+
+def _require_split(folder: Path, features: FeatureFile, dataset: Dataset) -> None:
+    """Raise UserError where a file of features, which may be another by now, has not the run's own split."""
+    split = load_split(folder / run_files.SPLIT, dataset.root, missing_ok=True)
+    then, now = (
+        {s.path: (part, one.classes[s.label]) for part in PARTS for s in getattr(one, part)}
+        for one in (split, dataset)
+    )
+    differing = sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
+    if differing or split.classes != dataset.classes:
+        what = f"pictures ({listed(differing)})" if differing else "classes"
+        raise UserError(
+            f"{features.path} has {printable(what)} in other parts or with other labels than {folder} began "
+            "with, so training would see what it is judged by; make it again with minitl features and the "
+            "--seed, fractions and labels that it had, or begin anew with --overwrite"
+        )
 
 
 def _changed(folder: Path, dataset: Dataset, changed: list[str]) -> UserError:
