@@ -14,9 +14,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes share the cores: threads without work must not keep one busy while they wait.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=15)
 settings.register_profile("thorough", deadline=None, max_examples=500)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(PROFILE)
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out what takes long, but in the thorough profile."""
+    if PROFILE != "thorough":
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes long: HYPOTHESIS_PROFILE=thorough"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import random
 import re
 import sys
@@ -106,10 +105,9 @@ def test_converted_weights_give_the_same_logits(case, tmp_path):
 
 # The others consist of the same blocks as those above, only of more or wider ones.
 LARGE = sorted(set(models.ARCHITECTURES) - {case[0] for case in CASES.values()} - {"sequential"})
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
-@pytest.mark.skipif(not THOROUGH, reason="takes minutes: HYPOTHESIS_PROFILE=thorough")
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", LARGE)
 def test_converted_weights_of_the_other_networks(arch, tmp_path):
     family = arch.split("_")[0]

@@ -63,6 +63,7 @@ def run(*more):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_whole_comparison(weights, pictures, tmp_path):
     options = ("--weights", weights, "--seeds", 1, "--epochs", 1, "--rivals", "usual")
     options += ("--torch-workers", 0, "--tasks", "frozen", "--json", tmp_path / "f.json")

@@ -119,6 +119,7 @@ def test_resnet50_by_its_present_names(tmp_path):
     assert "ASSUMED caffe" in report.preprocessing_from
 
 
+@pytest.mark.slow
 def test_resnet50_by_its_first_names(tmp_path):
     net = reference.resnet50(64, first_names=True, eps=1e-3)
     path = writer.write_legacy(tmp_path / "w.h5", net, root=True, style="1")
@@ -162,6 +163,7 @@ def test_a_padding_that_no_architecture_has_is_a_difference(tmp_path):
         convert(path, tmp_path / "out.h5")
 
 
+@pytest.mark.slow
 def test_resnet50_v2(tmp_path):
     net = reference.resnet50_v2(64)
     report = check(writer.write_legacy(tmp_path / "w.h5", net, root=True), net)

@@ -183,6 +183,7 @@ def form(kind):
     return conv2d_plan.Format(KINDS[kind], tf32=kind == "tf32")
 
 
+SLOW = {"rows and columns to spare": pytest.mark.slow}  # "groups" has them too
 TILED = {  # pictures, filters, geometry: more than one tile each way, and no whole number of them
     "rows and columns to spare": ((2, 9, 8, 40), (136, 3, 1, 40), (1, 1), ONE, (1, 1), 1),
     "less than a tile": ((1, 5, 3, 24), (8, 2, 3, 24), (2, 1), Padding2d(0, 1, 1, 2), (1, 2), 1),
@@ -190,7 +191,7 @@ TILED = {  # pictures, filters, geometry: more than one tile each way, and no wh
 }
 
 
-@pytest.mark.parametrize("case", TILED)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW.get(case, ())) for case in TILED])
 @pytest.mark.parametrize(
     ("kind", "tile"),
     [

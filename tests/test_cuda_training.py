@@ -845,7 +845,7 @@ def test_an_attack_that_does_not_fit_into_memory_is_taken_in_parts(capsys):
         assert (moved.get() == whole.get()).mean() > 0.999
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("tf32", marks=pytest.mark.slow), "bf16"])
 def test_a_run_in_less_precision_is_close(finetune, precision):
     options = "--device", "cuda", "--epochs", 1, "--lr", 0.002
     exact, _ = finetune("exact", *options)

@@ -71,7 +71,11 @@ def test_the_file_says_what_each_row_is_of(features, pictures, weights, capsys):
 
 
 @pytest.mark.parametrize(
-    ("cut", "freeze"), [(None, "backbone"), ("layer2", "conv1,bn1,layer1,layer2")]
+    ("cut", "freeze"),
+    [
+        pytest.param(None, "backbone", marks=pytest.mark.slow),
+        ("layer2", "conv1,bn1,layer1,layer2"),
+    ],
 )
 def test_training_on_features_is_training_with_frozen_layers(
     features, pictures, weights, tmp_path, cut, freeze

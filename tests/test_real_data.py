@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import json
 import lzma
-import os
 import shutil
 from pathlib import Path
 
@@ -65,6 +64,7 @@ def test_resnet18_knows_imagenet(resnet18):
     assert abs(top5 - 92) <= 1
 
 
+@pytest.mark.slow
 def test_finetuning_a_frozen_resnet18_on_sign_digits(resnet18, tmp_path):
     data = DATA / "images" / "signdigits"
     options = ["--freeze", "backbone", "--no-augment", "--lr", "0.01", "--epochs", "20"]
@@ -74,11 +74,6 @@ def test_finetuning_a_frozen_resnet18_on_sign_digits(resnet18, tmp_path):
 
 
 # ------------------------------------------------------ the recipes, on photographs at 64 pixels
-
-
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
-# The recipes are also tested on pictures that the tests make (test_recipes.py).
-thorough = pytest.mark.skipif(not THOROUGH, reason="takes long: HYPOTHESIS_PROFILE=thorough")
 
 
 def finetune(tmp_path, *options):
@@ -97,7 +92,7 @@ def small(resnet18, tmp_path_factory):
     return path
 
 
-@thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "options", "accuracy"),
     [
@@ -111,7 +106,7 @@ def test_recipes_on_sign_digits(small, tmp_path, recipe, options, accuracy):
     assert finetune(tmp_path, data, *how, *options)["val"]["accuracy"] > accuracy
 
 
-@thorough
+@pytest.mark.slow
 def test_adamw_steps_with_labels_from_file_names(small, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -124,7 +119,7 @@ def test_adamw_steps_with_labels_from_file_names(small, tmp_path):
     assert summary["test"]["accuracy"] > summary["before"]["accuracy"] + 0.3
 
 
-@thorough
+@pytest.mark.slow
 def test_all_layers_on_blood_cells(small, tmp_path):
     """Classes of 12 to 124 pictures: better than to say the most frequent one each time."""
     data = DATA / "images" / "bccd_wbc"

@@ -75,6 +75,7 @@ def test_all_layers(tmp_path, digits):
     assert all((best.state[n] != a).any() for n, a in before.items() if n.endswith("conv1.weight"))
 
 
+@pytest.mark.slow
 def test_all_layers_of_a_resnet50(tmp_path, few):
     """From random weights: what its bottlenecks have learned elsewhere is not at hand here."""
     weights = save_small(models.resnet50(num_classes=5, seed=1), tmp_path / "resnet50.h5", 64)
@@ -121,6 +122,7 @@ def test_adamw_steps_with_labels_from_file_names(tmp_path, digits, capsys):
     assert json.loads((folder / "summary.json").read_text())["before"] == summary["before"]
 
 
+@pytest.mark.slow
 def test_frozen_vgg(tmp_path, few):
     """With the layers of a VGG-16, from random weights; 1024 would take 0.3 GB to save."""
     model = models.create("vgg16", num_classes=4, seed=3, hidden=4)

@@ -95,8 +95,21 @@ def resumed_after(monkeypatch, arguments, folder, step, *more):
         (),
         EVERYTHING,
         ("--freeze", "backbone", "--no-augment"),
-        ("--freeze-until", "layer3", "--no-augment", "--micro-batch", 3, "--class-weights", "none"),
-        ("--schedule", "one-cycle", "--nesterov", "--seed", 3),
+        pytest.param(
+            (
+                "--freeze-until",
+                "layer3",
+                "--no-augment",
+                "--micro-batch",
+                3,
+                "--class-weights",
+                "none",
+            ),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("--schedule", "one-cycle", "--nesterov", "--seed", 3), marks=pytest.mark.slow
+        ),
         ("--adversarial", "pgd:4"),
     ],
     ids=["plain", "everything", "kept features", "frozen front", "one-cycle", "adversarial"],

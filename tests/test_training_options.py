@@ -171,12 +171,12 @@ def test_schedules_of_a_run():
 @pytest.mark.parametrize(
     "options",
     [
-        ("--optimizer", "adamw", "--lr", 0.003),
+        pytest.param(("--optimizer", "adamw", "--lr", 0.003), marks=pytest.mark.slow),
         ("--optimizer", "adam", "--schedule", "one-cycle", "--lr", 0.01),
         ("--layer-decay", 0.7, "--lr-head", 0.01, "--clip-norm", 5),
         ("--dropout", 0.3, "--ema", 0.9, "--epochs", 8),
-        ("--sampler", "balanced"),
-        ("--class-weights", "balanced"),
+        pytest.param(("--sampler", "balanced"), marks=pytest.mark.slow),
+        pytest.param(("--class-weights", "balanced"), marks=pytest.mark.slow),
     ],
     ids=lambda options: options[0],
 )
