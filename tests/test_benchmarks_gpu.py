@@ -133,7 +133,15 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_checker
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("task", ["fine-tuning", "training", "frozen backbone", "inference"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "fine-tuning",
+        pytest.param("training", marks=pytest.mark.slow),
+        "frozen backbone",
+        "inference",
+    ],
+)
 def test_steps_are_compared_with_those_of_torch_and_timed(task: str) -> None:
     with install(mode="fast"):
         from benchmarks.gpu import step

@@ -894,7 +894,7 @@ def test_the_demo_compares_with_training_from_scratch(tmp_path, capsys):
     assert (folder / "finetuned" / "best.h5").exists()
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_early_end_of_the_demo_does_not_stand_in_its_way(tmp_path, capsys, monkeypatch, number):
     folder = tmp_path / "new" / "demo"
     command = ["finetune", "--demo", "--out", str(folder), "--epochs", "2", "--no-report"]
