@@ -535,8 +535,10 @@ def plateau(
 
     It is multiplied by `gamma` whenever more than `patience` epochs in a row were not better than the
     best by the share `threshold`; as PyTorch's ReduceLROnPlateau with its defaults, but without its least
-    step (eps).
+    step (eps). Raises ValueError for a gamma that is not above 0 and at most 1, and a negative patience.
     """
+    if not 0 < gamma <= 1 or patience < 0:
+        raise ValueError(f"plateau needs 0 < gamma <= 1 and patience >= 0; got {gamma}, {patience}")
     best, waited, factor = math.inf, 0, 1.0
     for loss in losses:
         if loss < best * (1 - threshold):

@@ -734,9 +734,18 @@ def test_the_mean_of_weights_is_converted(path, tmp_path):
     assert convert(path, tmp_path / "w.h5").complete
 
 
-def test_a_prefix_that_only_some_names_have_stays():
-    found = find_state({"module.a": record(1), "b": record(1)}, "w.pth")
-    assert list(found.tensors) == ["module.a", "b"] and found.prefix == ""
+@pytest.mark.parametrize("names", [["module.a", "b"], ["module.a", "module.b", "b"]])
+def test_a_prefix_that_few_names_have_or_that_tells_two_apart_stays(names):
+    found = find_state({name: record(1) for name in names}, "w.pth")
+    assert list(found.tensors) == names and found.prefix == ""
+
+
+def test_a_prefix_is_taken_from_the_network_beside_which_a_loss_has_weights():
+    # As PyTorch Lightning keeps them, for a loss with a weight for each class.
+    names = ["model.module.a.weight", "model.module.b.weight", "criterion.weight"]
+    found = find_state({"state_dict": {name: record(1) for name in names}}, "w.ckpt")
+    assert list(found.tensors) == ["a.weight", "b.weight", "criterion.weight"]
+    assert found.prefix == "model.module."
 
 
 def test_wrappers_in_wrappers_and_a_chosen_entry():

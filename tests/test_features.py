@@ -256,6 +256,17 @@ def test_numbers_in_place_of_words_are_damage(features, name):
         FeatureFile(path)
 
 
+@pytest.mark.parametrize("name", ["data", "weights_file", "preprocessing"])
+def test_a_file_that_does_not_say_what_it_is_of_is_damaged(features, tmp_path, capsys, name):
+    _, path = features()
+    with h5py.File(path, "r+") as file:
+        about = json.loads(file.attrs["about"])
+        del about[name]
+        file.attrs["about"] = np.bytes_(json.dumps(about))
+    code = finetune(tmp_path / "run", "--features", path)
+    expect_error(capsys, code, "f.h5 is damaged", f"does not say its {name}", "make it again")
+
+
 @pytest.mark.parametrize(
     ("name", "made", "words"),
     [

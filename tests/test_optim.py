@@ -332,6 +332,9 @@ def test_plateau_equals_pytorchs():
         )
         theirs.step(loss)
     assert optim.plateau(losses, gamma=0.3, patience=2) < 0.1
+    for wrong in ({"gamma": 0}, {"gamma": 1.5}, {"gamma": math.nan}, {"patience": -1}):
+        with pytest.raises(ValueError, match=r"plateau needs .* got"):
+            optim.plateau(losses, **wrong)
 
 
 @pytest.mark.parametrize("most", [0.5, 1000.0])

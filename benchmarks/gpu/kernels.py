@@ -22,8 +22,7 @@ from benchmarks.gpu import arrays
 from benchmarks.gpu.arrays import nchw, nhwc, random, to_minitl, to_torch
 from benchmarks.gpu.timing import by_turns, record_minitl, record_torch, sets_needed
 from benchmarks.shapes import NETWORKS, Layer
-from minitl.backend import BFLOAT16
-from minitl.device import get_device
+from minitl.device import dtype_of, get_device
 from minitl.kernels import cuda
 from minitl.kernels.cuda import warpgroups
 from minitl.shapes import padding2d
@@ -338,7 +337,7 @@ def _image_case(pictures: int, side: int, precision: str) -> Case:
         line = [torch.tensor(v, dtype=images.dtype, device=images.device) for v in (mean, std)]
         return ((images * scale - line[0]) / line[1],)
 
-    dtype = BFLOAT16 if precision == "bf16" else np.dtype(np.float32)
+    dtype = dtype_of(precision)
     return Case(
         "normalize_images",
         f"{pictures} x {side}px",

@@ -38,27 +38,30 @@ def start() -> "subprocess.Popen[bytes] | None":
 
 
 def main() -> None:
-    """Call the kernels on a few small arrays, in the order in which the backward of a ResNet needs them."""
+    """Call the kernels on a few small arrays; those first that the backward of a ResNet needs last.
+
+    So a training that is through with forward goes on from the other end, and they meet.
+    """
     channels = np.ones(16)
     pixels = np.ones((PICTURES, 8, 8, 16), np.float32)
     few = np.ones((PICTURES, 16, 16, 3), np.float32)
     in_training = pixels, channels, channels, channels
-    for y, keep_dz in ((pixels, False), (pixels, True), (None, False)):
-        cpu.batchnorm_reduce(pixels, y, pixels, channels, channels, keep_dz)
-        cpu.batchnorm_dx(pixels, y, *in_training)
-    for size, stride in ((3, 1), (3, 2), (1, 1), (1, 2)):
+    flat = np.ones(16, np.float32)
+    cpu.sgd_step(flat, flat, flat, 0.1, 0.9, 0.0, False, True)
+    cpu.conv2d_dw(pixels, few, (16, 7, 7, 3), (2, 2), padding2d(3), (1, 1), 1)
+    for size, stride in ((1, 2), (1, 1), (3, 2), (3, 1)):
         dy = np.ones((PICTURES, 8 // stride, 8 // stride, 16), np.float32)
         weight = np.ones((16, size, size, 16), np.float32)
         geometry = (stride, stride), padding2d(size // 2), (1, 1), 1
         cpu.conv2d_dw(dy, pixels, weight.shape, *geometry)
         cpu.conv2d_dx(dy, weight, pixels.shape, *geometry)
-    cpu.add_forward(pixels, pixels)
     window = (3, 3), (2, 2), padding2d(1)
     pooled, index, _ = cpu.batchnorm_relu_maxpool_forward(pixels, channels, channels, *window)
     cpu.batchnorm_relu_maxpool_dx(pooled, index, pixels.shape, *in_training, *window)
-    cpu.conv2d_dw(pixels, few, (16, 7, 7, 3), (2, 2), padding2d(3), (1, 1), 1)
-    flat = np.ones(16, np.float32)
-    cpu.sgd_step(flat, flat, flat, 0.1, 0.9, 0.0, False, True)
+    cpu.add_forward(pixels, pixels)
+    for y, keep_dz in ((None, False), (pixels, True), (pixels, False)):
+        cpu.batchnorm_reduce(pixels, y, pixels, channels, channels, keep_dz)
+        cpu.batchnorm_dx(pixels, y, *in_training)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,18 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numba
 import platformdirs
 from numba.core import event
 
 from minitl.backend import kernel_sources
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 config: Any = (
     numba.config
@@ -44,6 +49,82 @@ def most_threads() -> int:
     return int(config.NUMBA_NUM_THREADS)
 
 
+# Seconds to wait for another process to compile a kernel, which takes it some seconds: should it have been
+# stopped, this one compiles as well.
+PATIENCE = 120.0
+_locked: set[Path] = set()  # by this process; kernels made by one function have one name
+
+
+class _SharedCache:
+    """Numba's cache on disk; but of several processes that need a kernel one compiles it, and others wait.
+
+    A kernel is locked before those that it calls, by every process: no two wait for each other.
+    """
+
+    def __init__(self, dispatcher: Any) -> None:
+        function = dispatcher.py_func
+        self._dispatcher, self._disk = dispatcher, dispatcher._cache
+        self._file = cache_folder() / f"{function.__module__}.{function.__qualname__}.lock"
+        self._lock: IO[bytes] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else Numba asks its cache for."""
+        return getattr(self._disk, name)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the kernel if it is on disk; None if not, and no other process compiles it meanwhile."""
+        found = self._disk.load_overload(sig, target_context)
+        if found is None and self._lock is None:  # it is held still where compiling was interrupted
+            self._acquire()
+            found = self._disk.load_overload(sig, target_context)
+        if found is not None:
+            self._release()
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Put the kernel on disk, for others to find."""
+        try:
+            self._disk.save_overload(sig, data)
+        finally:
+            self._release()
+
+    def _acquire(self) -> None:
+        """Lock the kernel, unless files cannot be locked here or nobody gives it back."""
+        if fcntl is None or self._file in _locked:
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            lock = self._file.open("ab")
+            if not _try_to_lock(lock):
+                # For whoever measures or announces compiling: that is what is waited for.
+                with event.trigger_event("numba:compile", data={"dispatcher": self._dispatcher}):
+                    end = time.monotonic() + PATIENCE
+                    while not _try_to_lock(lock):
+                        if time.monotonic() > end:
+                            return
+                        time.sleep(0.05)
+        except OSError:
+            return
+        self._lock = lock
+        _locked.add(self._file)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            # Closing alone would leave it to a process that was forked meanwhile.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self._lock.close()
+            self._lock = None
+            _locked.discard(self._file)
+
+
+def _try_to_lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # by another process; any other OSError: not on this disk
+        return False
+    return True
+
+
 def kernel(*, parallel: bool = False) -> Callable[[Callable], Any]:
     """Compile a function on its first call, without the GIL, and keep the machine code on disk.
 
@@ -56,7 +137,7 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable], Any]:
         before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
         try:
             compiler: Any = numba.njit  # its types do not know all of its options
-            return compiler(
+            dispatcher = compiler(
                 parallel=parallel,
                 nogil=True,
                 cache=True,
@@ -64,6 +145,8 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable], Any]:
                 error_model="numpy",
                 no_cfunc_wrapper=True,  # nothing calls kernels from C; a tenth of the time to compile
             )(function)
+            dispatcher._cache = _SharedCache(dispatcher)
+            return dispatcher
         finally:
             config.CACHE_DIR = before
 

@@ -1,5 +1,6 @@
 """Find the weights in a checkpoint, whatever they are wrapped in and however they are called."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,8 @@ class FoundState:
 
     tensors: by name, prefixes taken away; TensorRecords of a PyTorch file, else StoredArrays. entry:
     where they were, as "model/state_dict", "" for the top.
-    prefix: what was taken away. ignored: names that are no weights, with the reason. beside: keys of the
-    checkpoint next to the weights.
+    prefix: what was taken away, of most names or all. ignored: names that are no weights, with the reason.
+    beside: keys of the checkpoint next to the weights.
     """
 
     tensors: dict[str, Any]
@@ -91,13 +92,17 @@ def _inside(content: dict[Any, Any], key: str, entries: list[str], beside: list[
     return content[key]
 
 
-def _common_prefix(tensors: dict[str, Any]) -> str:
+def _common_prefix(names: Collection[str]) -> str:
+    """Return the prefix that most names have: a loss with weights of its own may stand beside the network."""
     prefix = ""
     while True:
-        more = next((p for p in PREFIXES if all(n.startswith(prefix + p) for n in tensors)), None)
-        if more is None:
+        for more in (prefix + p for p in PREFIXES):
+            inside = [name.removeprefix(more) for name in names if name.startswith(more)]
+            if 2 * len(inside) > len(names) and not set(inside) & set(names):
+                prefix = more
+                break
+        else:
             return prefix
-        prefix += more
 
 
 def _summary(content: Any) -> str:

@@ -324,8 +324,10 @@ def make_config(
     values.setdefault("workers", decoding_threads(values.get("device", "cpu")))
     if "weights" not in given and "arch" in given:
         values["weights"] = None
-    if "weights" in given and "arch" not in given:
-        values["arch"] = None
+    if "weights" in given:
+        values["preprocessing"] = None  # what the file has is that of the weights it was made with
+        if "arch" not in given:
+            values["arch"] = None
     values.setdefault("weights", None)
     # A run is resumed and repeated from wherever the user stands then.
     for name in ("data", "weights", "labels", "features", "feature_cache"):

@@ -111,6 +111,10 @@ def settings_from_features(file: FeatureFile, given: dict[str, Any]) -> dict[str
             "frozen-mlp, or give single options"
         )
     file.column("paths")
+    kinds = {"data": str, "weights_file": str, "preprocessing": dict}
+    for name, kind in kinds.items():
+        if not isinstance(file.about.get(name), kind):
+            raise UserError(f"{file.path} is damaged (it does not say its {name}); make it again")
     given = {"weights": file.about.get("weights_file")} | given
     model = models.load_model(find_weights(given["weights"], say))
     count = check_weights(file, model, given["weights"])
