@@ -495,32 +495,36 @@ def _read_text(owner: h5py.File | h5py.Dataset, name: str, path: Path) -> str:
 
 
 def _read_arrays(file: h5py.File, path: Path) -> Iterator[tuple[str, _Stored]]:
-    """Yield every dataset with its path, refusing whatever version 1 does not write."""
+    """Yield every dataset with its path, refusing whatever version 1 does not write.
+
+    By HDF5's own calls, as h5py's take longer than small arrays.
+    """
     room = path.stat().st_size
-    seen = {_identity(file)}
-    folders: list[tuple[str, h5py.Group]] = [("", file)]
+    seen = {_identity(file.id)}
+    folders: list[tuple[str, h5py.h5g.GroupID]] = [("", h5py.h5g.open(file.id, b"/"))]
     while folders:
         prefix, folder = folders.pop()
-        for part in folder:
+        for encoded in folder:
+            part = encoded.decode("utf-8", "surrogateescape")
             name = f"{prefix}{part}"
             _check_part(part, name, path)
-            if folder.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
-                target = _link_target(folder.get(part, getlink=True))
+            if folder.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
+                target = _link_target(h5py.Group(folder).get(part, getlink=True))
                 raise WeightsFileError(
                     f"{path}: {name} is a link to {target}, which a weights file must not have"
                 )
-            item = folder[part]
+            item = h5py.h5o.open(folder, encoded)
             identity = _identity(item)
             if identity in seen or len(seen) > _MAX_OBJECTS:
                 raise WeightsFileError(
                     f"{path}: {name} is a second name of another object, or one of too many objects"
                 )
             seen.add(identity)
-            if isinstance(item, h5py.Group):
+            if isinstance(item, h5py.h5g.GroupID):
                 if name.count("/") >= _MAX_DEPTH:
                     raise WeightsFileError(f"{path}: {name[:80]} is nested too deep")
                 folders.append((f"{name}/", item))
-            elif isinstance(item, h5py.Dataset):
+            elif isinstance(item, h5py.h5d.DatasetID):
                 stored = _read_dataset(item, name, room, path)
                 # All together must fit as well: chunks that share the same bytes are no way around.
                 room -= stored.data.nbytes
@@ -539,7 +543,7 @@ def _check_part(part: str, name: str, path: Path) -> None:
 
 
 def _identity(item: Any) -> tuple[int, int]:
-    info = h5py.h5o.get_info(item.id)
+    info = h5py.h5o.get_info(item)
     return info.fileno, info.addr
 
 
@@ -549,60 +553,71 @@ def _link_target(link: Any) -> str:
     return f"{str(getattr(link, 'path', 'an unknown place'))[:80]!r}"
 
 
-def _read_dataset(dataset: h5py.Dataset, name: str, room: int, path: Path) -> _Stored:
+def _read_dataset(dataset: h5py.h5d.DatasetID, name: str, room: int, path: Path) -> _Stored:
     def refuse(problem: str) -> WeightsFileError:
         return WeightsFileError(f"{path}: {name} {problem}; get or make the file anew")
 
-    stored_type = dataset.id.get_type()
+    stored_type = dataset.get_type()
     kind = next((k for k, h5type in _TYPES.items() if stored_type.equal(h5type)), None)
     if kind is None:
         raise refuse("does not hold plain little-endian numbers")
-    attributes = set(dataset.attrs) if h5py.h5a.get_num_attrs(dataset.id) else set()
-    if others := attributes - {"dtype"}:
-        raise refuse(f"has the attribute {min(others)[:80]!r}, which is none of the format's")
-    if attributes:
-        disguise = _read_text(dataset, "dtype", path)
+    if h5py.h5a.get_num_attrs(dataset):
+        named = h5py.Dataset(dataset)
+        if others := set(named.attrs) - {"dtype"}:
+            raise refuse(f"has the attribute {min(others)[:80]!r}, which is none of the format's")
+        disguise = _read_text(named, "dtype", path)
         if _DISGUISED.get(disguise) != kind:
             raise refuse(f"is {kind} but claims to stand for {disguise[:20]!r}")
         kind = disguise
     if name.split("/")[0] not in (*_SECTIONS, _GOLDEN) and kind not in _STATE_TYPES:
         raise refuse(f"is {kind}; weights are {', '.join(_STATE_TYPES)}")
 
-    plan = dataset.id.get_create_plist()
-    if plan.get_layout() not in (h5py.h5d.CHUNKED, h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT):
+    plan, space = dataset.get_create_plist(), dataset.get_space()
+    layout = plan.get_layout()
+    if layout not in (h5py.h5d.CHUNKED, h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT):
         raise refuse("is a virtual dataset, assembled from elsewhere")
     if plan.get_external_count():
         raise refuse("keeps its numbers in another file")
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if filters not in ([], [h5py.h5z.FILTER_FLETCHER32]):
         raise refuse("is compressed or filtered, which version 1 of the format is not")
-    shape, itemsize = dataset.shape, stored_type.get_size()
-    if shape is None or dataset.maxshape != shape:
+    if space.get_simple_extent_type() == h5py.h5s.NULL:
+        raise refuse("has no fixed shape")
+    shape, itemsize = space.get_simple_extent_dims(), stored_type.get_size()
+    if space.get_simple_extent_dims(True) != shape:
         raise refuse("has no fixed shape")
     if math.prod(shape) * itemsize > room:
         raise refuse(f"claims shape {shape}, more than the file can hold")
-    _check_storage(dataset, shape, itemsize, bool(filters), refuse)
-    return _Stored(kind, dataset[()] if dataset.ndim else np.asarray(dataset[()]))
+    chunks = plan.get_chunk() if layout == h5py.h5d.CHUNKED else None
+    _check_storage(dataset, shape, chunks, itemsize, bool(filters), refuse)
+    data = np.empty(shape, stored_type.dtype)
+    if data.size:
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, data)
+    return _Stored(kind, data)
 
 
 def _check_storage(
-    dataset: h5py.Dataset, shape: tuple[int, ...], itemsize: int, checksum: bool, refuse: Any
+    dataset: h5py.h5d.DatasetID,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...] | None,
+    itemsize: int,
+    checksum: bool,
+    refuse: Any,
 ) -> None:
     """Check that every number is really stored: HDF5 makes up fill values for the rest."""
-    chunks = dataset.chunks
     if chunks is None:
-        complete = dataset.id.get_storage_size() == math.prod(shape) * itemsize
+        complete = dataset.get_storage_size() == math.prod(shape) * itemsize
     else:
         if any(c > s for c, s in zip(chunks, shape, strict=True)):
             raise refuse(f"has chunks {chunks} larger than itself {shape}")
         # Asking for chunk i costs time in proportion to i.
-        number = dataset.id.get_num_chunks()
+        number = dataset.get_num_chunks()
         if number > _MAX_CHUNKS:
             raise refuse(f"has more than {_MAX_CHUNKS} chunks")
         counts = [-(-s // c) for c, s in zip(chunks, shape, strict=True)]
         chunk_size = math.prod(chunks) * itemsize + 4 * checksum
         complete = number == math.prod(counts) and all(
-            dataset.id.get_chunk_info(i).size == chunk_size for i in range(number)
+            dataset.get_chunk_info(i).size == chunk_size for i in range(number)
         )
     if not complete:
         raise refuse(f"claims shape {shape}, of which a part is not there")
