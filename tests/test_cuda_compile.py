@@ -1,6 +1,7 @@
 """Every CUDA kernel compiles, in every form that is launched, and stays within its budget.
 
-For sm_90a the large tiles of single warps, which compile as for sm_80, are left to the thorough profile.
+For sm_90a the large tiles of single warps, and those that are copied number by number, which compile as for
+sm_80, are left to the thorough profile.
 
 A budget is what lets enough threads run at a time: of 65,536 registers on a multiprocessor, 128 for each
 thread leave room for 512 threads, and 255 for 256. Nothing may spill registers to memory.
@@ -90,7 +91,10 @@ def forms(stem, variants=None):
         newest = architecture == compiler.WITH_WARPGROUPS
         by_warpgroups = variant.get("WGMMA")
         large = variant.get("BM", 0) * variant.get("BN", 0) > SMALL.m * SMALL.n
-        if (newest and (by_warpgroups or not large or THOROUGH)) or not (newest or by_warpgroups):
+        single = 1 in (variant.get("PIECE_A"), variant.get("PIECE_B"))
+        if (newest and (by_warpgroups or not (large or single) or THOROUGH)) or not (
+            newest or by_warpgroups
+        ):
             found.append((architecture, variant))
     return found
 
