@@ -129,7 +129,7 @@ def test_a_lock_is_given_back_once_the_kernel_is_on_disk(doubling):
     kernel, file = doubling
     assert kernel(np.float32(3)) == 6
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert list(kernel._cache._file.parent.rglob("*.nbc"))
+    assert list(kernel._cache._file.parent.glob("*.nbc"))
 
 
 def test_who_waits_for_a_kernel_is_said_to_compile(doubling, monkeypatch):

@@ -64,7 +64,9 @@ class _SharedCache:
     def __init__(self, dispatcher: Any) -> None:
         function = dispatcher.py_func
         self._dispatcher, self._disk = dispatcher, dispatcher._cache
-        self._file = cache_folder() / f"{function.__module__}.{function.__qualname__}.lock"
+        # Beside what it locks: Numba keeps apart what was compiled of copies of the sources elsewhere.
+        name = f"{function.__module__}.{function.__qualname__}.lock"
+        self._file = Path(self._disk.cache_path) / name
         self._lock: IO[bytes] | None = None
 
     def __getattr__(self, name: str) -> Any:
