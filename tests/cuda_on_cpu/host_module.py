@@ -10,6 +10,7 @@ define; mode "fast" only computes. What is compiled is kept in the user's cache 
 import ctypes
 import functools
 import hashlib
+import math
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -38,7 +39,9 @@ MODE_FLAGS = {
         "--param=tsan-instrument-func-entry-exit=0",
     ],
 }
-_one_at_a_time = threading.Lock()  # the runtime of a library knows one launch
+_one_at_a_time = (
+    threading.RLock()
+)  # the runtime of a library knows one launch, and memory is kept for one
 
 GAP = 4096  # bytes that belong to nobody before, between and after the arrays
 ALIGNMENT = 256  # of a device allocation
@@ -229,6 +232,21 @@ class HostModule:
         return places
 
 
+class _Parameter(NamedTuple):
+    """A kernel's parameter, as shim/cushim.h describes it: "f4" a float, "cpf4" a pointer to const ones."""
+
+    text: str
+    pointer: bool
+    constant: bool
+    kind: str
+    size: int
+
+    @classmethod
+    def of(cls, text: str) -> "_Parameter":
+        element = text.lstrip("cp")
+        return cls(text, "p" in text, text[0] == "c", element[0], int(element[1:]))
+
+
 class HostKernel:
     """One kernel; calling it launches it and returns when it is done."""
 
@@ -240,10 +258,15 @@ class HostKernel:
         except AttributeError:
             raise KernelError(f"{module.path.name} has no kernel {name}") from None
         describe.restype = ctypes.c_char_p
-        self.parameters = [p for p in describe().decode().split(",") if p]
+        self._parameters = [_Parameter.of(p) for p in describe().decode().split(",") if p]
         self.max_dynamic_shared_size_bytes = (
             USUAL_SHARED_MEMORY  # as on CuPy's kernels: may be raised
         )
+
+    @property
+    def parameters(self) -> list[str]:
+        """What it takes, each in the words of `_Parameter`."""
+        return [p.text for p in self._parameters]
 
     def __call__(
         self,
@@ -267,27 +290,25 @@ class HostKernel:
         Raises KernelError for arguments that do not fit and for whatever the checker found.
         """
         self._check_launch(grid, block, args, shared_mem)
-        arena = _Arena([a for a in args if isinstance(a, np.ndarray)])
-        values = [self._value(i, arg, arena) for i, arg in enumerate(args)]
-        parameters, pointers = _parameters(values)
-        constant = {
-            id(a) for a, p in zip(args, self.parameters, strict=True) if p.startswith("cp")
-        } - {id(a) for a, p in zip(args, self.parameters, strict=True) if p.startswith("p")}
-        buffers = arena.buffers(args, constant)
-        launch = _Launch(
-            (ctypes.c_uint * 3)(*grid, *(1,) * (3 - len(grid))),
-            (ctypes.c_uint * 3)(*block, *(1,) * (3 - len(block))),
-            shared_mem, order, seed, self.module.mode == "check", async_late,
-            buffers, len(buffers), arena.base, arena.size,
-            ctypes.addressof(parameters), ctypes.sizeof(parameters), ctypes.pointer(_stacks),
-        )  # fmt: skip
         with _one_at_a_time:
+            arena = _Arena(args, [p.constant for p in self._parameters])
+            values = [self._value(i, arg, arena) for i, arg in enumerate(args)]
+            parameters, pointers = _in_memory(values)
+            buffers = arena.buffers()
+            launch = _Launch(
+                (ctypes.c_uint * 3)(*grid, *(1,) * (3 - len(grid))),
+                (ctypes.c_uint * 3)(*block, *(1,) * (3 - len(block))),
+                shared_mem, order, seed, self.module.mode == "check", async_late,
+                buffers, len(buffers), arena.base, arena.size,
+                ctypes.addressof(parameters), ctypes.sizeof(parameters), ctypes.pointer(_stacks),
+            )  # fmt: skip
             failed = self._run(ctypes.byref(launch), pointers)
             messages = self.module.messages() if failed else ""
-        arena.copy_back()
+            arena.copy_back()
+            clean = self.module.mode == "check" or arena.gaps_untouched()
         if failed:
             raise KernelError(f"{self.name}: {messages}")
-        if self.module.mode == "fast" and not arena.gaps_untouched():
+        if not clean:
             raise KernelError(f'{self.name} wrote out of bounds; mode "check" says where')
 
     def _check_launch(
@@ -296,7 +317,7 @@ class HostKernel:
         for what, sizes in (("grid", grid), ("block", block)):
             if not (1 <= len(sizes) <= 3 and all(int(n) == n and n >= 1 for n in sizes)):
                 raise KernelError(f"{self.name}: {what} {sizes} must be 1 to 3 positive numbers")
-        threads = int(np.prod(block))
+        threads = math.prod(block)
         if threads > LARGEST_BLOCK:
             raise KernelError(
                 f"{self.name}: {threads} threads; a block has at most {LARGEST_BLOCK}"
@@ -308,32 +329,32 @@ class HostKernel:
                 f"{self.name}: {shared_mem} bytes of shared memory are more than "
                 "max_dynamic_shared_size_bytes, or than a card has"
             )
-        if len(args) != len(self.parameters):
+        if len(args) != len(self._parameters):
             raise KernelError(
-                f"{self.name}: {len(args)} arguments; it takes {len(self.parameters)}: "
+                f"{self.name}: {len(args)} arguments; it takes {len(self._parameters)}: "
                 f"{', '.join(self.parameters)}"
             )
+        for i, arg in enumerate(args):
+            if isinstance(arg, np.ndarray) and not arg.flags.c_contiguous:
+                raise KernelError(f"{self.name}: argument {i} is not C-contiguous")
 
     def _value(self, i: int, arg: Any, arena: "_Arena") -> bytes:
         """Return the bytes that the kernel gets for an argument."""
-        parameter = self.parameters[i]
-        fits = False
+        parameter = self._parameters[i]
         if isinstance(arg, np.ndarray):
-            kind, size = parameter.lstrip("cp")[0], int(parameter.lstrip("cp")[1:])
-            if not arg.flags.c_contiguous:
-                raise KernelError(f"{self.name}: argument {i} is not C-contiguous")
-            if "p" in parameter and kind == "s":  # vectors, bfloat16, void
-                fits = arg.nbytes % size == 0
-            elif "p" in parameter:
-                fits = arg.dtype.itemsize == size and arg.dtype.kind == kind
-            value = arena.address(arg).to_bytes(8, "little")
+            if parameter.kind == "s":  # vectors, bfloat16, void
+                fits = parameter.pointer and arg.nbytes % parameter.size == 0
+            else:
+                alike = (arg.dtype.kind, arg.itemsize) == (parameter.kind, parameter.size)
+                fits = parameter.pointer and alike
+            value = arena.places[i].to_bytes(8, "little")
         elif isinstance(arg, bytes | np.void):
             value = bytes(arg)
-            fits = parameter == f"s{len(value)}"
+            fits = parameter.text == f"s{len(value)}"
         elif isinstance(arg, np.generic):
             value = arg.tobytes()
-            null = "p" in parameter and arg.dtype == np.uintp and arg == 0
-            fits = null or parameter == f"{arg.dtype.kind}{arg.dtype.itemsize}"
+            null = parameter.pointer and arg.dtype == np.uintp and arg == 0
+            fits = bool(null) or parameter.text == f"{arg.dtype.kind}{arg.itemsize}"
         else:
             raise KernelError(
                 f"{self.name}: argument {i} is a {type(arg).__name__}; pass an array or a NumPy scalar "
@@ -342,11 +363,13 @@ class HostKernel:
         if not fits:
             given = getattr(arg, "dtype", f"{len(value)} bytes")
             what = "array" if isinstance(arg, np.ndarray) else "value"
-            raise KernelError(f"{self.name}: argument {i}, {what} of {given}, for a {parameter}")
+            raise KernelError(
+                f"{self.name}: argument {i}, {what} of {given}, for a {parameter.text}"
+            )
         return value
 
 
-def _parameters(values: Sequence[bytes]) -> tuple[Any, Any]:
+def _in_memory(values: Sequence[bytes]) -> tuple[Any, Any]:
     """Lay out the arguments, each aligned to 16; return their memory and the pointers to them."""
     offsets, end = [], 0
     for value in values:
@@ -361,77 +384,101 @@ def _parameters(values: Sequence[bytes]) -> tuple[Any, Any]:
     return memory, pointers
 
 
+class _Segment:
+    """What is copied as one for a launch: arrays that share memory."""
+
+    def __init__(self, begin: int, offset: int) -> None:
+        self.begin, self.end, self.offset = begin, begin, offset
+        self.place = 0  # the address of the copy
+        self.arguments: list[int] = []
+        self.written = False
+
+
+_UNTOUCHED = b"\xff" * (2 * GAP)
+_LARGEST_KEPT = 64 << 20
+_kept = np.empty(0, np.uint8)  # of earlier launches: fresh memory costs more than the copies do
+
+
 class _Arena:
     """Copies of a launch's arrays with unused gaps around them, so that every step outside is seen.
 
     Arrays that share memory (an output that is also an input, views of one array) share it here too.
     A view keeps its offset in the array it was made from, and with it its alignment on a device.
+
+    constant: for each argument, whether the kernel takes it as const.
+    places: by the argument's number, where the copy of an array lies.
     """
 
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, device_offset(a)) for a in arrays)
-        self.segments: list[list[int]] = []  # begin and end of what is copied, and its new address
-        for begin, end, offset in spans:
-            if self.segments and begin < self.segments[-1][1]:
-                self.segments[-1][1] = max(end, self.segments[-1][1])
-            else:
-                self.segments.append([begin, end, offset])
-        self.size = GAP + sum(
-            _round_up(end - begin) + ALIGNMENT + GAP for begin, end, _ in self.segments
-        )
-        self._memory = np.full(self.size + ALIGNMENT, 0xFF, np.uint8)
-        self.base = _round_up(self._memory.ctypes.data)
-        place = self.base + GAP
-        for segment in self.segments:
-            begin, end, offset = segment
-            segment[2] = place + offset % ALIGNMENT
-            place += _round_up(end - begin) + ALIGNMENT + GAP
-            ctypes.memmove(segment[2], begin, end - begin)
-        self._written: list[list[int]] = self.segments
+    def __init__(self, args: Sequence[Any], constant: Sequence[bool]) -> None:
+        arrays = [
+            (_address(a), a.nbytes, i) for i, a in enumerate(args) if isinstance(a, np.ndarray)
+        ]
+        self._segments: list[_Segment] = []
+        homes = []
+        for begin, nbytes, i in sorted(arrays):
+            if not self._segments or begin >= self._segments[-1].end:
+                self._segments.append(_Segment(begin, device_offset(args[i])))
+            segment = self._segments[-1]
+            segment.end = max(segment.end, begin + nbytes)
+            segment.written |= not constant[i]
+            if nbytes:
+                segment.arguments.append(i)
+            homes.append((i, segment, begin - segment.begin))
+        sizes = [_round_up(s.end - s.begin) + ALIGNMENT + GAP for s in self._segments]
+        self.size = GAP + sum(sizes)
+        self._memory = _at_least(self.size + ALIGNMENT)
+        self._start = _address(self._memory)
+        self.base = _round_up(self._start)
+        self._gaps: list[slice] = []
+        room, last = self.base + GAP, self.base
+        for segment, size in zip(self._segments, sizes, strict=True):
+            segment.place = room + segment.offset % ALIGNMENT
+            ctypes.memmove(segment.place, segment.begin, segment.end - segment.begin)
+            self._leave_gap(last, segment.place)
+            last = segment.place + segment.end - segment.begin
+            room += size
+        self._leave_gap(last, self.base + self.size)
+        self.places = {i: segment.place + offset for i, segment, offset in homes}
 
-    def address(self, array: np.ndarray) -> int:
-        """Return where an array's copy lies."""
-        data = array.ctypes.data
-        for begin, end, place in self.segments:
-            if begin <= data < end or (data == begin and not array.nbytes):
-                return place + data - begin
-        raise AssertionError("an array that is not of this launch")
+    def _leave_gap(self, begin: int, end: int) -> None:
+        gap = slice(begin - self._start, end - self._start)
+        self._memory[gap] = 0xFF
+        self._gaps.append(gap)
 
-    def buffers(self, args: Sequence[Any], constant: set[int]) -> Any:
-        """Return what may be touched. `constant`: ids of arrays that are only passed as const."""
-        writable = {
-            self.address(a) for a in args if isinstance(a, np.ndarray) and id(a) not in constant
-        }
-        found, self._written = [], []
-        for segment in self.segments:
-            begin, end, place = segment
-            if any(place <= address < place + max(end - begin, 1) for address in writable):
-                self._written.append(segment)
-            names = [
-                f"argument {i}"
-                for i, a in enumerate(args)
-                if isinstance(a, np.ndarray) and place <= self.address(a) < place + (end - begin)
-            ]
-            read_only = segment not in self._written
-            name = " = ".join(names[:3]).encode()
-            found.append(_Buffer(place, end - begin, name, read_only))
+    def buffers(self) -> Any:
+        """Return what may be touched."""
+        found = []
+        for s in self._segments:
+            name = " = ".join(f"argument {i}" for i in sorted(s.arguments)[:3]).encode()
+            found.append(_Buffer(s.place, s.end - s.begin, name, not s.written))
         return (_Buffer * len(found))(*found)
 
     def copy_back(self) -> None:
         """Bring what the kernel wrote to the arrays."""
-        for begin, end, place in self._written:
-            ctypes.memmove(begin, place, end - begin)
+        for s in self._segments:
+            if s.written:
+                ctypes.memmove(s.begin, s.place, s.end - s.begin)
 
     def gaps_untouched(self) -> bool:
         """Return whether everything between the arrays is as it was."""
-        at = self.base
-        for begin, end, place in [*self.segments, [0, 0, self.base + self.size]]:
-            start = at - self._memory.ctypes.data
-            gap = self._memory[start : start + place - at]
-            if not (gap == 0xFF).all():
-                return False
-            at = place + end - begin
-        return True
+        return all(
+            self._memory[gap].tobytes() == _UNTOUCHED[: gap.stop - gap.start] for gap in self._gaps
+        )
+
+
+def _at_least(size: int) -> np.ndarray:
+    """Return so many bytes, of the last launch where they suffice."""
+    global _kept
+    if size > len(_kept):
+        memory = np.empty(size, np.uint8)
+        if size > _LARGEST_KEPT:
+            return memory
+        _kept = memory
+    return _kept
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
 def _round_up(n: int) -> int:
@@ -443,4 +490,4 @@ def device_offset(array: np.ndarray) -> int:
     root = array
     while isinstance(root.base, np.ndarray):
         root = root.base
-    return array.ctypes.data - root.ctypes.data
+    return 0 if root is array else _address(array) - _address(root)

@@ -28,13 +28,16 @@ namespace cushim {
 namespace {
 
 struct Cell {  // one past access to a group of four bytes
-  unsigned clock, epoch, block;
-  unsigned short thread;
+  unsigned block;
+  unsigned short epoch, clock, thread;
   unsigned char bytes;  // which of the four; 0: the cell is empty
   unsigned char kind;
-  void* pc;
+  unsigned code;  // where in this module
+  void* pc() const { return __ehdr_start + code; }
 };
-const int CELLS = 4;  // kept for each group
+const int CELLS = 4;  // kept for each group: a line of the cache
+static_assert(sizeof(Cell) * CELLS == 64);
+const unsigned MOST_COUNTED = 0xffff;  // barriers of a block, and fences and __syncwarps of a thread
 
 struct AsyncRead {  // of all that one wgmma reads
   int first_thread, waiting;  // threads that have not waited for it
@@ -49,13 +52,16 @@ struct Region {  // memory that may be touched
   const char* name;
   bool read_only, shared;
   Cell* cells;
-  unsigned* written_in;  // shared memory only: the block that last wrote each byte
+  void* memory_of_cells;
+  // Shared memory only, for four bytes each: the block that last wrote there, and in the low bits, which bytes.
+  unsigned* written_in;
   unsigned* written_by;  // shared memory only, for two bytes each: the thread, and its proxy fences then
   unsigned (*read_for)[MOST_WARPGROUPS];  // for 16 bytes each, by warpgroup: the last AsyncRead, from 1 on
   bool holds(const char* p) const { return p >= base && p < base + size; }
 };
 
 std::vector<Region> regions;
+Region* last_region;  // of the last access, which is often that of the next
 std::deque<Release> releases;
 std::vector<const Release*> acquired_by_block;
 std::vector<AsyncRead> async_reads;  // of this launch
@@ -70,7 +76,7 @@ const char* verb(int kind) { return kind & ATOMIC ? "atomic" : kind & WRITE ? "w
 // Code addresses are written as pc=0x...; host_module.py turns them into file and line.
 void note(const char* what, const Region& region, const char* p, size_t bytes, int kind, void* pc,
           const Thread& thread, const Cell* other) {
-  std::pair<void*, void*> places(pc, other ? other->pc : nullptr);
+  std::pair<void*, void*> places(pc, other ? other->pc() : nullptr);
   if (std::find(reported.begin(), reported.end(), places) != reported.end()) return;
   reported.push_back(places);
   if (reported.size() > MOST_REPORTS) return;
@@ -79,17 +85,17 @@ void note(const char* what, const Region& region, const char* p, size_t bytes, i
                    verb(kind), bytes, region.name, p - region.base, thread.linear, pc);
   if (other)
     snprintf(text + n, sizeof text - n, ", and %s by thread %d%s at pc=%p", verb(other->kind),
-             other->thread, other->block == block ? "" : " of another block", other->pc);
+             other->thread, other->block == block ? "" : " of another block", other->pc());
   report(text);
 }
 
 bool covers(const Release& release, const Cell& cell) {
   return release.block == cell.block &&
-         (cell.epoch < release.epoch || cell.clock <= release.clock[cell.thread]);
+         (cell.epoch < release.epoch || cell.clock <= release.clock.of(cell.thread));
 }
 
 bool comes_before(const Cell& cell, const Thread& thread) {
-  if (cell.block == block) return cell.epoch < epoch || cell.clock <= thread.clock[cell.thread];
+  if (cell.block == block) return cell.epoch < epoch || cell.clock <= thread.clock.of(cell.thread);
   for (const Release* release : acquired_by_block)
     if (covers(*release, cell)) return true;
   for (const Release* release : thread.acquired)
@@ -97,17 +103,26 @@ bool comes_before(const Cell& cell, const Thread& thread) {
   return false;
 }
 
+// Which bytes of a group of four lie from first to end, as bits.
+unsigned touched_bytes(size_t group, size_t first, size_t end) {
+  unsigned bits = 15;
+  if (group * 4 < first) bits &= 15 << (first - group * 4);
+  if (end < group * 4 + 4) bits &= 15 >> (group * 4 + 4 - end);
+  return bits;
+}
+
 void check_races(Region& region, char* p, size_t bytes, int kind, void* pc, Thread& thread) {
   size_t first = p - region.base, end = first + bytes;
+  Cell now{block, (unsigned short)epoch, (unsigned short)thread.clock.own(thread.linear),
+           (unsigned short)thread.linear, 0, (unsigned char)kind, unsigned((char*)pc - __ehdr_start)};
   for (size_t group = first / 4; group * 4 < end; group++) {
-    unsigned char touched = 0;
-    for (size_t i = 0; i < 4; i++)
-      if (group * 4 + i >= first && group * 4 + i < end) touched |= 1 << i;
+    unsigned char touched = now.bytes = touched_bytes(group, first, end);
     Cell* cells = region.cells + group * CELLS;
     Cell* free_cell = nullptr;
     for (Cell* cell = cells; cell < cells + CELLS; cell++) {
-      if (region.shared && cell->block != block) cell->bytes = 0;  // another block's shared memory
-      if (!cell->bytes) {
+      // Shared memory is a block's own, and what it did there before a barrier is done.
+      bool over = region.shared && (cell->block != block || cell->epoch < epoch);
+      if (!cell->bytes || over) {
         free_cell = cell;
         continue;
       }
@@ -125,19 +140,21 @@ void check_races(Region& region, char* p, size_t bytes, int kind, void* pc, Thre
       }
     }
     if (!free_cell) free_cell = cells + random_number() % CELLS;
-    unsigned clock = thread.clock[thread.linear];
-    *free_cell = {clock, epoch, block, (unsigned short)thread.linear, touched, (unsigned char)kind, pc};
+    *free_cell = now;
   }
 }
 
 void check_initialised(Region& region, char* p, size_t bytes, int kind, void* pc, Thread& thread) {
-  unsigned* written = region.written_in + (p - region.base);
-  for (size_t i = 0; i < bytes; i++) {
-    if (kind & READ && written[i] != block) {
+  size_t first = p - region.base, end = first + bytes;
+  for (size_t group = first / 4; group * 4 < end; group++) {
+    unsigned touched = touched_bytes(group, first, end);
+    unsigned& written = region.written_in[group];
+    unsigned there = written >> 4 == block ? written & 15 : 0;
+    if (kind & READ && touched & ~there) {
       note("UNINITIALISED SHARED READ", region, p, bytes, kind, pc, thread, nullptr);
       return;
     }
-    if (kind & WRITE) written[i] = block;
+    if (kind & WRITE) written = block << 4 | there | touched;
   }
 }
 
@@ -150,14 +167,16 @@ void check_async_reads(Region& region, char* p, size_t bytes, int kind, void* pc
       if (number <= async_reads_before) continue;
       const AsyncRead& read = async_reads[number - 1];
       if (!read.waiting && read.epoch < epoch) continue;
-      Cell cell{0, epoch, block, (unsigned short)read.first_thread, 15, READ, read.pc};
+      Cell cell{block, (unsigned short)epoch, 0, (unsigned short)read.first_thread, 15, READ,
+                unsigned((char*)read.pc - __ehdr_start)};
       note("DATA RACE", region, p, bytes, kind, pc, thread, &cell);
     }
 }
 
 Region* region_of(const char* p) {
+  if (last_region && last_region->holds(p)) return last_region;
   for (Region& region : regions)
-    if (region.holds(p)) return &region;
+    if (region.holds(p)) return last_region = &region;
   return nullptr;
 }
 
@@ -192,7 +211,7 @@ void note_writer(Region& region, const char* p, size_t bytes, const Thread& thre
 bool comes_before_all(unsigned clock, unsigned its_epoch, int thread, int first_thread) {
   if (its_epoch < epoch) return true;
   for (int i = 0; i < WARPGROUP; i++)
-    if (threads[first_thread + i].clock[thread] < clock) return false;
+    if (threads[first_thread + i].clock.of(thread) < clock) return false;
   return true;
 }
 
@@ -230,8 +249,9 @@ void forget_initialisation(const void* shared, size_t bytes) {
   if (!active->check) return;
   Region* region = region_of((const char*)shared);
   if (!region || !region->shared) return;
-  unsigned* written = region->written_in + ((const char*)shared - region->base);
-  std::fill(written, written + bytes, 0);
+  size_t first = (const char*)shared - region->base, end = first + bytes;
+  for (size_t group = first / 4; group * 4 < end; group++)
+    region->written_in[group] &= ~touched_bytes(group, first, end);
 }
 
 // ------------------------------------------------------------------------ reads by a tensor core
@@ -245,7 +265,7 @@ void written_by_generic_proxy(const void* shared, size_t bytes) {
 void fence_proxy_async() {
   if (!active->check) return;
   Thread& thread = self();
-  thread.proxy_fences.push_back({thread.clock[thread.linear], epoch});
+  thread.proxy_fences.push_back({thread.clock.own(thread.linear), epoch});
 }
 
 unsigned begin_async_read(int first_thread, void* pc) {
@@ -294,28 +314,33 @@ void async_read(unsigned reading, char* p) {
 
 void order_block() {
   if (!active->check) return;
-  epoch++;
+  if (epoch++ == MOST_COUNTED) fail("the checker counts %u barriers of a block", MOST_COUNTED);
   for (Thread& thread : threads) {
     acquired_by_block.insert(acquired_by_block.end(), thread.acquired.begin(), thread.acquired.end());
     thread.acquired.clear();
   }
 }
 
+static void tick(Thread& thread) {
+  if (thread.clock.own(thread.linear)++ == MOST_COUNTED)
+    fail("the checker counts %u fences and __syncwarps of a thread", MOST_COUNTED);
+}
+
 void order_warp(unsigned mask, int first_thread) {
   if (!active->check) return;
-  Clock joined(threads.size());
+  Clock joined{first_thread / 32, {}};
   std::vector<const Release*> acquired;
   auto each = [&](auto use) {
     for (int i = 0; i < 32; i++)
       if (mask >> i & 1) use(threads[first_thread + i]);
   };
   each([&](Thread& thread) {
-    for (size_t k = 0; k < joined.size(); k++) joined[k] = std::max(joined[k], thread.clock[k]);
+    for (int k = 0; k < 32; k++) joined.lanes[k] = std::max(joined.lanes[k], thread.clock.lanes[k]);
     acquired.insert(acquired.end(), thread.acquired.begin(), thread.acquired.end());
   });
   each([&](Thread& thread) {
     thread.clock = joined;
-    thread.clock[thread.linear]++;
+    tick(thread);
     thread.acquired = acquired;
   });
 }
@@ -327,7 +352,7 @@ void fence() {
   auto& acquired = releases.back().acquired;
   acquired.insert(acquired.end(), acquired_by_block.begin(), acquired_by_block.end());
   thread.fenced = &releases.back();
-  thread.clock[thread.linear]++;  // what comes now is not covered
+  tick(thread);  // what comes now is not covered
 }
 
 __attribute__((noinline)) void atomic_load(const void* p, void* value, int bytes) {
@@ -357,18 +382,21 @@ __attribute__((noinline)) void atomic_store(void* p, const void* value, int byte
 static void add_region(char* base, size_t size, const char* name, bool read_only, bool shared) {
   if (!size) return;
   // Zeroed memory from calloc costs nothing until it is touched.
-  Cell* cells = (Cell*)calloc((size + 7) / 4 * CELLS, sizeof(Cell));
-  unsigned* written = shared ? (unsigned*)calloc(size, sizeof(unsigned)) : nullptr;
-  if (!cells || (shared && !written)) abort();
+  const size_t line = sizeof(Cell) * CELLS, groups = size / 4 + 2;
+  void* memory = calloc(groups + 1, line);
+  Cell* cells = (Cell*)(((uintptr_t)memory + line - 1) / line * line);
+  unsigned* written = shared ? (unsigned*)calloc(groups, sizeof(unsigned)) : nullptr;
+  if (!memory || (shared && !written)) abort();
   auto by = shared ? (unsigned*)calloc(size / 2 + 1, sizeof(unsigned)) : nullptr;
   size_t row = sizeof(unsigned[MOST_WARPGROUPS]);
   auto read_for = shared ? (unsigned(*)[MOST_WARPGROUPS])calloc(size / 16 + 1, row) : nullptr;
   if (shared && (!by || !read_for)) abort();
-  regions.push_back({base, size, name, read_only, shared, cells, written, by, read_for});
+  regions.push_back({base, size, name, read_only, shared, cells, memory, written, by, read_for});
 }
 
 void checker_begin() {
   reported.clear();
+  last_region = nullptr;
   add_region(static_shared, static_shared_size, "shared memory", false, true);
   add_region(dynamic_shared_base, active->shared_size, "dynamic shared memory", false, true);
   for (int i = 0; i < active->buffer_count; i++) {
@@ -383,8 +411,8 @@ void checker_begin_block(unsigned number) {
   acquired_by_block.clear();
   async_reads_before = async_reads.size();
   for (Thread& thread : threads) {
-    thread.clock.assign(threads.size(), 0);
-    thread.clock[thread.linear] = 1;
+    thread.clock = Clock{thread.linear / 32, {}};
+    thread.clock.own(thread.linear) = 1;
     thread.acquired.clear();
     thread.fenced = nullptr;
   }
@@ -392,7 +420,7 @@ void checker_begin_block(unsigned number) {
 
 void checker_end() {
   for (Region& region : regions) {
-    free(region.cells);
+    free(region.memory_of_cells);
     free(region.written_in);
     free(region.written_by);
     free(region.read_for);

@@ -146,21 +146,25 @@ __attribute__((noinline)) void cp_async(void* shared, const void* global, int by
   Copy copy{shared, global, bytes, bytes_read, false};
   if (active->async_late) forget_initialisation(shared, bytes);
   else finish(copy, CUSHIM_PC);
-  thread.open_copies.push_back(copy);
+  thread.copies.push_back(copy);
+  thread.uncommitted_copies++;
 }
 
 void cp_async_commit() {
   Thread& thread = self();
-  thread.copy_groups.push_back(std::move(thread.open_copies));
-  thread.open_copies.clear();
+  thread.copy_groups.push_back(thread.uncommitted_copies);
+  thread.uncommitted_copies = 0;
 }
 
 __attribute__((noinline)) void cp_async_wait(int groups_left) {
   Thread& thread = self();
-  while ((int)thread.copy_groups.size() > groups_left) {
-    for (Copy& copy : thread.copy_groups.front()) finish(copy, CUSHIM_PC);
-    thread.copy_groups.erase(thread.copy_groups.begin());
-  }
+  int groups = thread.copy_groups.size() - groups_left;
+  if (groups <= 0) return;
+  auto end = thread.copies.begin();
+  for (int i = 0; i < groups; i++) end += thread.copy_groups[i];
+  for (auto copy = thread.copies.begin(); copy != end; ++copy) finish(*copy, CUSHIM_PC);
+  thread.copies.erase(thread.copies.begin(), end);
+  thread.copy_groups.erase(thread.copy_groups.begin(), thread.copy_groups.begin() + groups);
 }
 
 }  // namespace cushim

@@ -40,6 +40,9 @@ unsigned random_number() {  // xorshift64
   return random_state >> 16;
 }
 
+// Names and files are mostly the same literal.
+static bool same_text(const char* a, const char* b) { return a == b || !strcmp(a, b); }
+
 const char* base_name(const char* path) {
   const char* slash = strrchr(path, '/');
   return slash ? slash + 1 : path;
@@ -181,6 +184,8 @@ static void wake_all(std::vector<int>& waiting) {
   waiting.clear();
 }
 
+static std::vector<int> others;  // that the last to arrive wakes
+
 static void wait_in(const char* name, Site site) {
   Thread& thread = self();
   thread.state = Thread::WAITING;
@@ -194,9 +199,7 @@ static void thread_main() {
   Thread& thread = self();
   thread.state = Thread::EXITED;
   threads_alive--;
-  thread.copy_groups.push_back(thread.open_copies);
-  for (auto& group : thread.copy_groups)
-    if (!group.empty()) fail("UNFINISHED COPY: the thread returns before its cp.async was waited for");
+  if (!thread.copies.empty()) fail("UNFINISHED COPY: the thread returns before its cp.async was waited for");
   check_no_products();
   switch_to(next_thread());
   __builtin_unreachable();
@@ -212,7 +215,7 @@ int barrier(int predicate, Site site) {
   if (at_barrier.empty()) {
     barrier_site = site;
     predicates = 0;
-  } else if (site.line != barrier_site.line || strcmp(site.file, barrier_site.file)) {
+  } else if (site.line != barrier_site.line || !same_text(site.file, barrier_site.file)) {
     fail("BARRIER DIVERGENCE: __syncthreads at %s:%d while %zu thread(s) wait in the one at %s:%d",
          base_name(site.file), site.line, at_barrier.size(), base_name(barrier_site.file),
          barrier_site.line);
@@ -255,8 +258,8 @@ void warp_operation(const char* name, unsigned mask, void* argument, void (*work
   WarpOperation* operation = nullptr;
   for (WarpOperation* other : pending) {
     if (other->first_thread != first || !(other->mask & mask)) continue;
-    bool same = other->mask == mask && other->site.line == site.line && !strcmp(other->name, name) &&
-                !strcmp(other->site.file, site.file);
+    bool same = other->mask == mask && other->site.line == site.line && same_text(other->name, name) &&
+                same_text(other->site.file, site.file);
     if (!same)
       fail("WARP DIVERGENCE: %s at %s:%d (mask %08x) while lanes wait in %s at %s:%d (mask %08x)", name,
            base_name(site.file), site.line, mask, other->name, base_name(other->site.file),
@@ -275,10 +278,9 @@ void warp_operation(const char* name, unsigned mask, void* argument, void (*work
   pending.erase(std::find(pending.begin(), pending.end(), operation));
   work(*operation);
   delete operation;
-  std::vector<int> waiting;
   for (int i = 0; i < 32; i++)
-    if (mask >> i & 1 && i != lane) waiting.push_back(first + i);
-  wake_all(waiting);
+    if (mask >> i & 1 && i != lane) others.push_back(first + i);
+  wake_all(others);
 }
 
 static std::vector<WarpgroupOperation*> pending_in_warpgroups;
@@ -292,7 +294,8 @@ void warpgroup_operation(const char* name, void* argument, void (*work)(Warpgrou
   WarpgroupOperation* operation = nullptr;
   for (WarpgroupOperation* other : pending_in_warpgroups) {
     if (other->first_thread != first) continue;
-    if (other->site.line != site.line || strcmp(other->name, name) || strcmp(other->site.file, site.file))
+    if (other->site.line != site.line || !same_text(other->name, name) ||
+        !same_text(other->site.file, site.file))
       fail("WARPGROUP DIVERGENCE: %s at %s:%d while threads wait in %s at %s:%d", name, file, site.line,
            other->name, base_name(other->site.file), other->site.line);
     operation = other;
@@ -313,10 +316,9 @@ void warpgroup_operation(const char* name, void* argument, void (*work)(Warpgrou
   pending_in_warpgroups.erase(place);
   work(*operation);
   delete operation;
-  std::vector<int> waiting;
   for (int i = 0; i < WARPGROUP; i++)
-    if (i != member) waiting.push_back(first + i);
-  wake_all(waiting);
+    if (i != member) others.push_back(first + i);
+  wake_all(others);
 }
 
 void sync_warp(unsigned mask, Site site) {
@@ -471,7 +473,10 @@ static int find_static_shared(dl_phdr_info* library, size_t, void*) {
 
 static void make_shared_memory() {
   touch_thread_local_storage();
-  dl_iterate_phdr(find_static_shared, nullptr);
+  // To look through all libraries takes longer than many a kernel: once for each thread of the host.
+  static const char* found_from;
+  if (found_from != &touched) dl_iterate_phdr(find_static_shared, nullptr);
+  found_from = &touched;
   if (dynamic_shared_base && dynamic_capacity >= active->shared_size) return;
   free(dynamic_shared_base);
   dynamic_capacity = (active->shared_size + 1024) / 1024 * 1024;
@@ -498,8 +503,9 @@ static void start_threads() {
     thread.linear = i;
     thread.state = Thread::READY;
     thread.stack = active->stacks->base + i * STACK_SIZE;
-    thread.open_copies.clear();
+    thread.copies.clear();
     thread.copy_groups.clear();
+    thread.uncommitted_copies = 0;
     thread.proxy_fences.clear();
     thread.products = thread.products_waited_for = 0;
     thread.product_groups.clear();
@@ -535,7 +541,7 @@ int launch(const Launch* launch, void (*function)(void**), void** given) {
   block_dim = {launch->block[0], launch->block[1], launch->block[2]};
   grid_dim = {launch->grid[0], launch->grid[1], launch->grid[2]};
   size_t count = (size_t)block_dim.x * block_dim.y * block_dim.z;
-  threads.assign(count, Thread());
+  if (threads.size() != count) threads.assign(count, Thread());
   current = &launcher;
   make_stacks(*launch->stacks, count);
   make_shared_memory();

@@ -35,7 +35,13 @@ struct Launch {  // filled by host_module.py: keep the two alike
   Stacks* stacks;
 };
 
-typedef std::vector<unsigned> Clock;  // for each thread of the block, how far it is known
+// How far a thread knows each thread of its warp; of others it knows nothing but the barriers passed.
+struct Clock {
+  int warp = 0;
+  unsigned lanes[32] = {};
+  unsigned of(int thread) const { return thread / 32 == warp ? lanes[thread % 32] : 0; }
+  unsigned& own(int thread) { return lanes[thread % 32]; }
+};
 
 // What a thread had seen at a __threadfence, for whoever reads an atomic that it writes afterwards.
 struct Release {
@@ -65,8 +71,9 @@ struct Thread : ThreadHead {
   Clock clock;
   std::vector<const Release*> acquired;
   const Release* fenced;
-  std::vector<Copy> open_copies;                // not yet committed
-  std::vector<std::vector<Copy>> copy_groups;  // committed, oldest first
+  std::vector<Copy> copies;        // cp.async not waited for, oldest first
+  std::vector<int> copy_groups;    // how many of them each commit added
+  int uncommitted_copies;          // the last of them
   std::vector<ProxyFence> proxy_fences;
   // wgmma: the n-th product of a thread is the n-th of its warpgroup.
   int products, products_waited_for;
