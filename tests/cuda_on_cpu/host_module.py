@@ -8,6 +8,7 @@ define; mode "fast" only computes. What is compiled is kept in the user's cache 
 """
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import math
@@ -128,14 +129,19 @@ def _compile(*arguments: str | Path) -> str:
 def _build(name: str, make: Any) -> Path:
     """Return the file `name` of the cache; if it is absent, `make(folder, file)` makes it elsewhere first.
 
-    So other processes never see half a file, and the last of several that make it wins.
+    So other processes never see half a file; they wait for it, as with two cores to compile it twice takes
+    longer.
     """
     target = _cache_folder() / name
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            file = Path(folder) / name
-            make(Path(folder), file)
-            file.replace(target)
+    if target.exists():
+        return target
+    with open(target.with_name(f"{name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                file = Path(folder) / name
+                make(Path(folder), file)
+                file.replace(target)
     return target
 
 
