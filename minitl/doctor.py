@@ -378,8 +378,8 @@ CHANGES: dict[str, Callable[..., Array]] = {
 _X = (3, 9, 7, 24)
 _C = (24,)
 
-# Convolutions that are more than one of the largest tiles in the directions that count, none of them full: once
-# as in training, and once without statistics.
+# Convolutions that are more than one of the largest tiles in the directions that count, none of them full:
+# once as in training, and once without statistics.
 _TILED = (2, 7, 8, 72), (2, 9, 9, 136)
 _FILTERS = (136, 1, 2, 72), (136,), (136,)
 TILED = (

@@ -50,8 +50,8 @@ def run_matmul():
     """In tf32, and in bfloat16 by warpgroups."""
     run_conv2d()
     x, dy = (rng.integers(0, 1 << 14, (2, 9, 8, 136)).astype(np.uint16) for _ in range(2))
-    weight = normal(136, 3, 3, 136)
-    geometry = (1, 1), padding2d(1), (1, 1), 1
+    weight = normal(136, 1, 3, 136)  # twice as many slices as there are stages
+    geometry = (1, 1), padding2d((0, 1)), (1, 1), 1
     for tile in conv2d_plan.WARPGROUP_TILES:
         with conv2d_plan.forced(conv2d_plan.Plan(tile, 1)):
             cuda.conv2d_forward(x, weight, None, *geometry)

@@ -135,7 +135,7 @@ def _build(name: str, make: Any) -> Path:
     target = _cache_folder() / name
     if target.exists():
         return target
-    with open(target.with_name(f"{name}.lock"), "w") as lock:
+    with target.with_name(f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
