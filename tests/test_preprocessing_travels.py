@@ -59,7 +59,7 @@ def run(finished, tmp_path):
 
 
 def finetune(*arguments):
-    small = ["--epochs", 1, "--batch-size", 4, "--no-augment", "--threads", 1]
+    small = ["--epochs", 1, "--batch-size", 4, "--no-augment", "--threads", 1, "--no-report"]
     return main([str(argument) for argument in ("finetune", *arguments, *small)])
 
 
