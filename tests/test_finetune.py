@@ -1,9 +1,11 @@
 """`minitl finetune`, `evaluate` and `predict` on small pictures, from the command line inwards."""
 
+import contextlib
 import csv
 import dataclasses
 import errno
 import functools
+import io
 import json
 import os
 import shutil
@@ -59,6 +61,10 @@ def weights(tmp_path_factory):
     return write_weights(tmp_path_factory.mktemp("weights") / "w.h5", shortcut="B")
 
 
+# Drawing takes longer than these trainings; test_evidence.py is about reports.
+DEFAULTS = ("--epochs", 3, "--batch-size", 6, "--lr", 0.02, "--no-report")
+
+
 @pytest.fixture
 def run(tmp_path, pictures, weights):
     """Run `minitl finetune` with small settings and more arguments; return (exit code, folder)."""
@@ -66,17 +72,24 @@ def run(tmp_path, pictures, weights):
     def start(*more, out="run", data=pictures):
         folder = tmp_path / out
         arguments = ["finetune", data, "--weights", weights, "--out", folder]
-        # Drawing takes longer than these trainings; test_evidence.py is about reports.
-        defaults = ["--epochs", 3, "--batch-size", 6, "--lr", 0.02, "--no-report"]
-        return main([str(a) for a in (*arguments, *defaults, *more)]), folder
+        return main([str(a) for a in (*arguments, *DEFAULTS, *more)]), folder
 
     return start
 
 
-def test_a_run_learns_and_leaves_its_files(run, capsys, pictures):
-    code, folder = run("--no-augment", "--epochs", 10)
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory, pictures, weights):
+    """Return the folder of a run that has learned its pictures, and what it said. It is only to be read."""
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    arguments = ["finetune", pictures, "--weights", weights, "--out", folder]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = main([str(a) for a in (*arguments, *DEFAULTS, "--no-augment", "--epochs", 10)])
     assert code == 0
-    text = capsys.readouterr().out
+    return folder, said.getvalue()
+
+
+def test_a_run_learns_and_leaves_its_files(learned, pictures):
+    folder, text = learned
     assert "3 classes, 18 train, 6 val pictures" in text
     assert "head for 5 classes is replaced" in text
     files = {path.name for path in folder.iterdir()}
@@ -201,9 +214,8 @@ def test_freezing_by_pattern(run, weights):
     assert same == {n for n in before if n.startswith(prefixes)}
 
 
-def test_evaluate_and_predict(run, pictures, capsys, tmp_path):
-    _, folder = run("--no-augment", "--epochs", 10)
-    capsys.readouterr()
+def test_evaluate_and_predict(learned, pictures, capsys):
+    folder, _ = learned
     assert main(["evaluate", str(folder), str(pictures), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert (figures["part"], figures["images"], figures["own_split"]) == ("val", 6, True)
@@ -324,11 +336,10 @@ def test_weights_take_the_place_of_an_architecture(run, tmp_path, pictures, weig
     assert after.preprocessing == models.load_model(weights).preprocessing != before.preprocessing
 
 
-def test_evaluation_matches_folders_by_name(run, capsys, tmp_path):
-    _, folder = run("--no-augment", "--epochs", 10)
+def test_evaluation_matches_folders_by_name(learned, capsys, tmp_path):
+    folder, _ = learned
     other = write_pictures(tmp_path / "other", per_class=4, seed=5)
     (other / "red").rename(other / "zinnober")
-    capsys.readouterr()
     assert main(["evaluate", str(folder), str(other)]) == 1
     message = capsys.readouterr().err
     assert "zinnober" in message
@@ -821,6 +832,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch(pictures, weights, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "minitl", "finetune", pictures, "--weights", weights]
     options = ["--out", folder, "--epochs", "10000", "--batch-size", "6", "--lr", "0.001"]
+    options += ["--no-report"]
     process = subprocess.Popen(
         [str(part) for part in (*command, *options)],
         stdout=subprocess.PIPE,
