@@ -31,25 +31,29 @@ pytestmark = pytest.mark.skipif(not LANES, reason="this machine uses the portabl
 BOUND = {2: 1e-6, 4: 5e-6}
 
 
-def einsum(x, weight, bias, dy, stride, padding, dilation, groups):
-    """Return y, dx, dw in float64, from views of the padded picture: n p q r s (group) c."""
+def reference(x, weight, bias, dy, stride, padding, dilation, groups):
+    """Return y, dx, dw in float64: products of matrices, one for each group, of the windows written out."""
     x, weight, dy = (a.astype(np.float64) for a in (x, weight, dy))
     (n, h, w, c), (k, r, s, cg), (p, q) = x.shape, weight.shape, dy.shape[1:3]
     top, bottom, left, right = padding
     padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
     dpadded = np.zeros_like(padded)
-    windows = np.empty((n, p, q, r, s, groups, cg))
-    weight = weight.reshape(groups, k // groups, r, s, cg)
-    dy = dy.reshape(n, p, q, groups, k // groups)
-    back = np.einsum("npqgk,gkrsc->npqrsgc", dy, weight)
+    windows = np.empty((groups, n, p, q, r, s, cg))
+    rows_of = groups, n * p * q, r * s * cg
+    weight = weight.reshape(groups, k // groups, r * s * cg)
+    dy = dy.reshape(n * p * q, groups, k // groups).transpose(1, 0, 2)
+    back = (dy @ weight).reshape(windows.shape)
     for i in range(r):
         for j in range(s):
             rows = slice(i * dilation[0], i * dilation[0] + (p - 1) * stride[0] + 1, stride[0])
             columns = slice(j * dilation[1], j * dilation[1] + (q - 1) * stride[1] + 1, stride[1])
-            windows[:, :, :, i, j] = padded[:, rows, columns].reshape(n, p, q, groups, cg)
-            dpadded[:, rows, columns] += back[:, :, :, i, j].reshape(n, p, q, c)
-    y = np.einsum("npqrsgc,gkrsc->npqgk", windows, weight).reshape(n, p, q, k)
-    dw = np.einsum("npqrsgc,npqgk->gkrsc", windows, dy).reshape(k, r, s, cg)
+            pixels = padded[:, rows, columns].reshape(n, p, q, groups, cg)
+            windows[:, :, :, :, i, j] = np.moveaxis(pixels, 3, 0)
+            pixels = np.moveaxis(back[:, :, :, :, i, j], 0, 3)
+            dpadded[:, rows, columns] += pixels.reshape(n, p, q, c)
+    windows = windows.reshape(rows_of)
+    y = (windows @ weight.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(n, p, q, k)
+    dw = (dy.transpose(0, 2, 1) @ windows).reshape(k, r, s, cg)
     return y + (0 if bias is None else bias), dpadded[:, top : top + h, left : left + w], dw
 
 
@@ -170,7 +174,7 @@ def test_direct_sums_of_small_integers_are_exact(case, lanes):
     x, weight, stride, padding, dilation, groups = case
     geometry = stride, Padding2d(*padding), dilation, groups
     arrays = make(x, weight, geometry, "integers")
-    check_equal(direct(arrays, geometry, lanes), einsum(*arrays, *geometry))
+    check_equal(direct(arrays, geometry, lanes), reference(*arrays, *geometry))
 
 
 @pytest.mark.skipif(not HOST or platform.machine() in ("arm64", "aarch64"), reason="needs AVX2")
@@ -190,7 +194,7 @@ def test_rows_that_meet_are_copied_where_the_cache_is_narrow(name, lines, lanes,
     assert conv2d_tables.rows_meet(1024, 512, lanes) == (lines == 4)
     assert not conv2d_tables.rows_meet(1040, 512, lanes)
     arrays = make(x, weight, geometry, "integers")
-    check_equal(direct(arrays, geometry, lanes), einsum(*arrays, *geometry))
+    check_equal(direct(arrays, geometry, lanes), reference(*arrays, *geometry))
 
 
 EDGE = 1 << 16  # bytes
@@ -227,7 +231,7 @@ def test_nothing_is_written_beside_an_array(case, lanes, monkeypatch):
     for raw, start, size in guarded:
         assert (raw[:start] == 0xA5).all() and (raw[start + size :] == 0xA5).all()
     monkeypatch.undo()
-    check_equal(results, einsum(*arrays, *geometry))
+    check_equal(results, reference(*arrays, *geometry))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +279,7 @@ def test_dw_is_exact_however_it_is_divided(name, division, lanes, monkeypatch):
     arrays = make(x, weight, geometry, "integers")
     x, _, _, dy = arrays
     dw = conv2d_direct.conv2d_dw(dy, x, weight, *geometry, lanes)
-    np.testing.assert_array_equal(dw, einsum(*arrays, *geometry)[2])
+    np.testing.assert_array_equal(dw, reference(*arrays, *geometry)[2])
 
 
 @given(
@@ -318,7 +322,7 @@ def geometries(draw):
 def test_direct_is_exact_for_every_geometry(lanes, shapes):
     x, weight, geometry = shapes
     arrays = make(x, weight, geometry, "integers")
-    check_equal(direct(arrays, geometry, lanes), einsum(*arrays, *geometry))
+    check_equal(direct(arrays, geometry, lanes), reference(*arrays, *geometry))
 
 
 EPILOGUES = [(residual, relu) for residual in (False, True) for relu in (False, True)]
@@ -352,7 +356,7 @@ def test_direct_epilogue_is_exact(case, with_residual, relu, lanes):
     geometry = stride, Padding2d(*padding), dilation, groups
     arrays = make(x_shape, weight_shape, geometry, "integers")
     x, weight, _, dy = arrays
-    plain = einsum(x, weight, None, dy, *geometry)[0]
+    plain = reference(x, weight, None, dy, *geometry)[0]
     epilogue = *make_epilogue(dy.shape, with_residual, "integers"), relu
     y = conv2d_direct.conv2d_forward(x, weight, *epilogue, *geometry, lanes)
     np.testing.assert_array_equal(y, finish(plain, *epilogue))
@@ -363,7 +367,7 @@ def test_direct_epilogue_is_exact(case, with_residual, relu, lanes):
 def test_direct_epilogue_is_exact_for_every_geometry(lanes, shapes, options):
     x_shape, weight_shape, geometry = shapes
     x, weight, _, dy = make(x_shape, weight_shape, geometry, "integers")
-    plain = einsum(x, weight, None, dy, *geometry)[0]
+    plain = reference(x, weight, None, dy, *geometry)[0]
     epilogue = *make_epilogue(dy.shape, options[0], "integers"), options[1]
     y = conv2d_direct.conv2d_forward(x, weight, *epilogue, *geometry, lanes)
     np.testing.assert_array_equal(y, finish(plain, *epilogue))
@@ -373,7 +377,7 @@ def test_direct_is_about_as_exact_as_numpy():
     geometry = (1, 1), Padding2d(1, 1, 1, 1), (1, 1), 1
     arrays = make((2, 14, 14, 256), (64, 3, 3, 256), geometry)
     x, weight, bias, dy = arrays
-    exact = einsum(*arrays, *geometry)
+    exact = reference(*arrays, *geometry)
     numpy = (
         conv2d_portable.conv2d_forward(x, weight, bias, *geometry),
         conv2d_portable.conv2d_dx(dy, weight, x.shape, *geometry),
@@ -420,8 +424,8 @@ def test_winograd_keeps_its_bound(case, kind, m, lanes):
     x_shape, k, padding = case
     geometry = (1, 1), Padding2d(*padding), (1, 1), 1
     arrays = make(x_shape, (k, 3, 3, x_shape[3]), geometry, kind)
-    exact = einsum(*arrays, *geometry)
-    yardstick = einsum(*(np.abs(a) for a in arrays), *geometry)
+    exact = reference(*arrays, *geometry)
+    yardstick = reference(*(np.abs(a) for a in arrays), *geometry)
     results = by_winograd(arrays, geometry[1], m, lanes)
     # Below the normal numbers, 2^-149 is all the precision there is, of pixels of about 1e-39.
     bound = {2: 5e-6, 4: 2e-5}[m] if kind == "tiny" else BOUND[m]
@@ -444,7 +448,7 @@ def test_winograd_for_every_shape(lanes, x_shape, k, padding, m):
     assume(x_shape[1] + sum(padding[:2]) >= 3 and x_shape[2] + sum(padding[2:]) >= 3)
     geometry = (1, 1), Padding2d(*padding), (1, 1), 1
     arrays = make(x_shape, (k, 3, 3, x_shape[3]), geometry)
-    exact = einsum(*arrays, *geometry)
+    exact = reference(*arrays, *geometry)
     for a, e in zip(by_winograd(arrays, geometry[1], m, lanes), exact, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-4 * np.abs(e).max(initial=1))
 
@@ -460,8 +464,8 @@ def test_winograd_epilogue_keeps_the_bound(case, m, with_residual, relu, lanes):
     x, weight, _, dy = arrays
     epilogue = make_epilogue(dy.shape, with_residual)
     y = winograd.conv2d_forward(x, weight, *epilogue, relu, geometry[1], m, lanes)
-    expected = finish(einsum(x, weight, None, dy, *geometry)[0], *epilogue, relu)
-    yardstick = einsum(*(np.abs(a) for a in arrays), *geometry)[0] * np.abs(epilogue[0])
+    expected = finish(reference(x, weight, None, dy, *geometry)[0], *epilogue, relu)
+    yardstick = reference(*(np.abs(a) for a in arrays), *geometry)[0] * np.abs(epilogue[0])
     assert (np.abs(y - expected) <= BOUND[m] * yardstick.max()).all()
     assert (y < 0).any() != relu
 

@@ -41,8 +41,10 @@ def features(tmp_path, pictures, weights):
     return make
 
 
-def finetune(folder, *more):
+def finetune(folder, *more, report=False):
+    """Run `minitl finetune`; a report takes longer than these trainings."""
     command = ["finetune", *more, "--out", folder, "--epochs", 3, "--batch-size", 7, "--lr", 0.05]
+    command += [] if report else ["--no-report"]
     return main([str(part) for part in command])
 
 
@@ -81,7 +83,8 @@ def test_training_on_features_is_training_with_frozen_layers(
     features, pictures, weights, tmp_path, cut, freeze
 ):
     _, file = features(*(["--cut", cut] if cut else []))
-    assert finetune(tmp_path / "a", "--features", file) == 0
+    assert finetune(tmp_path / "a", "--features", file, report=True) == 0
+    assert (tmp_path / "a" / "report.html").exists()
     options = (pictures, "--weights", weights, "--freeze", freeze, "--no-augment")
     assert finetune(tmp_path / "b", *options) == 0
     a, b = (hdf5.read(tmp_path / run / "best.h5") for run in "ab")
@@ -97,7 +100,7 @@ def test_the_pictures_need_not_be_there(features, pictures, tmp_path, monkeypatc
     shutil.copytree(pictures, data)
     _, file = features(data=data)
     shutil.rmtree(data)
-    assert finetune(tmp_path / "whole", "--features", file) == 0
+    assert finetune(tmp_path / "whole", "--features", file, report=True) == 0
     interrupt_in_epoch(monkeypatch, 2)
     assert finetune(tmp_path / "part", "--features", file) != 0
     monkeypatch.undo()
@@ -158,7 +161,7 @@ def test_a_run_is_judged_by_the_labels_its_features_came_with(features, pictures
     lines = [f"{path},{turned[path.split('/')[0]]}" for path in paths]
     table.write_text("\n".join(["path,label", *lines]))
     _, file = features("--labels", table, data=data)
-    assert finetune(tmp_path / "run", "--features", file, "--no-report") == 0
+    assert finetune(tmp_path / "run", "--features", file) == 0
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run"), str(data), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
@@ -212,7 +215,7 @@ def test_what_cannot_be(features, pictures, weights, tmp_path, capsys):
 
 def test_the_settings_of_a_run_on_features_refuse_the_same(features, pictures, tmp_path, capsys):
     _, file = features()
-    assert finetune(tmp_path / "a", "--features", file, "--no-report") == 0
+    assert finetune(tmp_path / "a", "--features", file) == 0
     settings = ("--config", tmp_path / "a" / "config.toml")
     for option in (
         *([pictures], ["--freeze", "none"], ["--val-fraction", 0.5], ["--follow-links"]),

@@ -60,13 +60,16 @@ def make_report(tmp_path: Path) -> tuple[str, Judged]:
         "val_accuracy": 0.6,
         "seconds": 65.0,
     }
+    history = [{"epoch": 1.0, **row}, {"epoch": 2.0, **row}]
     html = render(
         title="run & <b>",
         lead="a network",
         model=model,
         dataset=dataset,
-        history=[{"epoch": 1.0, **row}, {"epoch": 2.0, **row}],
+        history=history,
         judged=[judged],
+        curves=plots.curves(history),
+        confusions=[plots.confusion(judged.metrics["confusion"], dataset.classes)],
         seconds={"training": 130.0},
         config='data = "</pre>"',
     )

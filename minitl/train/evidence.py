@@ -75,6 +75,10 @@ def write_evidence(
     model = models.load_model(folder / run_files.BEST)
     config = Config.load(folder / run_files.SETTINGS)
     best = best_of(history)
+    # Drawing takes longer than all else here: what the page shows is what lies beside it.
+    curves = plots.curves(history)
+    matrices = [] if dataset.tasks else [one.metrics["confusion"] for one in judged]
+    confusions = [plots.confusion(matrix, dataset.classes) for matrix in matrices]
     html = render(
         title=folder.resolve().name,
         lead=f"{model.arch}, {_origin(config)}; judged by the weights of epoch {best['epoch']:.0f} of "
@@ -83,15 +87,16 @@ def write_evidence(
         dataset=dataset,
         history=history,
         judged=judged,
+        curves=curves,
+        confusions=confusions,
         seconds=seconds,
         config=(folder / run_files.SETTINGS).read_text(encoding="utf-8"),
         before=before,
     )
     write_json(folder / run_files.CLASSES, dataset.classes)
-    write_atomically(folder / run_files.CURVES, plots.curves(history))
-    if not dataset.tasks:
-        confusion = plots.confusion(judged[-1].metrics["confusion"], dataset.classes)
-        write_atomically(folder / run_files.CONFUSION, confusion)
+    write_atomically(folder / run_files.CURVES, curves)
+    if confusions:
+        write_atomically(folder / run_files.CONFUSION, confusions[-1])
     write_atomically(folder / run_files.REPORT, html.encode("utf-8", "backslashreplace"))
 
 

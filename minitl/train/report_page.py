@@ -41,6 +41,8 @@ def render(
     dataset: Dataset,
     history: Sequence[dict[str, float]],
     judged: Sequence[Judged],
+    curves: bytes,
+    confusions: Sequence[bytes],
     seconds: Mapping[str, float],
     config: str,
     before: Mapping[str, Any] | None = None,
@@ -48,7 +50,8 @@ def render(
     """Return the report as HTML; everything it shows is inside.
 
     title, lead: the heading and the line below. model: the final one, for the class-activation maps.
-    history: a row for each epoch. seconds: what took how long. config: the text of config.toml.
+    history: a row for each epoch. curves, confusions: its drawing, and one for each part that was judged
+    but of several tasks. seconds: what took how long. config: the text of config.toml.
     before: how good the network was before training, on the part that it names.
     """
     from jinja2 import Environment
@@ -68,8 +71,10 @@ def render(
         lead=lead,
         figures=figures,
         before=None if before is None else _before_and_after(before, judged),
-        curves=data_uri(plots.curves(history)),
-        parts=[_part(one, model, dataset) for one in judged],
+        curves=data_uri(curves),
+        parts=[_tasks_of_part(one, model, dataset) for one in judged]
+        if dataset.tasks
+        else [_part(*pair, model, dataset) for pair in zip(judged, confusions, strict=True)],
         data={
             "parts": parts,
             "rows": [[name, *(c[i] for c in counts)] for i, name in enumerate(dataset.classes)],
@@ -111,14 +116,19 @@ def _part_name(judged: Judged) -> str:
     return PART_NAMES.get(judged.part, judged.part)
 
 
-def _part(judged: Judged, model: Classifier, dataset: Dataset) -> dict[str, Any]:
+def _heading(judged: Judged) -> dict[str, Any]:
+    return {"name": _part_name(judged), "images": f"{judged.metrics['images']:,}"}
+
+
+def _tasks_of_part(judged: Judged, model: Classifier, dataset: Dataset) -> dict[str, Any]:
+    found = sections(judged.samples, judged.logits, judged.metrics, model, dataset)
+    return _heading(judged) | {"tasks": found}
+
+
+def _part(judged: Judged, confusion: bytes, model: Classifier, dataset: Dataset) -> dict[str, Any]:
     metrics = judged.metrics
-    part = {"name": _part_name(judged), "images": f"{metrics['images']:,}"}
-    if dataset.tasks:
-        found = sections(judged.samples, judged.logits, metrics, model, dataset)
-        return part | {"tasks": found}
-    return part | {
-        "confusion": data_uri(plots.confusion(metrics["confusion"], dataset.classes)),
+    return _heading(judged) | {
+        "confusion": data_uri(confusion),
         "reliability": data_uri(plots.reliability(metrics["calibration"])),
         "calibration_error": percent(metrics["calibration"]["expected_error"]),
         "classes": [
