@@ -23,7 +23,7 @@ needs_checker = pytest.mark.skipif(not host_module.HERE_IT_RUNS, reason=host_mod
 
 @needs_checker
 def test_every_case_is_verified_and_a_wrong_one_refused() -> None:
-    with install(mode="fast"):
+    with install():
         from benchmarks.gpu import kernels
 
         layer = Layer("conv2d", 6, 8, 16, 3, 2, 1)

@@ -1,8 +1,9 @@
 """Every CUDA kernel compiles, in every form that is launched, and stays within its budget.
 
-bfloat16's forms are compiled for both architectures. For the others one will do, as they compile alike for
-both: sm_90a; but sm_80 for the large tiles of single warps and for what is copied number by number, bfloat16
-or not. The thorough profile compiles all for both.
+For one architecture each, as forms compile alike for both: for sm_90a those of warpgroups and bfloat16's, for
+sm_80 the others and, bfloat16 or not, large tiles of single warps and what is copied number by number. A file
+without bfloat16 has float for sm_90a and double for sm_80. So every kernel is compiled for both, which is
+demanded; the thorough profile compiles every form for both.
 
 A budget is what lets enough threads run at a time: of 65,536 registers on a multiprocessor, 128 for each
 thread leave room for 512 threads, and 255 for 256. Nothing may spill registers to memory.
@@ -94,12 +95,8 @@ def forms(stem, variants=None):
         by_warpgroups = variant.get("WGMMA")
         large = variant.get("BM", 0) * variant.get("BN", 0) > SMALL.m * SMALL.n
         single = 1 in (variant.get("PIECE_A"), variant.get("PIECE_B"))
-        if by_warpgroups:
-            wanted = newest
-        elif large or single:
-            wanted = THOROUGH or not newest
-        else:
-            wanted = THOROUGH or newest or variant["T"] == "bf16" or not has_bf16
+        for_newest = variant["T"] == ("bf16" if has_bf16 else "float") and not (large or single)
+        wanted = newest if by_warpgroups else THOROUGH or newest == for_newest
         if wanted:
             found.append((architecture, variant))
     return found

@@ -279,7 +279,7 @@ def test_the_doctor_finds_a_wrong_kernel_and_one_that_fails(capsys, monkeypatch)
 
     monkeypatch.setattr(cuda, "add_forward", lambda x, y: cuda.relu_forward(x))
     monkeypatch.setattr(cuda, "relu_forward", broken)
-    with install(mode="fast"):
+    with install():
         assert main(["doctor"]) == 1
     text, error = capsys.readouterr()
     assert "WRONG  RuntimeError: cudaErrorIllegalAddress" in text
@@ -295,7 +295,7 @@ def test_the_doctor_survives_a_card_that_no_longer_answers(capsys, monkeypatch):
 
     monkeypatch.setattr(doctor, "CHECKS", ())
     monkeypatch.setattr(doctor, "TILED", ())
-    with install(mode="fast") as gpu:
+    with install() as gpu:
 
         def refuse(self):
             raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access")
