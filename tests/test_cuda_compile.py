@@ -1,9 +1,7 @@
 """Every CUDA kernel compiles, in every form that is launched, and stays within its budget.
 
-For one architecture each, as forms compile alike for both: for sm_90a those of warpgroups and bfloat16's, for
-sm_80 the others and, bfloat16 or not, large tiles of single warps and what is copied number by number. A file
-without bfloat16 has float for sm_90a and double for sm_80. So every kernel is compiled for both, which is
-demanded; the thorough profile compiles every form for both.
+For sm_90a the large tiles of single warps, and those that are copied number by number, which compile as for
+sm_80, are left to the thorough profile.
 
 A budget is what lets enough threads run at a time: of 65,536 registers on a multiprocessor, 128 for each
 thread leave room for 512 threads, and 255 for 256. Nothing may spill registers to memory.
@@ -86,18 +84,17 @@ BUDGETS = {
 
 def forms(stem, variants=None):
     """Return (architecture, macros) of everything that is launched of a file, or of these forms of it."""
-    of_stem = importlib.import_module(f"minitl.kernels.cuda.{stem}").VARIANTS
-    has_bf16 = any(variant["T"] == "bf16" for variant in of_stem)
-    variants = of_stem if variants is None else variants
+    if variants is None:
+        variants = importlib.import_module(f"minitl.kernels.cuda.{stem}").VARIANTS
     found = []
     for architecture, variant in itertools.product(ARCHITECTURES, variants):
         newest = architecture == compiler.WITH_WARPGROUPS
         by_warpgroups = variant.get("WGMMA")
         large = variant.get("BM", 0) * variant.get("BN", 0) > SMALL.m * SMALL.n
         single = 1 in (variant.get("PIECE_A"), variant.get("PIECE_B"))
-        for_newest = variant["T"] == ("bf16" if has_bf16 else "float") and not (large or single)
-        wanted = newest if by_warpgroups else THOROUGH or newest == for_newest
-        if wanted:
+        if (newest and (by_warpgroups or not (large or single) or THOROUGH)) or not (
+            newest or by_warpgroups
+        ):
             found.append((architecture, variant))
     return found
 

@@ -60,19 +60,11 @@ __all__ = [
 ]
 
 
-def _stores_sums(form: Format, pieces: tuple[int, int], tile: Tile) -> bool:
-    """Return whether splits have a form of their own: sums in bfloat16 would lose their digits.
-
-    Long sums over an odd number of channels are rare: they have none, and are not split in bfloat16.
-    """
-    return form.ctype == "bf16" and tile == SMALL and min(pieces) > 1
-
-
 def _variants(form: Format, pieces: tuple[int, int], tile: Tile) -> list[Defines]:
     matrix = matrix_defines(form, pieces, tile)
     variants = [matrix | {"DX": dx, "SPLIT": 0, "STATISTICS": 0} for dx in (0, 1)]
     variants += [matrix | {"DX": 0, "SPLIT": 0, "STATISTICS": 1}]
-    if _stores_sums(form, pieces, tile):  # where few results are split among blocks
+    if form.ctype == "bf16" and tile == SMALL:  # where few results are split among blocks
         variants += [matrix | {"DX": dx, "SPLIT": 1, "STATISTICS": 0} for dx in (0, 1)]
     return variants
 
@@ -119,8 +111,7 @@ def _multiply(
     tiles = tiles_for(form, pieces, dw=False, warpgroups=by_warpgroups)
     slices = -(-g.r * g.s * depth * gathered.itemsize // SLICE) // phases
     copies = g.groups * phases
-    split = not moments and (form.ctype != "bf16" or _stores_sums(form, pieces, SMALL))
-    plan = conv2d_plan.choose(rows, columns, slices, copies, tiles, dw=False, split=split)
+    plan = conv2d_plan.choose(rows, columns, slices, copies, tiles, dw=False, split=not moments)
     splits = empty((plan.splits, *to.shape), real(to.dtype)) if plan.splits > 1 else None
     partial = None
     if moments:
