@@ -50,8 +50,8 @@ def render(
     """Return the report as HTML; everything it shows is inside.
 
     title, lead: the heading and the line below. model: the final one, for the class-activation maps.
-    history: a row for each epoch. curves, confusions: its drawing, and one for each part that was judged
-    but of several tasks. seconds: what took how long. config: the text of config.toml.
+    history: a row for each epoch. curves: its drawing, as PNG. confusions: a PNG for each of `judged`; none
+    where there are several tasks. seconds: what took how long. config: the text of config.toml.
     before: how good the network was before training, on the part that it names.
     """
     from jinja2 import Environment

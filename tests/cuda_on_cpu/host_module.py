@@ -40,9 +40,8 @@ MODE_FLAGS = {
         "--param=tsan-instrument-func-entry-exit=0",
     ],
 }
-_one_at_a_time = (
-    threading.RLock()
-)  # the runtime of a library knows one launch, and memory is kept for one
+# The runtime of a library knows one launch, and memory is kept for one.
+_one_at_a_time = threading.Lock()
 
 GAP = 4096  # bytes that belong to nobody before, between and after the arrays
 ALIGNMENT = 256  # of a device allocation

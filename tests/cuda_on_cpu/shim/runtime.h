@@ -71,9 +71,9 @@ struct Thread : ThreadHead {
   Clock clock;
   std::vector<const Release*> acquired;
   const Release* fenced;
-  std::vector<Copy> copies;        // cp.async not waited for, oldest first
-  std::vector<int> copy_groups;    // how many of them each commit added
-  int uncommitted_copies;          // the last of them
+  std::vector<Copy> copies;      // cp.async not waited for, oldest first
+  std::vector<int> copy_groups;  // how many of them each commit added
+  int uncommitted_copies;        // the last of them
   std::vector<ProxyFence> proxy_fences;
   // wgmma: the n-th product of a thread is the n-th of its warpgroup.
   int products, products_waited_for;
